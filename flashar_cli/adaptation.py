@@ -1,0 +1,186 @@
+"""Two-stage adaptation of a raster base, from codes to a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flashar_cli import __version__, checkpoint
+from flashar_cli.checkpoint import Loaded
+from flashar_cli.config import BranchConfig, ClassPrefix, Provenance, default_gate_dim
+from flashar_cli.data.codes import CodeSet, split_validation
+from flashar_cli.data.pictures import contact_sheet, write_png
+from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.errors import FlasharError
+from flashar_cli.files import refuse_nonempty
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.preflight import check_base
+from flashar_cli.recipe import AdaptRecipe
+from flashar_cli.tokenizers.pixels import to_uint8
+from flashar_cli.training.loop import Report, Stage, TrainingRun, run_stages
+from flashar_cli.training.metrics import MetricsFile
+from flashar_cli.training.state import TrainingState
+
+METRICS_FILE = "metrics.jsonl"
+SHEET_IMAGES = 40
+BYTES_PER_TRAINED_WEIGHT = 16  # float32: weight, gradient, two AdamW moments
+
+
+@dataclass(frozen=True)
+class AdaptJob:
+    """What to adapt, how and where to. ``base_sha256`` identifies the base in the training state."""
+
+    loaded: Loaded
+    base_name: str
+    base_sha256: str
+    recipe: AdaptRecipe
+    recommended_layer: int | None
+    out: Path
+    seed: int
+    dtype: torch.dtype
+    stored_dtype: torch.dtype
+
+    @property
+    def branch(self) -> BranchConfig:
+        """Where the branch starts: the recipe's layer, else the probe's, else L - depth. Raises FlasharError."""
+        wanted, backbone = self.recipe.branch, self.loaded.config.backbone
+        layer = next(
+            value
+            for value in (wanted.layer, self.recommended_layer, max(0, backbone.num_layers - wanted.depth))
+            if value is not None
+        )
+        if layer > backbone.num_layers:
+            raise FlasharError(f"--branch-layer is {layer}; expected 0..{backbone.num_layers}")
+        gate_dim = default_gate_dim(wanted.gate, backbone.dim, backbone.vocab_size)
+        return BranchConfig(layer=layer, depth=wanted.depth, gate=wanted.gate, gate_dim=gate_dim)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where metrics, samples and training state are while the run lasts."""
+        return self.out.with_name(self.out.name + ".run")
+
+
+def check_job(job: AdaptJob, overwrite: bool) -> None:
+    """Everything that can be refused before data is read. Raises FlasharError."""
+    if job.loaded.model.branch is not None:
+        raise FlasharError(f"{job.base_name} has a vertical branch already; adapt its raster base")
+    refuse_nonempty(job.out, overwrite)
+    assert job.branch
+
+
+def describe(job: AdaptJob, data: CodeSet | None) -> dict[str, Any]:
+    """What a run will do, for ``--dry-run``: shapes, steps, memory."""
+    base = sum(parameter.numel() for parameter in job.loaded.model.parameters())
+    with torch.device("meta"):
+        config = job.loaded.config.model_copy(update={"branch": job.branch})
+        total = sum(parameter.numel() for parameter in FlasharModel(config).parameters())
+    optim = job.recipe.optim
+    return {
+        "base": job.base_name,
+        "branch": job.branch.model_dump(),
+        "branch_parameters": total - base,
+        "steps": job.recipe.stage_steps,
+        "images_per_step": optim.batch_size,
+        "forwards_per_step": -(-optim.batch_size // min(optim.micro_batch_size, optim.batch_size)),
+        "num_images": None if data is None else len(data),
+        "weights_and_optimizer_bytes": {
+            "stage1": 4 * base + BYTES_PER_TRAINED_WEIGHT * (total - base),
+            "stage2": BYTES_PER_TRAINED_WEIGHT * total,
+        },
+        "recipe": job.recipe.model_dump(mode="json"),
+        "out": str(job.out),
+    }
+
+
+def adapt(job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None]) -> dict[str, Any]:
+    """Runs, or resumes, both stages and writes the checkpoint; returns the last validation.
+
+    Raises FlasharError where the pre-flight finds that base and data don't belong together.
+    """
+    if overwrite:
+        shutil.rmtree(job.run_dir, ignore_errors=True)
+    train, validation = split_validation(data, job.recipe.data.num_validation)
+    model, recipe = job.loaded.model, job.recipe
+    loss = check_base(model, validation, recipe.optim.micro_batch_size, job.dtype)
+    note(f"the base's raster loss on this data is {loss:.3f} nats per token")
+    model.add_branch(job.branch, job.seed)
+    fingerprint = data.fingerprint()
+    settings = {
+        "base": job.base_sha256,
+        "recipe": recipe.model_dump_json(),
+        "branch": job.branch.model_dump_json(),
+        "data": fingerprint,
+        "seed": job.seed,
+        "dtype": str(job.dtype),
+    }
+    state = TrainingState(job.run_dir, settings)
+    if state.loaded is not None:
+        note(f"resuming from {state.path}")
+    metrics = MetricsFile(job.run_dir / METRICS_FILE)
+
+    def record(kind: str, values: dict[str, Any]) -> None:
+        metrics(kind, values)
+        report(kind, values)
+
+    run_stages(
+        TrainingRun(
+            model=model,
+            train=train,
+            validation=validation,
+            stages=[Stage(name, steps, getattr(recipe, name)) for name, steps in recipe.stage_steps.items()],
+            optim=recipe.optim,
+            seed=job.seed,
+            dtype=job.dtype,
+            state=state,
+            save_every=recipe.save_every,
+            validate_every=recipe.validate_every,
+            report=record,
+            stage_done=lambda name: write_samples(job, job.run_dir / f"samples-{name}.png"),
+        )
+    )
+    _save(job, fingerprint, overwrite)
+    shutil.rmtree(job.run_dir)
+    return metrics.last["validation"]
+
+
+def write_samples(job: AdaptJob, path: Path) -> None:
+    """A contact sheet of FlashAR samples at the checkpoint's generation defaults, classes in turn."""
+    loaded = job.loaded
+    prefix = loaded.config.prefix
+    if loaded.tokenizer is None or not isinstance(prefix, ClassPrefix):
+        return
+    loaded.model.eval()
+    conditions = Conditions(labels=torch.arange(min(prefix.num_classes, SHEET_IMAGES)))
+    params = SamplingParams(**loaded.config.generation.model_dump())
+    order = loaded.config.order_grid.diagonal()
+    batch_size = min(SHEET_IMAGES, job.recipe.optim.micro_batch_size)
+    sheets = []
+    with torch.inference_mode():
+        for codes in generate_tokens(loaded.model, conditions, SHEET_IMAGES, order, params, job.seed, batch_size):
+            sheets.extend(to_uint8(loaded.tokenizer.decode(codes)))
+    write_png(path, contact_sheet(np.stack(sheets), columns=10), {"base": job.base_name, "decoder": "flashar"})
+
+
+def _save(job: AdaptJob, fingerprint: str, overwrite: bool) -> None:
+    provenance = Provenance(
+        tool_version=__version__,
+        source=job.base_name,
+        source_sha256=job.base_sha256,
+        recipe=job.recipe.model_dump(mode="json") | {"seed": job.seed},
+        data_fingerprint=fingerprint,
+    )
+    config = job.loaded.config.model_copy(update={"provenance": provenance})
+    extras = {path.name: path for path in job.run_dir.iterdir() if path.suffix in (".jsonl", ".png")}
+    tokenizer = None
+    if job.loaded.tokenizer is not None:
+        tokenizer = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.tokenizer.state_dict().items()}
+    state = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.model.state_dict().items()}
+    checkpoint.save(job.out, config, state, tokenizer, overwrite, extras)

@@ -1,0 +1,1 @@
+"""Raster against diagonal decoding on one machine, with the floor that machine's own rates allow."""

@@ -1,0 +1,85 @@
+"""The least time a decoder can take: every forward reads the weights once and multiplies them with its rows.
+
+Letters: B images, R rows (B, or 2B with guidance), C cells of a step, D model dim, V codebook size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, ModelConfig
+from flashar_cli.grid import NO_SOURCE, Order
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine reaches: a plain copy (bytes read plus bytes written) and a square matrix product."""
+
+    copy_bytes_per_s: float
+    matmul_flops_per_s: float
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """Weight bytes one forward reads, and its multiplications and additions with weights."""
+
+    read_bytes: int
+    flops: int
+
+    def floor_s(self, rates: Rates) -> float:
+        """Reading and computing overlap at best, so the slower of the two counts."""
+        return max(self.read_bytes / rates.copy_bytes_per_s, self.flops / rates.matmul_flops_per_s)
+
+
+def forward_costs(config: ModelConfig, order: Order, rows_per_cell: int, bytes_per_weight: int) -> list[ForwardCost]:
+    """One cost per step of ``order``; ``rows_per_cell`` is B, or 2B with guidance.
+
+    Counted are blocks, heads and, where the order needs it, the branch with its head and gate; not the embedding
+    table, of which a step reads a few rows. The blocks run on the cells of the step before (step 0: on the prefix),
+    the heads on the cells of the step itself.
+    """
+    backbone, branch = config.backbone, config.branch
+    with_branch = any(source != NO_SOURCE for source in order.vertical_source)
+    if with_branch:
+        assert branch is not None, "the order needs a vertical branch"
+    blocks = block_weights(backbone) * (backbone.num_layers + (branch.depth if with_branch and branch else 0))
+    heads = head_weights(backbone) * (2 if with_branch else 1)
+    heads += gate_weights(branch, backbone) if with_branch and branch else 0
+    costs = []
+    for step in range(order.num_steps):
+        prefix = prefix_weights(config) if step == 0 else 0
+        inputs = len(order.steps[step - 1]) if step > 0 else config.prefix.length
+        products = (blocks + prefix) * inputs + heads * len(order.steps[step])
+        costs.append(ForwardCost((blocks + heads + prefix) * bytes_per_weight, 2 * products * rows_per_cell))
+    return costs
+
+
+def floor_s(costs: list[ForwardCost], rates: Rates) -> float:
+    """The floor of a whole decode: its forwards are serial."""
+    return sum(cost.floor_s(rates) for cost in costs)
+
+
+def block_weights(backbone: BackboneConfig) -> int:
+    """Weights of one transformer block."""
+    attention = backbone.dim * (backbone.num_heads + 2 * backbone.num_kv_heads) * backbone.head_dim + backbone.dim**2
+    return attention + 3 * backbone.dim * backbone.ffn_dim + 2 * backbone.dim
+
+
+def head_weights(backbone: BackboneConfig) -> int:
+    """Weights of one output head with its norm."""
+    return backbone.dim * backbone.vocab_size + backbone.dim
+
+
+def gate_weights(branch: BranchConfig, backbone: BackboneConfig) -> int:
+    """Weights of the fusion gate."""
+    if branch.gate_dim is None:
+        return 1 if branch.gate == "scalar" else 0
+    inputs = 2 * (backbone.dim if branch.gate == "hidden" else backbone.vocab_size)
+    return (inputs + 1) * branch.gate_dim + 1
+
+
+def prefix_weights(config: ModelConfig) -> int:
+    """Weights that only the prefix reads: the projection of caption features."""
+    if not isinstance(config.prefix, CaptionPrefix):
+        return 0
+    return (config.prefix.feature_dim + config.backbone.dim) * config.backbone.dim

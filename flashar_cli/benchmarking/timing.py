@@ -1,0 +1,97 @@
+"""Clocks: device events on CUDA, so that queued work is not mistaken for done work; ``perf_counter`` on a CPU."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from flashar_cli.benchmarking.floor import Rates
+
+MIB = 2**20
+
+
+class Stopwatch:
+    """Marks points in a run; the durations between them are read once, after the run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._events: list[torch.cuda.Event] = []
+        self._times: list[float] = []
+
+    def mark(self) -> None:
+        """Ends one phase and begins the next, without waiting for the device."""
+        if self.device.type != "cuda":
+            self._times.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        self._events.append(event)
+
+    def durations_s(self) -> list[float]:
+        """Seconds between each mark and the next; waits for the device."""
+        if self.device.type != "cuda":
+            return [end - start for start, end in zip(self._times, self._times[1:], strict=False)]
+        torch.cuda.synchronize(self.device)
+        pairs = zip(self._events, self._events[1:], strict=False)
+        return [start.elapsed_time(end) / 1000 for start, end in pairs]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """25th percentile, median, 75th percentile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def best_s(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """The shortest of a few timed runs, after one that is not timed."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        watch = Stopwatch(device)
+        watch.mark()
+        work()
+        watch.mark()
+        seconds += watch.durations_s()
+    return min(seconds)
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Copy and matrix-product rates of this machine at this moment, in this dtype. Takes about a second."""
+    return Rates(_copy_bytes_per_s(device), _matmul_flops_per_s(device, dtype))
+
+
+def _copy_bytes_per_s(device: torch.device) -> float:
+    num_bytes = (2048 if device.type == "cuda" else 128) * MIB
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / best_s(lambda: target.copy_(source), device, repeats=5)
+
+
+def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.full((side, side), 0.01, dtype=dtype, device=device) for _ in range(2))
+    return 2 * side**3 / best_s(lambda: left @ right, device, repeats=5)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak, where the device counts one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most that PyTorch held on the device since the last reset; None on a CPU, which keeps no such count."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has occupied so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,199 @@
+"""The one checkpoint format: a directory with ``config.json``, ``model.safetensors`` (sharded with an index when
+large) and, where the model can make pictures, ``tokenizer.safetensors``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from flashar_cli.config import ModelConfig, parse_config
+from flashar_cli.errors import FlasharError
+from flashar_cli.files import atomic_directory, refuse_nonempty
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.tokenizers.vq import VQTokenizer
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILE = "tokenizer.safetensors"
+MAX_SHARD_SIZE = "5GB"
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory. ``tokenizer`` is None where the checkpoint has none: then only tokens can be made."""
+
+    model: FlasharModel
+    tokenizer: VQTokenizer | None
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Reads and validates ``config.json``. Raises FlasharError that says what is wrong with it."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FlasharError(
+            f"{directory} is not a flashar checkpoint: it has no {CONFIG_FILE}; "
+            "import upstream weights with `flashar convert SRC --out DIR`"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FlasharError(f"{path} is not valid JSON ({error}); write the checkpoint again") from None
+    if not isinstance(document, dict):
+        raise FlasharError(f"{path} holds a {type(document).__name__}; expected a JSON object")
+    return parse_config(document, str(path))
+
+
+def load(
+    directory: Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    vq_dtype: torch.dtype | None = torch.float32,
+) -> Loaded:
+    """Loads a checkpoint strictly; every missing, unexpected, mis-shaped or not finite tensor is named at once.
+
+    ``dtype`` of the model and ``vq_dtype`` of the tokenizer: None keeps what is stored.
+    """
+    config = read_config(directory)
+    model = _assign(_on_meta(lambda: FlasharModel(config)), _read_weights(directory), directory, device, dtype)
+    tokenizer = None
+    if config.tokenizer is not None:
+        vq = config.tokenizer
+        state = _read_file(directory / TOKENIZER_FILE)
+        tokenizer = _assign(_on_meta(lambda: VQTokenizer(vq)), state, directory / TOKENIZER_FILE, device, vq_dtype)
+    return Loaded(model.eval(), None if tokenizer is None else tokenizer.eval())
+
+
+def save(
+    directory: Path,
+    config: ModelConfig,
+    model_state: Mapping[str, Tensor],
+    tokenizer_state: Mapping[str, Tensor] | None,
+    overwrite: bool = False,
+    extras: Mapping[str, Path] | None = None,
+) -> None:
+    """Writes a checkpoint atomically: a temporary directory beside it, fsynced, then renamed.
+
+    ``extras`` maps names to files (reports, pictures) that are copied in. Raises FlasharError where ``directory``
+    exists and is not empty, unless ``overwrite``.
+    """
+    if (config.tokenizer is None) != (tokenizer_state is None):
+        raise AssertionError("a tokenizer's config and weights go together")
+    refuse_nonempty(directory, overwrite)
+    with atomic_directory(directory) as folder:
+        (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _save_weights(model_state, folder, MODEL_FILE)
+        if tokenizer_state is not None:
+            _save_weights(tokenizer_state, folder, TOKENIZER_FILE)
+        for name, source in (extras or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The dtype of the stored output head, which stands for the whole file."""
+    for path in sorted(directory.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if "backbone.head.weight" in file.keys():  # noqa: SIM118 - not a dict
+                return file.get_tensor("backbone.head.weight").dtype
+    raise FlasharError(f"{directory} has no output head; run `flashar inspect {directory}`")
+
+
+def weights_sha256(directory: Path) -> str:
+    """SHA-256 over the weight files, in order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def state_problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded: missing, unexpected, mis-shaped and not finite tensors."""
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    for name in expected.keys() & state.keys():
+        if expected[name].shape != state[name].shape:
+            problems.append(f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}")
+        elif not state[name].is_floating_point():
+            problems.append(f"{name} is {state[name].dtype}, expected a floating-point tensor")
+        elif not bool(torch.isfinite(state[name]).all()):
+            problems.append(f"{name} has NaN or infinite values")
+    return sorted(problems)
+
+
+def describe_problems(problems: list[str], most: int = 8) -> str:
+    """Problems on one line, the first few by name."""
+    rest = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + rest
+
+
+def _on_meta(build: Callable[[], ModuleT]) -> ModuleT:
+    with torch.device("meta"):
+        return build()
+
+
+def _assign(
+    module: ModuleT, state: dict[str, Tensor], where: Path, device: torch.device, dtype: torch.dtype | None
+) -> ModuleT:
+    problems = state_problems(module.state_dict(), state)
+    if problems:
+        raise FlasharError(f"{where} does not match its {CONFIG_FILE}: {describe_problems(problems)}")
+    module.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
+    return module
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        return _read_file(directory / MODEL_FILE)
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+        raise FlasharError(f"{index} is not a safetensors index; write the checkpoint again") from None
+    state: dict[str, Tensor] = {}
+    for name in names:
+        state |= _read_file(directory / name)
+    return state
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FlasharError(f"{path} is missing; copy the whole checkpoint directory, or convert the model again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise FlasharError(
+            f"{path} is not a valid safetensors file ({error}); it may be truncated, copy it again"
+        ) from None
+
+
+def _save_weights(state: Mapping[str, Tensor], directory: Path, name: str) -> None:
+    try:
+        save_torch_state_dict(
+            {key: tensor.detach().contiguous() for key, tensor in state.items()},
+            directory,
+            filename_pattern=name.replace(".safetensors", "{suffix}.safetensors"),
+            max_shard_size=MAX_SHARD_SIZE,
+        )
+    except SafetensorError as error:  # what a full disk looks like from here
+        raise OSError(str(error)) from error

@@ -1,0 +1,111 @@
+"""`flashar convert`: upstream weights to the one checkpoint format, and back."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashar_cli.cli import options, output
+from flashar_cli.errors import FlasharError
+
+EXAMPLES = """Examples:  flashar convert c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out llamagen-b  |
+flashar convert flashar.pt --branch-layer 21 --grid 16x16 --out adapted  |
+flashar convert adapted --to upstream --out upstream.pt"""
+
+
+class FamilyName(StrEnum):
+    llamagen = "llamagen"
+    nar = "nar"
+    llamagen_flashar = "llamagen-flashar"
+
+
+class Target(StrEnum):
+    flashar = "flashar"
+    upstream = "upstream"
+
+
+def command(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Upstream .pt or .safetensors; a checkpoint with --to upstream.")
+    ],
+    out: options.Out,
+    to: Annotated[
+        Target, typer.Option("--to", help="flashar: write a checkpoint; upstream: write its layout back.")
+    ] = Target.flashar,
+    family: Annotated[FamilyName | None, typer.Option("--family", help="Default: told by the keys.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option("--tokenizer", metavar="VQ.pt", help="Image tokenizer to take along.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option("--num-heads", help="Attention heads, where no preset has this shape.")
+    ] = None,
+    grid: Annotated[str | None, typer.Option("--grid", metavar="HxW", help="Token rows and columns.")] = None,
+    res: Annotated[int | None, typer.Option("--res", metavar="PIXELS", help="Picture side instead of --grid.")] = None,
+    branch_layer: Annotated[
+        int | None, typer.Option("--branch-layer", metavar="M", help="Backbone block before which the branch starts.")
+    ] = None,
+    branch_depth: Annotated[
+        int, typer.Option("--branch-depth", help="How many of the last layers.* are the branch.")
+    ] = 1,
+    norm_eps: Annotated[float, typer.Option("--norm-eps", help="RMSNorm epsilon.")] = 1e-5,
+    rope_base: Annotated[float, typer.Option("--rope-base", help="Base of the rotary positions.")] = 10000.0,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Import upstream weights into a checkpoint directory, or write the upstream layout back. Bit-exact both ways."""
+    from flashar_cli import checkpoint, hub, upstream
+    from flashar_cli.files import refuse_nonempty
+    from flashar_cli.grid import Grid
+
+    if to is Target.upstream:
+        written = _to_upstream(hub.resolve(str(source)), out, overwrite)
+        output.document({"written": [str(path) for path in written]}) if json else output.result(
+            "wrote " + ", ".join(map(str, written))
+        )
+        return
+    refuse_nonempty(out, overwrite)
+    converted = upstream.convert(
+        source,
+        upstream.ConvertOptions(
+            family=family.value if family else None,
+            num_heads=num_heads,
+            grid=Grid.parse(grid) if grid else None,
+            resolution=res,
+            branch_layer=branch_layer,
+            branch_depth=branch_depth,
+            norm_eps=norm_eps,
+            rope_base=rope_base,
+        ),
+        tokenizer,
+    )
+    for line in converted.notes:
+        output.note(f"note: {line}")
+    checkpoint.save(out, converted.config, converted.model_state, converted.tokenizer_state, overwrite)
+    if json:
+        output.document({"written": [str(out)], "config": converted.config.model_dump(mode="json")})
+    else:
+        from flashar_cli.listing import summary
+
+        output.result(f"wrote {out}: {summary(converted.config)}")
+
+
+def _to_upstream(directory: Path, out: Path, overwrite: bool) -> list[Path]:
+    """``out`` is a .pt or .safetensors file for the model alone, or a directory for model.pt and vq.pt."""
+    import torch
+
+    from flashar_cli import checkpoint, upstream
+
+    model, tokenizer = upstream.export(checkpoint.load(directory, torch.device("cpu"), vq_dtype=None))
+    as_file = out.suffix in (".pt", ".pth", ".safetensors")
+    files = {out if as_file else out / "model.pt": model}
+    if tokenizer is not None and not as_file:
+        files[out / "vq.pt"] = tokenizer
+    existing = [str(path) for path in files if path.exists()]
+    if existing and not overwrite:
+        raise FlasharError(f"{', '.join(existing)} exists; choose another --out or pass --overwrite")
+    for path, state in files.items():
+        upstream.write_upstream(state, path)
+    return list(files)

@@ -1,0 +1,39 @@
+"""`flashar inspect`: what a checkpoint is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from flashar_cli.cli import options, output
+from flashar_cli.errors import FlasharError
+
+EXAMPLES = "Examples:  flashar inspect llamagen-tiny-flashar  |  flashar inspect ./my-checkpoint --json"
+
+
+def command(model: options.Model = None, base: options.Base = None, json: options.Json = False) -> None:
+    """Say what a model is: shape, parameters, memory, hash, and every problem at once (exit code 2 if there is one)."""
+    from flashar_cli import hub
+    from flashar_cli.listing import inspect, readable_count
+
+    report = inspect(hub.resolve(options.required_model(model, base)))
+    if json:
+        output.document(report)
+    else:
+        config = report["config"]
+        backbone, tokenizer = config["backbone"], config["tokenizer"]
+        width = f"{backbone['num_layers']} blocks of width {backbone['dim']}, {backbone['num_heads']} heads"
+        rows = [
+            ["what", report["summary"]],
+            ["path", report["path"]],
+            ["parameters", f"{readable_count(report['parameters'])} ({width})"],
+            ["memory", f"{report['weights_bytes_bfloat16'] / 2**20:.1f} MiB in bfloat16, twice that in float32"],
+            ["cache", f"{report['kv_cache_bytes_per_image_bfloat16'] / 2**20:.2f} MiB an image and row in bfloat16"],
+            ["forwards", f"raster {report['forwards_raster']}, flashar {report['forwards_flashar'] or '-'}"],
+            ["tokenizer", f"{tokenizer['codebook_size']} codes" if tokenizer else "none: tokens only"],
+            ["generation", ", ".join(f"{name} {value}" for name, value in config["generation"].items())],
+            ["source", str(config["provenance"]["source"] or config["provenance"]["notes"] or "-")],
+            ["sha256", report["sha256"]],
+            ["problems", "; ".join(report["problems"]) or "none"],
+        ]
+        for name, value in rows:
+            output.result(f"{name:<11} {value}")
+    if report["problems"]:
+        raise FlasharError(f"{report['path']} has problems: {'; '.join(report['problems'])}")

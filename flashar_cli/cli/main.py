@@ -1,0 +1,52 @@
+"""The `flashar` command: one line per subcommand, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from flashar_cli import __version__
+from flashar_cli.cli import output
+from flashar_cli.errors import FlasharError
+
+# Each command is a function of the module of its name; torch is imported inside it.
+COMMANDS = ("ls", "inspect", "convert", "probe", "adapt", "generate", "bench", "compare")
+
+app = typer.Typer(
+    name="flashar",
+    help="Turn a raster-scan autoregressive image model into a parallel one (FlashAR, arXiv 2605.09430).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name in COMMANDS:
+    _module = import_module(f"flashar_cli.cli.{_name}")
+    app.command(_name, epilog=_module.EXAMPLES)(_module.command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        output.result(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 130 interrupted."""
+    try:
+        app()
+    except FlasharError as error:
+        output.error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        output.error("interrupted" + output.resume_hint())
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Options that several commands share, so that they read and behave the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flashar_cli.errors import FlasharError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class DecoderName(StrEnum):
+    raster = "raster"
+    flashar = "flashar"
+
+
+Model = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or a preset (`flashar ls`).")
+]
+Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="The same as the positional MODEL.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write to.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+Seed = Annotated[int, typer.Option("--seed", help="Every random choice follows from it.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's choice.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, print it, and stop.")]
+
+
+def one_model(model: str | None, base: str | None) -> str | None:
+    """MODEL or --base, which mean the same. Raises FlasharError where both are given and differ."""
+    if model is not None and base is not None and model != base:
+        raise FlasharError(f"MODEL is {model} and --base is {base}; pass one of them")
+    return model if model is not None else base
+
+
+def required_model(model: str | None, base: str | None) -> str:
+    """As ``one_model``, for commands that need a model."""
+    chosen = one_model(model, base)
+    if chosen is None:
+        raise FlasharError("no MODEL was passed; expected a checkpoint directory or a preset, e.g. llamagen-tiny")
+    return chosen
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises FlasharError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise FlasharError(f"--device is {name}; expected auto, cpu, cuda or cuda:I")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise FlasharError(f"--device is {name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on CUDA and float32 on a CPU."""
+    import torch
+
+    if dtype is Dtype.auto:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {
+        Dtype.float32: torch.float32,
+        Dtype.bfloat16: torch.bfloat16,
+        Dtype.float16: torch.float16,
+    }[dtype]

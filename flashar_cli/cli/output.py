@@ -1,0 +1,75 @@
+"""The only place that prints: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_resume_command: list[str] = []
+
+
+def note(line: str) -> None:
+    """One line for the person at the terminal, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def error(message: str) -> None:
+    """One line, whatever the message holds."""
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """What the command was asked for, on stdout."""
+    print(text, flush=True)
+
+
+def document(data: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(data, indent=2, default=str), flush=True)
+
+
+def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool = False) -> None:
+    """A plain table; on stderr unless it is the result itself."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if (sys.stdout if to_stdout else sys.stderr).isatty() else 160
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        drawn.add_row(*row)
+    Console(stderr=not to_stdout, width=width, highlight=False, markup=False).print(drawn)
+
+
+@contextmanager
+def progress(total: int, unit: str) -> Iterator[Any]:
+    """A progress bar with ``.update(n)``; silent unless stderr is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("", total=total, speed="")
+
+        class Handle:
+            def update(self, count: int) -> None:
+                bar.advance(task, count)
+                speed = bar.tasks[0].speed
+                bar.update(task, speed=f"{speed:.2f} {unit}/s" if speed else "")
+
+        yield Handle()
+
+
+def set_resume_command(arguments: list[str]) -> None:
+    """What to type to go on after an interruption."""
+    _resume_command[:] = arguments
+
+
+def resume_hint() -> str:
+    """``; resume with: ...`` where a command can be resumed, else nothing."""
+    return f"; resume with: {shlex.join(_resume_command)}" if _resume_command else ""

@@ -1,0 +1,111 @@
+"""`flashar probe`: linear probes choose the branch layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashar_cli.cli import options, output
+
+EXAMPLES = """Examples:  flashar probe llamagen-tiny --data shapes --num-images 2000  |
+flashar probe llamagen-xl --data ./imagenet/train --head low-rank --rank 64 --layers 12-36 --out probe-xl"""
+
+
+def command(
+    model: options.Model = None,
+    base: options.Base = None,
+    data: Annotated[
+        str, typer.Option("--data", help="shapes[:N], a folder of pictures or code shards, or a `datasets` id.")
+    ] = "shapes",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Default: the checkpoint's directory if it is yours, else ./probe-NAME."
+        ),
+    ] = None,
+    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Pictures to use, class by class.")] = 4096,
+    num_validation: Annotated[
+        int, typer.Option("--num-validation", min=1, help="How many of them are for validation.")
+    ] = 256,
+    mask: Annotated[str, typer.Option("--mask", help="raster, as the base was trained, or diagonal.")] = "raster",
+    layers: Annotated[str | None, typer.Option("--layers", help="Indices m, e.g. 0,4-12. Default: all, 0..L.")] = None,
+    head: Annotated[
+        str, typer.Option("--head", help="full (D x V a probe), low-rank, or shared (D x D before the model's head).")
+    ] = "full",
+    rank: Annotated[int, typer.Option("--rank", help="Of low-rank probes.")] = 64,
+    branch_depth: Annotated[int, typer.Option("--branch-depth", min=1, help="Blocks the branch will have.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures a step.")] = 16,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the probes.")] = 3e-3,
+    overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.DtypeOption = options.Dtype.auto,
+    threads: options.Threads = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Train linear probes for the right and the lower neighbour on every hidden state, and recommend a branch layer."""
+    from flashar_cli import checkpoint, hub, probing, runtime
+    from flashar_cli.data.prepare import prepare_codes
+    from flashar_cli.errors import FlasharError
+    from flashar_cli.preflight import check_base
+
+    name = options.required_model(model, base)
+    directory = hub.resolve(name)
+    config = checkpoint.read_config(directory)
+    settings = probing.ProbeSettings(
+        layers=probing.parse_layers(layers, config.backbone.num_layers),
+        mask=mask,
+        head=head,
+        rank=rank,
+        batch_size=batch_size,
+        lr=lr,
+        branch_depth=branch_depth,
+        seed=seed,
+    )
+    if out is None:
+        out = directory if hub.is_users(directory) else Path(f"probe-{Path(name).name}")
+    report_path, plot_path = out / "probe.json", out / "probe.png"
+    if report_path.exists() and not overwrite:
+        raise FlasharError(f"{report_path} exists; choose another --out or pass --overwrite")
+    probes = len(settings.layers) * len(probing.DIRECTIONS)
+    need = probing.memory_bytes(config, settings) / 2**30
+    output.note(f"{probes} {head} probes take {need:.2f} GiB with their optimizer, beside the model")
+    if need > 16 and head == "full":
+        output.note("that is much; --head low-rank or --head shared takes a fraction of it, --layers M-N fewer probes")
+    if dry_run:
+        output.document({"memory_gib": round(need, 3), "layers": list(settings.layers), "out": str(out), "data": data})
+        return
+
+    runtime.set_threads(threads)
+    runtime.keep_freed_memory()
+    where = options.resolve_device(device)
+    precision = options.resolve_dtype(dtype, where)
+    import torch
+
+    loaded = checkpoint.load(directory, where, torch.float32)
+    with output.progress(num_images, "images") as bar:
+        codes = prepare_codes(loaded, data, num_images, seed, bar.update)
+    loss = check_base(loaded.model, codes, batch_size, precision)
+    output.note(f"the base's raster loss on this data is {loss:.3f} nats per token")
+    with output.progress(len(codes), "images") as bar:
+        report = probing.run_probes(loaded.model, codes, settings, num_validation, precision, bar.update)
+    report = {"model": name, "model_sha256": checkpoint.weights_sha256(directory), **report}
+    probing.write_report(report, report_path)
+    probing.plot(report, plot_path)
+    if json:
+        output.document(report)
+        return
+    rows = [
+        [
+            str(row["layer"]),
+            *(f"{row[f'{way}_loss']:.4f}" for way in probing.DIRECTIONS),
+            *(f"{100 * row[f'{way}_top1']:.1f} %" for way in probing.DIRECTIONS),
+        ]
+        for row in report["layers"]
+    ]
+    header = ["before block m", "right loss", "lower loss", "right top-1", "lower top-1"]
+    output.table(f"{settings.mask} mask, {report['num_validation']} validation pictures", header, rows)
+    output.result(f"recommended branch layer {report['recommended_layer']}; wrote {report_path} and {plot_path}")

@@ -1,0 +1,198 @@
+"""What a model is: the content of a checkpoint's ``config.json``, and nothing else holds these facts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
+
+FORMAT_VERSION = 1
+GATES = ("hidden", "logits", "scalar", "mean")
+GateKind = Literal["hidden", "logits", "scalar", "mean"]
+
+
+class Config(BaseModel):
+    """Immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(Config):
+    """A Llama-like decoder: RMSNorm, SwiGLU, rotary positions."""
+
+    dim: int = Field(gt=0, description="model width D")
+    num_layers: int = Field(gt=0, description="transformer blocks L")
+    num_heads: int = Field(gt=0, description="query heads A")
+    num_kv_heads: int = Field(gt=0, description="key and value heads; num_heads for plain multi-head attention")
+    ffn_dim: int = Field(gt=0, description="inner width of the SwiGLU feed-forward")
+    vocab_size: int = Field(gt=1, description="codebook size V")
+    norm_eps: float = Field(1e-5, gt=0)
+    rope_base: float = Field(10000.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> BackboneConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not divisible by num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 4:
+            raise ValueError(f"head_dim {self.head_dim} is not a multiple of 4, as 2-D rotary positions need")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """E = D / A."""
+        return self.dim // self.num_heads
+
+
+class ClassPrefix(Config):
+    """One prefix token: the class embedding. Class ``num_classes`` is the unconditional one."""
+
+    kind: Literal["class"] = "class"
+    num_classes: int = Field(gt=0)
+
+    @property
+    def length(self) -> int:
+        return 1
+
+
+class CaptionPrefix(Config):
+    """``length`` prefix tokens: left-padded text-encoder features of ``feature_dim`` values each."""
+
+    kind: Literal["caption"] = "caption"
+    feature_dim: int = Field(gt=0)
+    length: int = Field(120, gt=0)
+
+
+class GridConfig(Config):
+    """Token rows and columns of every picture of this model."""
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.height, self.width)
+
+
+class BranchConfig(Config):
+    """The vertical branch and its fusion gate."""
+
+    layer: int = Field(
+        ge=0, description="m: the branch reads the hidden state before backbone block m; m = L: after the last"
+    )
+    depth: int = Field(1, ge=1, description="d_v: transformer blocks of the branch")
+    gate: GateKind = "hidden"
+    gate_dim: int | None = Field(None, gt=0, description="inner width of the gate's MLP; null for gates without one")
+
+
+class VQConfig(Config):
+    """LlamaGen's image tokenizer (upstream: tokenizer/tokenizer_image/vq_model.py ModelArgs)."""
+
+    kind: Literal["vq"] = "vq"
+    codebook_size: int = Field(16384, gt=1)
+    codebook_dim: int = Field(8, gt=0)
+    channels: int = Field(128, gt=0, description="base width; a multiple of 32 for GroupNorm(32)")
+    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = Field(2, gt=0)
+    latent_channels: int = Field(256, gt=0, description="z_channels: width between encoder and quant_conv")
+
+    @property
+    def downsample(self) -> int:
+        """Picture pixels per token along each side."""
+        return 2 ** (len(self.encoder_multipliers) - 1)
+
+
+class GenerationDefaults(Config):
+    """Sampling settings that generate, eval and bench use unless told otherwise."""
+
+    cfg_scale: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0)
+    top_k: int = Field(0, ge=0, description="0: off")
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class Provenance(Config):
+    """Where the weights come from. Informative; nothing is computed from it."""
+
+    tool_version: str
+    source: str | None = None
+    source_sha256: str | None = None
+    recipe: dict[str, Any] | None = None
+    data_fingerprint: str | None = None
+    notes: str | None = None
+
+
+class ModelConfig(Config):
+    """The whole of ``config.json``."""
+
+    format_version: Literal[1] = 1
+    family: str
+    backbone: BackboneConfig
+    prefix: Annotated[ClassPrefix | CaptionPrefix, Field(discriminator="kind")]
+    grid: GridConfig
+    branch: BranchConfig | None = None
+    tokenizer: VQConfig | None = None
+    generation: GenerationDefaults = GenerationDefaults()
+    class_names: tuple[str, ...] | None = None
+    raster_loss: float | None = Field(
+        None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
+    )
+    provenance: Provenance
+
+    @field_validator("branch")
+    @classmethod
+    def _gate_dim_where_needed(cls, branch: BranchConfig | None) -> BranchConfig | None:
+        if branch is not None and (branch.gate in ("hidden", "logits")) != (branch.gate_dim is not None):
+            raise ValueError(f"gate '{branch.gate}' with gate_dim {branch.gate_dim}: only MLP gates have a gate_dim")
+        return branch
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> ModelConfig:
+        if self.branch and self.branch.layer > self.backbone.num_layers:
+            raise ValueError(f"branch.layer {self.branch.layer} is beyond the last block {self.backbone.num_layers}")
+        if self.tokenizer and self.tokenizer.codebook_size != self.backbone.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.codebook_size} codes, the model {self.backbone.vocab_size}"
+            )
+        names = self.class_names
+        if names is not None and isinstance(self.prefix, ClassPrefix) and len(names) != self.prefix.num_classes:
+            raise ValueError(f"{len(names)} class_names for {self.prefix.num_classes} classes")
+        return self
+
+    @property
+    def order_grid(self) -> Grid:
+        return self.grid.grid
+
+
+def default_gate_dim(gate: GateKind, dim: int, vocab_size: int) -> int | None:
+    """Inner width of a gate's MLP: max(64, D // 8) for ``hidden``, max(32, V // 512) for ``logits``."""
+    return {"hidden": max(64, dim // 8), "logits": max(32, vocab_size // 512)}.get(gate)
+
+
+def parse_config(document: dict[str, Any], where: str) -> ModelConfig:
+    """Validates a decoded ``config.json``. Raises FlasharError that lists every problem in one line."""
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FlasharError(
+            f"{where} has format_version {version!r}; this flashar reads {FORMAT_VERSION}; convert the model again"
+        )
+    try:
+        return ModelConfig.model_validate(document)
+    except ValidationError as error:
+        raise FlasharError(f"{where} is not a valid config: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Every problem of a pydantic error on one line: ``key: message (got value)``."""
+    parts = []
+    for item in error.errors():
+        place = ".".join(str(piece) for piece in item["loc"]) or "document"
+        message = item["msg"].removeprefix("Value error, ")
+        got = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        parts.append(f"{place}: {message}{got}")
+    return "; ".join(parts)

@@ -1,0 +1,80 @@
+"""Caption features: what a caption-conditional LlamaGen reads in place of words.
+
+Letters: B captions, P prefix positions, F text-feature dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.models.prefix import Conditions
+
+TEXT_ENCODER = "google/flan-t5-xl"
+FEATURES_KEY, MASK_KEY = "caption_features", "caption_mask"
+
+
+def read_caption_features(path: Path) -> Conditions:
+    """Reads ``caption_features`` [B, P, F] and ``caption_mask`` [B, P] from a safetensors file."""
+    if not path.is_file():
+        raise FlasharError(f"--caption-features {path} is not a file")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise FlasharError(f"--caption-features {path} is not a valid safetensors file ({error})") from None
+    missing = {FEATURES_KEY, MASK_KEY} - tensors.keys()
+    if missing:
+        raise FlasharError(
+            f"--caption-features {path} lacks {', '.join(sorted(missing))}; "
+            f"expected {FEATURES_KEY} [B, P, F] and {MASK_KEY} [B, P]"
+        )
+    if tensors[FEATURES_KEY].ndim != 3 or tensors[MASK_KEY].shape != tensors[FEATURES_KEY].shape[:2]:
+        raise FlasharError(
+            f"--caption-features {path} has {FEATURES_KEY} {list(tensors[FEATURES_KEY].shape)} and {MASK_KEY} "
+            f"{list(tensors[MASK_KEY].shape)}; expected [B, P, F] and [B, P]"
+        )
+    return Conditions(features=tensors[FEATURES_KEY].float(), mask=tensors[MASK_KEY].float())
+
+
+def encode_captions(captions: Sequence[str], length: int, device: torch.device) -> Conditions:
+    """flan-t5-xl features of captions, left-padded to ``length`` positions.
+
+    Source: FoundationVision/LlamaGen language/t5.py and autoregressive/sample/sample_t2i.py. Raises FlasharError where
+    the text encoder is not at hand.
+    """
+    try:
+        from transformers import AutoTokenizer, T5EncoderModel
+    except ImportError:
+        raise FlasharError("--prompt needs the transformers package; install it, or pass --caption-features") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(TEXT_ENCODER)
+        encoder = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16).to(device).eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FlasharError(
+            f"the text encoder {TEXT_ENCODER} can't be loaded ({reason}); put it into the Hugging Face cache, "
+            "or pass --caption-features"
+        ) from None
+    batch = tokenizer(
+        [caption.strip().lower() for caption in captions],
+        max_length=length,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    ).to(device)
+    with torch.inference_mode():
+        features = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    return Conditions(*(None, *left_pad(features.float().cpu(), batch["attention_mask"].float().cpu())))
+
+
+def left_pad(features_BPF: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves right-padded captions to the end of their positions."""
+    lengths = mask_BP.sum(dim=1).long()
+    rolled = [row.roll(len(row) - int(length), dims=0) for row, length in zip(features_BPF, lengths, strict=True)]
+    return torch.stack(rolled), mask_BP.flip(1)

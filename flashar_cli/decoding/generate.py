@@ -1,0 +1,42 @@
+"""Many pictures: batches of token grids from a list of conditions.
+
+Letters: B pictures of a batch, H grid rows, W grid columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from flashar_cli.decoding.decoder import decode
+from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Order
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.sampling import SamplingParams, uniform_table
+
+
+def generate_tokens(
+    model: FlasharModel,
+    conditions: Conditions,
+    num_images: int,
+    order: Order,
+    params: SamplingParams,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Yields token grids int64 [B, H, W], picture k under condition ``k mod len(conditions)``.
+
+    Picture k depends on the seed and on k alone, not on the batch it is in. Raises FlasharError for conditions that
+    don't fit the model, before anything is drawn.
+    """
+    if num_images < 1 or batch_size < 1:
+        raise FlasharError(f"got {num_images} images in batches of {batch_size}; expected at least 1 of each")
+    model.prefix.check(conditions)
+    for first in range(0, num_images, batch_size):
+        count = min(batch_size, num_images - first)
+        rows = torch.arange(first, first + count) % len(conditions)
+        uniform = uniform_table(seed, first, count, len(order.cells))
+        yield decode(model, conditions[rows], order, params, uniform)

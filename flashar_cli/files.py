@@ -1,0 +1,81 @@
+"""Writing that is either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from flashar_cli.errors import FlasharError
+
+
+def refuse_nonempty(directory: Path, overwrite: bool) -> None:
+    """Raises FlasharError where an output directory already holds something."""
+    if directory.exists() and not directory.is_dir():
+        raise FlasharError(f"--out {directory} is a file; expected a directory")
+    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
+        raise FlasharError(f"--out {directory} is not empty; choose another directory or pass --overwrite")
+
+
+@contextmanager
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """A temporary directory beside ``directory``; on success it is fsynced and takes its place, else it is removed.
+
+    Raises FlasharError where the disk refuses.
+    """
+    temporary = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                path.chmod(0o644)
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        _replace_directory(temporary, directory)
+    except OSError as error:
+        raise FlasharError(
+            f"{directory} could not be written: {error.strerror or error}; nothing was changed"
+        ) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under its name once it is whole. Raises FlasharError where the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise FlasharError(f"{path} could not be written: {error.strerror or error}; nothing was changed") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace_directory(new: Path, old: Path) -> None:
+    """Puts ``new`` in the place of ``old``; where that fails midway, ``old`` is put back."""
+    if not old.exists():
+        new.rename(old)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent)) / "previous"
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except OSError:
+        aside.rename(old)
+        raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)

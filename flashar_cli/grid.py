@@ -1,0 +1,144 @@
+"""Geometry of a token grid: steps, decoding orders, and where each cell is predicted from.
+
+Outside the model every grid is in raster order ``[.., H, W]``; inside, the image part of a sequence follows an
+:class:`Order`. :class:`Grid` is the only place that knows about rows and columns. No torch here: orders are plain
+index lists, and the conversions only index and reshape, so they take NumPy arrays and torch tensors alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from flashar_cli.errors import FlasharError
+
+NO_SOURCE = -1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A token grid of ``height`` rows and ``width`` columns. A cell is the index ``row * width + col``."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise FlasharError(f"a grid needs at least one row and one column, got {self}; expected e.g. 16x16")
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Grid:
+        """``'16x24'`` -> 16 rows, 24 columns; ``'16'`` -> 16x16. Raises FlasharError otherwise."""
+        parts = text.lower().split("x")
+        if not 1 <= len(parts) <= 2 or not all(part.strip().isdigit() for part in parts):
+            raise FlasharError(f"'{text}' is not a grid; expected HEIGHTxWIDTH in tokens, e.g. 16x16")
+        sides = [int(part) for part in parts]
+        return cls(sides[0], sides[-1])
+
+    @property
+    def num_cells(self) -> int:
+        """N = H * W."""
+        return self.height * self.width
+
+    @property
+    def num_diagonals(self) -> int:
+        """T = H + W - 1, the forwards of diagonal decoding, the prefix's own included (paper: section 3)."""
+        return self.height + self.width - 1
+
+    def raster(self) -> Order:
+        """One cell a step, row by row; every cell is predicted by the horizontal head of the token before it."""
+        return _raster_order(self)
+
+    def diagonal(self) -> Order:
+        """One anti-diagonal a step, cells of a step ordered by row."""
+        return _diagonal_order(self)
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of decoding: which cells each step holds, and which tokens predict each cell.
+
+    Positions count image tokens in this order, 0 .. N-1. ``horizontal_source[k]`` and ``vertical_source[k]`` say
+    whose hidden state predicts the cell at position k: 0 is the last prefix token, ``1 + p`` the image token at
+    position p, ``NO_SOURCE`` that this head has no part in it.
+    """
+
+    name: str
+    grid: Grid
+    steps: tuple[tuple[int, ...], ...]
+    horizontal_source: tuple[int, ...]
+    vertical_source: tuple[int, ...]
+
+    @cached_property
+    def cells(self) -> list[int]:
+        """[N] raster cell at each position."""
+        return [cell for step in self.steps for cell in step]
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """[N] position of each raster cell; the inverse of ``cells``."""
+        inverse = [0] * len(self.cells)
+        for position, cell in enumerate(self.cells):
+            inverse[cell] = position
+        return inverse
+
+    @cached_property
+    def step_starts(self) -> list[int]:
+        """[num_steps + 1] first position of each step, then N."""
+        starts = [0]
+        for step in self.steps:
+            starts.append(starts[-1] + len(step))
+        return starts
+
+    @cached_property
+    def step_of_position(self) -> list[int]:
+        """[N] index of the step that holds each position."""
+        return [index for index, step in enumerate(self.steps) for _ in step]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.steps)
+
+    def from_raster(self, grids: Any) -> Any:
+        """[.., H, W] in raster order -> [.., N] in this order."""
+        height, width = self.grid.height, self.grid.width
+        if tuple(grids.shape[-2:]) != (height, width):
+            raise FlasharError(f"token grid has shape {tuple(grids.shape)}; expected [.., {height}, {width}]")
+        return grids.reshape(*grids.shape[:-2], -1)[..., self.cells]
+
+    def to_raster(self, sequence: Any, trailing: int = 0) -> Any:
+        """[.., N, *rest] in this order -> [.., H, W, *rest]; ``trailing`` is the number of axes in ``rest``."""
+        rest = tuple(sequence.shape[sequence.ndim - trailing :])
+        lead = tuple(sequence.shape[: sequence.ndim - trailing - 1])
+        index = (..., self.positions, *[slice(None)] * trailing)
+        return sequence[index].reshape(*lead, self.grid.height, self.grid.width, *rest)
+
+
+@lru_cache(maxsize=64)
+def _raster_order(grid: Grid) -> Order:
+    steps = tuple((cell,) for cell in range(grid.num_cells))
+    previous = tuple(range(grid.num_cells))
+    return Order("raster", grid, steps, previous, (NO_SOURCE,) * grid.num_cells)
+
+
+@lru_cache(maxsize=64)
+def _diagonal_order(grid: Grid) -> Order:
+    height, width = grid.height, grid.width
+    steps = tuple(
+        tuple(row * width + (step - row) for row in range(max(0, step - width + 1), min(height, step + 1)))
+        for step in range(grid.num_diagonals)
+    )
+    position_of = {cell: position for position, cell in enumerate(cell for step in steps for cell in step)}
+    horizontal, vertical = [], []
+    for cell in position_of:
+        row, col = divmod(cell, width)
+        corner = row == 0 and col == 0
+        left = 1 + position_of[cell - 1] if col > 0 else NO_SOURCE
+        above = 1 + position_of[cell - width] if row > 0 else NO_SOURCE
+        horizontal.append(0 if corner else left)
+        vertical.append(0 if corner else above)
+    return Order("diagonal", grid, steps, tuple(horizontal), tuple(vertical))

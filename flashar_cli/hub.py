@@ -1,0 +1,85 @@
+"""Where MODEL comes from: a checkpoint directory, the embedded default, the local cache, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from flashar_cli import checkpoint, upstream
+from flashar_cli.errors import FlasharError
+from flashar_cli.families import PRESETS
+from flashar_cli.families.base import HubFile, Preset
+
+ASSETS = Path(__file__).parent / "assets"
+EMBEDDED = ("llamagen-tiny", "llamagen-tiny-flashar")
+
+
+def cache_dir() -> Path:
+    """Where converted presets are kept: $FLASHAR_HOME, else flashar/ beside the Hub's own cache."""
+    if home := os.environ.get("FLASHAR_HOME"):
+        return Path(home).expanduser()
+    hub_home = os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    return Path(hub_home).expanduser() / "flashar"
+
+
+def local_path(name: str) -> Path | None:
+    """The checkpoint directory of MODEL where it is on this machine already, else None."""
+    for path in (Path(name), ASSETS / name, cache_dir() / name):
+        if (path / checkpoint.CONFIG_FILE).is_file():
+            return path
+    return None
+
+
+def is_users(directory: Path) -> bool:
+    """Whether a checkpoint belongs to the user, not to this package or its cache."""
+    resolved = directory.resolve()
+    return not any(resolved.is_relative_to(owned.resolve()) for owned in (ASSETS, cache_dir()))
+
+
+def resolve(name: str) -> Path:
+    """The checkpoint directory of MODEL; a published preset is downloaded and converted once.
+
+    Raises FlasharError for a name that is nothing, and where the Hub can't be reached.
+    """
+    found = local_path(name)
+    if found is not None:
+        return found
+    if name in PRESETS:
+        return _download(PRESETS[name])
+    if Path(name).exists():
+        checkpoint.read_config(Path(name))
+        if Path(name).is_file():
+            raise FlasharError(f"{name} is a file; import it first: flashar convert {name} --out DIR")
+    known = [*EMBEDDED, *PRESETS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected a checkpoint directory or one of {', '.join(known)}"
+    raise FlasharError(f"there is no model '{name}'; {hint}")
+
+
+def _download(preset: Preset) -> Path:
+    weights, tokenizer = _fetch(preset, preset.weights), _fetch(preset, preset.tokenizer_weights)
+    options = upstream.ConvertOptions(family=preset.family, num_heads=preset.backbone.num_heads, grid=preset.grid)
+    converted = upstream.convert(weights, options, tokenizer)
+    target = cache_dir() / preset.name
+    checkpoint.save(target, converted.config, converted.model_state, converted.tokenizer_state, overwrite=True)
+    return target
+
+
+def _fetch(preset: Preset, file: HubFile) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    help_line = (
+        f"download {preset.weights} and {preset.tokenizer_weights} elsewhere, then run `flashar convert "
+        f"{Path(preset.weights.file).name} --tokenizer {Path(preset.tokenizer_weights.file).name} "
+        f"--out {cache_dir() / preset.name}`; or use llamagen-tiny, which needs no network"
+    )
+    try:
+        return Path(hf_hub_download(file.repo, file.file))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+        missing = isinstance(error, EntryNotFoundError | HfHubHTTPError) and not isinstance(
+            error, LocalEntryNotFoundError
+        )
+        what = f"the Hub has no {file}" if missing else f"{file} is not in the local cache and the Hub can't be reached"
+        raise FlasharError(f"{what}; {help_line}") from None

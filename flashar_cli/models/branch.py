@@ -1,0 +1,32 @@
+"""The vertical branch: a few blocks beside the backbone's last ones, a norm, a head and the fusion gate."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from flashar_cli.config import BackboneConfig, BranchConfig
+from flashar_cli.models.gate import build_gate
+from flashar_cli.models.transformer import Transformer
+from flashar_cli.nn.layers import Block, RMSNorm
+
+
+class VerticalBranch(nn.Module):
+    """Predicts the lower neighbour from the hidden state before backbone block m (paper: section 3)."""
+
+    def __init__(self, config: BranchConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.layer = config.layer
+        self.blocks = nn.ModuleList(Block(backbone) for _ in range(config.depth))
+        self.norm = RMSNorm(backbone.dim, backbone.norm_eps)
+        self.head = nn.Linear(backbone.dim, backbone.vocab_size, bias=False)
+        self.gate = build_gate(config, backbone)
+
+    def initialise_from(self, backbone: Transformer, generator: torch.Generator) -> None:
+        """Copies backbone blocks ``min(m + i, L - 1)``, its norm and its head; the gate starts at 0.5."""
+        last = len(backbone.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            block.load_state_dict(backbone.blocks[min(self.layer + index, last)].state_dict())
+        self.norm.load_state_dict(backbone.norm.state_dict())
+        self.head.load_state_dict(backbone.head.state_dict())
+        self.gate.initialise(generator)

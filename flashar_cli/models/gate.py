@@ -1,0 +1,109 @@
+"""Fusion gates: how much of the horizontal prediction enters each target, g in [0, 1].
+
+Letters: B batch, C target cells, D model dim, V codebook size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flashar_cli.config import BackboneConfig, BranchConfig
+
+
+class Gate(nn.Module):
+    """Gate logits [B, C, 1] of C targets from both heads' normed hidden states and logits; g is their sigmoid."""
+
+    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Sets the weights so that g starts at 0.5 everywhere."""
+
+
+class GateMLP(nn.Module):
+    """``Linear(no bias) -> SiLU -> Linear(-> 1, bias)``."""
+
+    def __init__(self, in_dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, inner_dim, bias=False)
+        self.fc2 = nn.Linear(inner_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.silu(self.fc1(x)))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        nn.init.normal_(self.fc1.weight, std=1 / math.sqrt(self.fc1.in_features), generator=generator)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+
+class HiddenGate(Gate):
+    """An MLP on ``[h; v]``, the normed hidden states (the paper's gate)."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.mlp = GateMLP(2 * dim, inner_dim)
+
+    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+        return self.mlp(torch.cat([h_BCD, v_BCD], dim=-1))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        self.mlp.initialise(generator)
+
+
+class LogitsGate(Gate):
+    """An MLP on the normalised logits of both heads.
+
+    Kept for parity: lxazjk/LlamaGen-FlashAR autoregressive/models/gpt.py _hv_gate.
+    """
+
+    def __init__(self, vocab_size: int, inner_dim: int) -> None:
+        super().__init__()
+        self.mlp = GateMLP(2 * vocab_size, inner_dim)
+
+    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+        features = torch.cat([logits_h_BCV, logits_v_BCV], dim=-1).detach().float()
+        features = torch.nan_to_num(features, nan=0.0, posinf=30.0, neginf=-30.0)
+        centred = features - features.mean(dim=-1, keepdim=True)
+        rms = centred.square().mean(dim=-1, keepdim=True).clamp_min(1e-6).sqrt()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.mlp((centred / rms).clamp(-6.0, 6.0).to(self.mlp.fc1.weight.dtype))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        self.mlp.initialise(generator)
+
+
+class ScalarGate(Gate):
+    """One learned value for all targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+        return self.logit.expand(*h_BCD.shape[:2], 1)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        nn.init.zeros_(self.logit)
+
+
+class MeanGate(Gate):
+    """g = 0.5. With the branch after the last block this is NAR."""
+
+    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+        return h_BCD.new_zeros(*h_BCD.shape[:2], 1)
+
+
+def build_gate(branch: BranchConfig, backbone: BackboneConfig) -> Gate:
+    """The gate a branch config names."""
+    if branch.gate == "mean":
+        return MeanGate()
+    if branch.gate == "scalar":
+        return ScalarGate()
+    assert branch.gate_dim is not None, "checked by ModelConfig"
+    if branch.gate == "hidden":
+        return HiddenGate(backbone.dim, branch.gate_dim)
+    return LogitsGate(backbone.vocab_size, branch.gate_dim)

@@ -1,0 +1,68 @@
+"""Which hidden states predict which cells, as index tensors.
+
+Letters: C target cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from flashar_cli.grid import NO_SOURCE, Order
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Sources of C target cells, as indices into the hidden states of the tokens that predict them.
+
+    ``horizontal`` and ``vertical`` are int64 [C] (0 where a head has no part), None where source k predicts target k;
+    ``has_horizontal`` and ``has_vertical`` are bool [C]; ``uses_branch`` is False where no target has a vertical
+    source.
+    """
+
+    horizontal: Tensor | None
+    vertical: Tensor | None
+    has_horizontal: Tensor
+    has_vertical: Tensor
+    uses_branch: bool
+
+
+def grid_targets(order: Order, device: torch.device) -> Targets:
+    """All N cells, from the hidden states of the last prefix token and of the first N - 1 image tokens."""
+    return _targets(order, 0, len(order.cells), 0, len(order.cells), device)
+
+
+def step_targets(order: Order, step: int, device: torch.device) -> Targets:
+    """The cells of one step, from the hidden states of the step before it (of the last prefix token for step 0)."""
+    starts = order.step_starts
+    if step == 0:
+        return _targets(order, 0, starts[1], 0, 1, device)
+    return _targets(order, starts[step], starts[step + 1], 1 + starts[step - 1], len(order.steps[step - 1]), device)
+
+
+@lru_cache(maxsize=4096)
+@torch.inference_mode(False)  # shared with training, and autograd refuses inference tensors
+def _targets(order: Order, first: int, last: int, base: int, num_sources: int, device: torch.device) -> Targets:
+    horizontal = _relative(order.horizontal_source[first:last], base)
+    vertical = _relative(order.vertical_source[first:last], base)
+    has_horizontal = [source != NO_SOURCE for source in horizontal]
+    has_vertical = [source != NO_SOURCE for source in vertical]
+    identity = list(range(num_sources))
+
+    def index(sources: list[int]) -> Tensor | None:
+        return None if sources == identity else torch.tensor([max(source, 0) for source in sources], device=device)
+
+    return Targets(
+        horizontal=index(horizontal),
+        vertical=index(vertical),
+        has_horizontal=torch.tensor(has_horizontal, device=device),
+        has_vertical=torch.tensor(has_vertical, device=device),
+        uses_branch=any(source != NO_SOURCE for source in order.vertical_source),
+    )
+
+
+def _relative(sources: tuple[int, ...], base: int) -> list[int]:
+    return [source if source == NO_SOURCE else source - base for source in sources]

@@ -1,0 +1,87 @@
+"""The blocks of a Llama-like decoder.
+
+Letters: B batch, S sequence, D model dim, A query heads, G key/value heads, E head dim.
+Parameter names follow upstream LlamaGen (FoundationVision/LlamaGen autoregressive/models/gpt.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashar_cli.config import BackboneConfig
+from flashar_cli.nn.attention import AttentionBackend, attend
+from flashar_cli.nn.kv_cache import LayerCache
+from flashar_cli.nn.rope import apply_rope
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32; the gain is applied in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = x.float() * torch.rsqrt(x.float().square().mean(dim=-1, keepdim=True) + self.eps)
+        return normed.type_as(x) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Attention(nn.Module):
+    """Multi-head or grouped-query self-attention with rotary positions and an optional cache."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.wqkv = nn.Linear(config.dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.backend: AttentionBackend = "sdpa"
+
+    def forward(
+        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
+        """``rope`` [S, E // 2, 2] are the rows of the queries; with a cache the S positions are stored at ``start``."""
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        q_BSAE, k_BSGE, v_BSGE = self.wqkv(x_BSD).unflatten(-1, (-1, self.head_dim)).split(heads, dim=2)
+        q_BASE, k_BGSE = (apply_rope(part, rope).transpose(1, 2) for part in (q_BSAE, k_BSGE))
+        v_BGSE = v_BSGE.transpose(1, 2)
+        if cache is not None:
+            k_BGSE, v_BGSE = cache.update(start, k_BGSE, v_BGSE)
+        out_BASE = attend(q_BASE, k_BGSE, v_BGSE, mask, self.backend)
+        return self.wo(out_BASE.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. ``dropout`` acts on both residual branches while training."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = 0.0
+
+    def forward(
+        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
+        x_BSD = x_BSD + self._drop(self.attention(self.attention_norm(x_BSD), rope, mask, cache, start))
+        return x_BSD + self._drop(self.feed_forward(self.ffn_norm(x_BSD)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -1,0 +1,92 @@
+"""Stateless sampling: logits and one uniform number per token in, codes out.
+
+Letters: B batch, C cells, V codebook size, N = H*W cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.nn.hashing import hash_uniform
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How codes are drawn. ``temperature`` 0 is argmax; ``top_k`` 0 and ``top_p`` 1 are off; ``cfg_scale`` 1 is no
+    guidance; ``cfg_interval`` is the part of the cells, in decoding order, on which guidance acts.
+    """
+
+    cfg_scale: float = 1.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        start, end = self.cfg_interval
+        checks = {
+            "cfg-scale": (self.cfg_scale >= 0, self.cfg_scale, "a number >= 0 (1 turns guidance off)"),
+            "cfg-interval": (0 <= start < end <= 1, f"{start}:{end}", "A:B with 0 <= A < B <= 1"),
+            "temperature": (self.temperature >= 0, self.temperature, "a number >= 0 (0 is argmax)"),
+            "top-k": (self.top_k >= 0, self.top_k, "a whole number >= 0 (0 turns it off)"),
+            "top-p": (0 < self.top_p <= 1, self.top_p, "a number in (0, 1] (1 turns it off)"),
+        }
+        for name, (good, got, expected) in checks.items():
+            # NaN fails every comparison, an infinite scale or temperature passes them.
+            if not good or float("inf") in (self.cfg_scale, self.temperature):
+                raise FlasharError(f"--{name} is {got}; expected {expected}")
+
+    @property
+    def guided(self) -> bool:
+        return self.cfg_scale != 1.0
+
+    def guides_cell(self, position: int, num_cells: int) -> bool:
+        """Whether guidance acts on the step that starts at this position of the order."""
+        start, end = self.cfg_interval
+        return self.guided and start <= position / num_cells and (position / num_cells < end)
+
+
+def uniform_table(seed: int, first_image: int, num_images: int, num_cells: int) -> Tensor:
+    """float32 [num_images, N] in [0, 1), raster order: one number for each (seed, image index, cell).
+
+    A number depends on nothing but its own three indices: not on batch size, order, device or restart.
+    """
+    images = np.arange(first_image, first_image + num_images)[:, None]
+    return torch.from_numpy(hash_uniform(seed, images, np.arange(num_cells)[None, :]))
+
+
+def guide(logits_cond: Tensor, logits_uncond: Tensor, scale: float | Tensor) -> Tensor:
+    """Classifier-free guidance on logits: ``u + s * (c - u)``."""
+    return logits_uncond + scale * (logits_cond - logits_uncond)
+
+
+def filter_logits(logits_BCV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Sets to -inf what is not among the ``top_k`` best (ties with the k-th are kept), then what lies beyond the
+    smallest set of best codes whose probability reaches ``top_p``.
+    """
+    if 0 < top_k < logits_BCV.shape[-1]:
+        kth = logits_BCV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BCV = logits_BCV.masked_fill(logits_BCV < kth, -torch.inf)
+    if top_p < 1.0:
+        ordered, index = logits_BCV.sort(dim=-1, descending=True)
+        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+        logits_BCV = torch.full_like(logits_BCV, -torch.inf).scatter(-1, index, ordered)
+    return logits_BCV
+
+
+def sample(logits_BCV: Tensor, uniform_BC: Tensor, params: SamplingParams) -> Tensor:
+    """int64 [B, C]: argmax at temperature 0, else inverse-CDF sampling of the filtered distribution."""
+    if params.temperature == 0:
+        return logits_BCV.argmax(dim=-1)
+    filtered = filter_logits(logits_BCV.float() / params.temperature, params.top_k, params.top_p)
+    cdf = filtered.softmax(dim=-1).cumsum(dim=-1)
+    total = cdf[..., -1:]
+    # u < 1, but u * total may round up to total, beyond every code; the float before it belongs to the last code.
+    threshold = torch.minimum(uniform_BC[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)

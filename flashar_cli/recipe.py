@@ -1,0 +1,163 @@
+"""What a run is: the content of a recipe file, with every default in one place."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flashar_cli.config import Config, GateKind, explain
+from flashar_cli.errors import FlasharError
+
+RecipeT = TypeVar("RecipeT", bound=Config)
+
+
+class StageSettings(Config):
+    """One stage of training: how fast, and which loss terms."""
+
+    lr: float = Field(
+        2e-5, gt=0, description="peak learning rate of branch and gate; of all weights where there is none"
+    )
+    backbone_lr_factor: float = Field(
+        1.0, ge=0, description="backbone learning rate / lr; 0 freezes prefix and backbone"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, then cosine")
+    final_lr_factor: float = Field(0.0, ge=0, le=1, description="learning rate at the end / lr")
+    vertical_weight: float = Field(0.05, ge=0, description="cross-entropy of the vertical prediction")
+    horizontal_weight: float = Field(0.0, ge=0, description="cross-entropy of the horizontal prediction")
+    distill_weight: float = Field(
+        0.0, ge=0, description="KL from the frozen base's raster prediction to the vertical one"
+    )
+    distill_temperature: float = Field(2.0, gt=0)
+    gate_entropy_weight: float = Field(0.0, ge=0, description="rewards gates that stay undecided")
+
+
+class OptimSettings(Config):
+    """Batches and AdamW."""
+
+    batch_size: int = Field(512, gt=0, description="pictures an optimizer step, all micro-batches together")
+    micro_batch_size: int = Field(32, gt=0, description="pictures a forward at most")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and embeddings have none")
+    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: off")
+    class_drop: float = Field(0.1, ge=0, le=1, description="pictures trained without their condition, for guidance")
+    corruption: float = Field(0.0, ge=0, le=1, description="context codes replaced by random ones; targets stay")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of residual branches")
+
+
+class BranchSettings(Config):
+    """The branch to add."""
+
+    layer: int | None = Field(None, ge=0, description="m; null: what a probe recommends, else L - depth")
+    depth: int = Field(1, ge=1)
+    gate: GateKind = "hidden"
+
+
+class DataSettings(Config):
+    """What to train on."""
+
+    source: str | None = Field(None, description="as --data: shapes[:N], a folder, code shards, a `datasets` id")
+    subset: int | None = Field(80_000, gt=0, description="pictures, class by class; null: all")
+    num_validation: int = Field(512, gt=0, description="pictures of the subset that are kept for validation")
+
+
+class AdaptRecipe(Config):
+    """Two-stage adaptation (paper: section 4). Stage 1 trains branch and gate, stage 2 everything."""
+
+    steps: int = Field(10_000, gt=1, description="optimizer steps of both stages together")
+    stage1_fraction: float = Field(0.2, gt=0, lt=1, description="share of the steps that stage 1 takes")
+    stage1: StageSettings = StageSettings(backbone_lr_factor=0.0, distill_weight=0.2)
+    stage2: StageSettings = StageSettings(backbone_lr_factor=0.2)
+    branch: BranchSettings = BranchSettings()
+    data: DataSettings = DataSettings()
+    optim: OptimSettings = OptimSettings()
+    save_every: int = Field(500, gt=0, description="steps between saves of the training state")
+    validate_every: int = Field(1000, gt=0, description="steps between validations inside a stage")
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """Steps of each stage by name."""
+        first = max(1, round(self.steps * self.stage1_fraction))
+        return {"stage1": first, "stage2": self.steps - first}
+
+
+def recipes_dir() -> Path:
+    """Where the shipped recipes are: inside the package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in recipes_dir().glob("*.toml"))
+
+
+def load_recipe(name: str | None, overrides: list[str], kind: type[RecipeT]) -> RecipeT:
+    """A shipped recipe by name, or a TOML file; None: the defaults. ``overrides`` are ``stage1.lr=1e-4`` and so on.
+
+    Raises FlasharError for an unknown recipe, file, key (with a suggestion) or value.
+    """
+    document = {} if name is None else _read(name)
+    for item in overrides:
+        _override(document, item, kind)
+    _refuse_unknown(document, kind, name or "--set")
+    try:
+        return kind.model_validate(_with_defaults(document, kind))
+    except ValidationError as error:
+        raise FlasharError(f"recipe {name or 'defaults'}: {explain(error)}") from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = recipes_dir() / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, shipped_recipes(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"shipped ones: {', '.join(shipped_recipes())}"
+        raise FlasharError(f"there is no recipe '{name}'; {hint}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FlasharError(f"recipe {path} is not valid TOML: {error}") from None
+
+
+def _override(document: dict[str, Any], item: str, kind: type[Config]) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise FlasharError(f"--set {item}: expected KEY=VALUE, e.g. stage1.lr=1e-4")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None if text == "null" else text
+    *parents, last = key.strip().split(".")
+    place = document
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise FlasharError(f"--set {item}: {parent} is not a table")
+    place[last] = value
+
+
+def _refuse_unknown(document: dict[str, Any], kind: type[BaseModel], where: str) -> None:
+    for key, value in document.items():
+        if key not in kind.model_fields:
+            near = difflib.get_close_matches(key, kind.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(kind.model_fields)}"
+            raise FlasharError(f"recipe {where} has unknown key '{key}'; {hint}")
+        inner = kind.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
+            _refuse_unknown(value, inner, where)
+
+
+def _with_defaults(document: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Tables of a recipe change single values of the default table, they don't replace it."""
+    merged = dict(document)
+    for key, value in document.items():
+        default = kind.model_fields[key].default
+        if isinstance(value, dict) and isinstance(default, BaseModel):
+            merged[key] = {**default.model_dump(), **_with_defaults(value, type(default))}
+    return merged

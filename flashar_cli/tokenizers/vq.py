@@ -1,0 +1,308 @@
+"""LlamaGen's image tokenizer: pictures to code grids and back.
+
+Shapes: B batch, h x w pixels, H x W codes (h = H * downsample), K codebook size, Z codebook dim, F feature channels.
+Parameter names are the upstream ones, so published files load without a key table.
+Upstream: FoundationVision/LlamaGen tokenizer/tokenizer_image/vq_model.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flashar_cli.config import VQConfig
+from flashar_cli.errors import FlasharError
+
+NORM_GROUPS = 32
+PICTURE_CHANNELS = 3
+SEARCH_ROWS = 8192  # latents compared with the codebook at a time: bounds the [rows, K] score table
+
+
+@dataclass(frozen=True)
+class VQOutput:
+    """What a training forward returns."""
+
+    reconstruction: Tensor  # float [B, 3, h, w], not clamped
+    codebook_loss: Tensor  # scalar: moves codes towards latents
+    commitment_loss: Tensor  # scalar: moves latents towards codes
+    codes: Tensor  # int64 [B, H, W]
+    latent: Tensor  # float [B, Z, H, W], unit length along Z
+
+
+class VQTokenizer(nn.Module):
+    """Convolutional encoder, nearest-code quantizer, convolutional decoder."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        check_config(config)
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Quantizer(config.codebook_size, config.codebook_dim)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
+
+    def latent(self, images: Tensor) -> Tensor:
+        """float [B, 3, h, w] in [-1, 1] -> float [B, Z, H, W] before normalisation.
+
+        Raises FlasharError for a picture whose sides are not multiples of ``config.downsample``.
+        """
+        self._check_images(images)
+        return self.quant_conv(self.encoder(images))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """float [B, 3, h, w] in [-1, 1] -> codes int64 [B, H, W] in 0 .. codebook_size-1. Raises as ``latent``."""
+        return self.quantize.nearest(self.latent(images))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes int64 [B, H, W] -> float [B, 3, h, w], about [-1, 1] and not clamped.
+
+        Raises FlasharError for a code outside 0 .. codebook_size-1.
+        """
+        self._check_codes(codes)
+        return self.decode_unchecked(codes)
+
+    def decode_unchecked(self, codes: Tensor) -> Tensor:
+        """``decode`` without the range check, which waits for the device; for CUDA graphs over known-good codes."""
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
+
+    def forward(self, images: Tensor, strength: float | Tensor = 1.0) -> VQOutput:
+        """Training forward with straight-through gradients. float [B, 3, h, w] in [-1, 1].
+
+        ``strength`` in 0 .. 1 is how far the decoder's input moves from the latent (0) to its code (1).
+        """
+        latent = F.normalize(self.latent(images).float(), dim=1)
+        codes = self.quantize.nearest(latent.detach())
+        quantized = self.quantize.lookup(codes)
+        codebook_loss = F.mse_loss(quantized, latent.detach())
+        commitment_loss = F.mse_loss(latent, quantized.detach())
+        passed = latent + strength * (quantized - latent).detach()
+        reconstruction = self.decoder(self.post_quant_conv(passed))
+        return VQOutput(reconstruction, codebook_loss, commitment_loss, codes, latent)
+
+    def _check_images(self, images: Tensor) -> None:
+        factor = self.config.downsample
+        if images.ndim != 4 or images.shape[1] != PICTURE_CHANNELS:
+            raise FlasharError(f"pictures have shape {tuple(images.shape)}; expected [B, 3, height, width]")
+        height, width = images.shape[-2:]
+        if height < factor or width < factor or height % factor or width % factor:
+            raise FlasharError(
+                f"pictures are {height}x{width} pixels; this tokenizer needs multiples of {factor}; crop or resize them"
+            )
+
+    def _check_codes(self, codes: Tensor) -> None:
+        if codes.ndim != 3 or codes.is_floating_point():
+            raise FlasharError(f"codes are {codes.dtype} {tuple(codes.shape)}; expected integers [B, height, width]")
+        if codes.numel() == 0:
+            return
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.config.codebook_size:
+            raise FlasharError(
+                f"codes range over {low} .. {high}; this tokenizer has 0 .. {self.config.codebook_size - 1}; "
+                "were they made with another tokenizer?"
+            )
+
+
+def check_config(config: VQConfig) -> None:
+    """Raises FlasharError where ``config`` can't be built."""
+    if config.channels % NORM_GROUPS:
+        raise FlasharError(
+            f"tokenizer channels {config.channels} is not a multiple of {NORM_GROUPS}, as GroupNorm needs"
+        )
+    if len(config.encoder_multipliers) != len(config.decoder_multipliers) or not config.encoder_multipliers:
+        raise FlasharError(
+            f"tokenizer multipliers {config.encoder_multipliers} and {config.decoder_multipliers} differ in length; "
+            "encoder and decoder need the same number of resolutions"
+        )
+    if min(config.encoder_multipliers + config.decoder_multipliers) < 1:
+        raise FlasharError("tokenizer multipliers must be at least 1")
+
+
+class Quantizer(nn.Module):
+    """Nearest code on the unit sphere."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, dim)
+
+    def codebook(self) -> Tensor:
+        """float [K, Z], unit rows. Kept for parity: upstream normalises latent and codebook, in the search and in
+        decoding alike (VectorQuantizer, codebook_l2_norm)."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def nearest(self, latent: Tensor) -> Tensor:
+        """[B, Z, H, W] of any length -> int64 [B, H, W]; between unit vectors the nearest has the largest product."""
+        batch, dim, height, width = latent.shape
+        rows = F.normalize(latent.permute(0, 2, 3, 1).reshape(-1, dim).float(), dim=-1)
+        codebook_t = self.codebook().float().t()
+        codes = [(chunk @ codebook_t).argmax(dim=-1) for chunk in rows.split(SEARCH_ROWS)]
+        return torch.cat(codes).reshape(batch, height, width)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """int64 [B, H, W] -> unit vectors [B, Z, H, W]."""
+        return F.embedding(codes, self.codebook()).permute(0, 3, 1, 2)
+
+
+class Encoder(nn.Module):
+    """[B, 3, h, w] -> [B, latent_channels, H, W]."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.conv_in = _conv3(PICTURE_CHANNELS, channels)
+        self.conv_blocks = nn.ModuleList()
+        last = len(config.encoder_multipliers) - 1
+        for level, multiplier in enumerate(config.encoder_multipliers):
+            width = config.channels * multiplier
+            self.conv_blocks.append(
+                Level(channels, width, config.num_res_blocks, level == last, "down" if level < last else None)
+            )
+            channels = width
+        self.mid = _middle(channels)
+        self.norm_out = _norm(channels)
+        self.conv_out = _conv3(channels, config.latent_channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv_in(images)
+        for level in self.conv_blocks:
+            features = level(features)
+        for block in self.mid:
+            features = block(features)
+        return self.conv_out(F.silu(self.norm_out(features)))
+
+
+class Decoder(nn.Module):
+    """[B, latent_channels, H, W] -> [B, 3, h, w]."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        lowest_first = config.decoder_multipliers[::-1]
+        channels = config.channels * lowest_first[0]
+        self.conv_in = _conv3(config.latent_channels, channels)
+        self.mid = _middle(channels)
+        self.conv_blocks = nn.ModuleList()
+        last = len(lowest_first) - 1
+        for level, multiplier in enumerate(lowest_first):
+            width = config.channels * multiplier
+            # Kept for parity: the decoder has one residual block more per level than the encoder (upstream Decoder).
+            self.conv_blocks.append(
+                Level(channels, width, config.num_res_blocks + 1, level == 0, "up" if level < last else None)
+            )
+            channels = width
+        self.norm_out = _norm(channels)
+        self.conv_out = _conv3(channels, PICTURE_CHANNELS)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        features = self.conv_in(latent)
+        for block in self.mid:
+            features = block(features)
+        for level in self.conv_blocks:
+            features = level(features)
+        return self.conv_out(F.silu(self.norm_out(features)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then the change to the next one.
+
+    Attention stands at the lowest resolution only (upstream: Encoder, Decoder).
+    """
+
+    def __init__(
+        self, channels_in: int, channels: int, num_blocks: int, attention: bool, resize: Literal["down", "up"] | None
+    ) -> None:
+        super().__init__()
+        widths = [channels_in] + [channels] * (num_blocks - 1)
+        self.res = nn.ModuleList(ResBlock(width, channels) for width in widths)
+        self.attn = nn.ModuleList(AttentionBlock(channels) for _ in range(num_blocks if attention else 0))
+        # A level without a resize has no such parameters, as upstream.
+        self.downsample = Downsample(channels) if resize == "down" else None
+        self.upsample = Upsample(channels) if resize == "up" else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        for index, block in enumerate(self.res):
+            features = block(features)
+            if len(self.attn):
+                features = self.attn[index](features)
+        if self.downsample is not None:
+            return self.downsample(features)
+        return features if self.upsample is None else self.upsample(features)
+
+
+class ResBlock(nn.Module):
+    """norm, swish, conv, twice, around a skip connection."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(channels_in)
+        self.conv1 = _conv3(channels_in, channels)
+        self.norm2 = _norm(channels)
+        self.conv2 = _conv3(channels, channels)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.conv1(F.silu(self.norm1(features)))
+        inner = self.conv2(F.silu(self.norm2(inner)))
+        skip = features if self.nin_shortcut is None else self.nin_shortcut(features)
+        return skip + inner
+
+
+class AttentionBlock(nn.Module):
+    """One-head attention over all positions, around a skip connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        normed = self.norm(features)
+        # [B, F, H, W] -> one head [B, 1, H*W, F]
+        query, key, value = (proj(normed).flatten(2).transpose(1, 2).unsqueeze(1) for proj in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return features + self.proj_out(mixed.squeeze(1).transpose(1, 2).reshape(features.shape))
+
+
+class Downsample(nn.Module):
+    """Halves both sides."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Kept for parity: a zero column at the right, a zero row at the bottom, no other padding (upstream Downsample).
+        return self.conv(F.pad(features, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles both sides: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch, channels, height, width = features.shape
+        # Not F.interpolate: compiled for a CPU (PyTorch 2.13) the gradient of its nearest mode came out as zero.
+        doubled = features[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
+        return self.conv(doubled.reshape(batch, channels, 2 * height, 2 * width))
+
+
+def _middle(channels: int) -> nn.ModuleList:
+    return nn.ModuleList([ResBlock(channels, channels), AttentionBlock(channels), ResBlock(channels, channels)])
+
+
+def _conv3(channels_in: int, channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, 3, padding=1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)

@@ -1,0 +1,50 @@
+"""Optimizer groups and learning rates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.recipe import OptimSettings, StageSettings
+
+
+def build_optimizer(model: FlasharModel, stage: StageSettings, optim: OptimSettings) -> torch.optim.AdamW:
+    """AdamW over what this stage trains; frozen weights get ``requires_grad = False``.
+
+    Each group carries ``lr_factor``, its share of the stage's learning rate.
+    """
+    groups = []
+    for name, part in model.named_children():
+        factor = 1.0 if name == "branch" or model.branch is None else stage.backbone_lr_factor
+        part.requires_grad_(factor > 0)
+        if factor > 0:
+            groups += _decay_groups(part, factor, optim.weight_decay)
+    fused = model.device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=stage.lr, betas=(optim.beta1, optim.beta2), fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, stage: StageSettings, step: int, num_steps: int) -> float:
+    """Linear warm-up, then a cosine to ``final_lr_factor``; returns the rate of groups whose ``lr_factor`` is 1."""
+    if step < stage.warmup_steps:
+        factor = (step + 1) / stage.warmup_steps
+    else:
+        progress = (step - stage.warmup_steps) / max(1, num_steps - stage.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        factor = stage.final_lr_factor + (1 - stage.final_lr_factor) * cosine
+    for group in optimizer.param_groups:
+        group["lr"] = stage.lr * factor * group["lr_factor"]
+    return stage.lr * factor
+
+
+def _decay_groups(part: nn.Module, factor: float, weight_decay: float) -> list[dict]:
+    embeddings = {id(module.weight) for module in part.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for p in part.parameters() if p.ndim >= 2 and id(p) not in embeddings]
+    others = [p for p in part.parameters() if p.ndim < 2 or id(p) in embeddings]
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+        for parameters, decay in ((matrices, weight_decay), (others, 0.0))
+        if parameters
+    ]

@@ -1,0 +1,51 @@
+"""All randomness of training, as pure functions of (seed, epoch, sample): the same after a restart and for any number
+of processes.
+
+Letters: B batch, N = H*W cells.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashar_cli.nn.hashing import hash_bits, hash_uniform
+
+_CLASS_DROP, _CORRUPT, _CORRUPT_CODE = 1, 2, 3
+
+
+def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows int64 [B] of the global batch of a step, and the epoch each comes from. Every epoch is its own shuffle, and
+    a batch may straddle two.
+    """
+    place = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+    epochs, within = place // num_samples, place % num_samples
+    rows = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        permutation = np.random.default_rng([seed, int(epoch)]).permutation(num_samples)
+        rows[epochs == epoch] = permutation[within[epochs == epoch]]
+    return rows, epochs
+
+
+def condition_drop(
+    probability: float, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """bool [B]: which rows lose their condition, for classifier-free guidance."""
+    return hash_uniform(seed, _CLASS_DROP, epochs, rows) < probability
+
+
+def corrupt_codes(
+    codes_BN: NDArray[np.int64],
+    probability: float,
+    vocab_size: int,
+    seed: int,
+    epochs: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Codes with each one replaced, with this probability, by a uniformly drawn code."""
+    if probability == 0:
+        return codes_BN
+    cells = np.arange(codes_BN.shape[1])[None, :]
+    keys = (epochs[:, None], rows[:, None], cells)
+    replacement = (hash_bits(seed, _CORRUPT_CODE, *keys) % np.uint64(vocab_size)).astype(np.int64)
+    return np.where(hash_uniform(seed, _CORRUPT, *keys) < probability, replacement, codes_BN)

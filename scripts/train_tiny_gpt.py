@@ -1,0 +1,102 @@
+"""Trains the raster base of llamagen-tiny: python scripts/train_tiny_gpt.py TOKENIZER_DIR OUT
+
+TOKENIZER_DIR is what train_tiny_tokenizer.py wrote. Run it again after an interruption to resume. OUT becomes a
+checkpoint in half precision; OUT.run holds metrics and training state meanwhile. About an hour on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from flashar_cli import __version__, checkpoint
+from flashar_cli.checkpoint import Loaded
+from flashar_cli.config import (
+    BackboneConfig,
+    ClassPrefix,
+    GenerationDefaults,
+    GridConfig,
+    ModelConfig,
+    Provenance,
+    VQConfig,
+)
+from flashar_cli.data.codes import split_validation
+from flashar_cli.data.prepare import prepare_codes
+from flashar_cli.data.shapes import CLASS_NAMES
+from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.recipe import OptimSettings, StageSettings
+from flashar_cli.tokenizers.vq import VQTokenizer
+from flashar_cli.training.loop import Stage, TrainingRun, run_stages
+from flashar_cli.training.metrics import MetricsFile
+from flashar_cli.training.state import TrainingState
+
+BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=256)
+GENERATION = GenerationDefaults(cfg_scale=1.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train the raster base of llamagen-tiny on drawn shapes")
+    parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER_DIR")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--num-images", type=int, default=40_000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    vq = VQConfig.model_validate(json.loads((args.tokenizer / "tokenizer.json").read_text())["config"])
+    tokenizer = VQTokenizer(vq).eval()
+    tokenizer_state = load_file(args.tokenizer / "tokenizer.safetensors")
+    tokenizer.load_state_dict({name: tensor.float() for name, tensor in tokenizer_state.items()})
+
+    directory = args.out.with_name(args.out.name + ".run")
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": args.steps, "lr": args.lr, "batch_size": args.batch_size, "seed": args.seed}
+    recipe = {**settings, "num_images": args.num_images, "script": "scripts/train_tiny_gpt.py"}
+    config = ModelConfig(
+        family="llamagen",
+        backbone=BACKBONE,
+        prefix=ClassPrefix(num_classes=len(CLASS_NAMES)),
+        grid=GridConfig(height=16, width=16),
+        tokenizer=vq,
+        generation=GENERATION,
+        class_names=CLASS_NAMES,
+        provenance=Provenance(tool_version=__version__, recipe=recipe),
+    )
+    model = FlasharModel(config)
+    initialise(model, args.seed)
+    data = prepare_codes(Loaded(model, tokenizer), f"shapes:{args.num_images + 512}", None, args.seed)
+    train, validation = split_validation(data, 512)
+    metrics = MetricsFile(directory / "metrics.jsonl", echo=sys.stderr)
+    stage = Stage("raster", args.steps, StageSettings(lr=args.lr, warmup_steps=100))
+    run_stages(
+        TrainingRun(
+            model=model,
+            train=train,
+            validation=validation,
+            stages=[stage],
+            optim=OptimSettings(batch_size=args.batch_size),
+            seed=args.seed,
+            dtype=torch.bfloat16,
+            state=TrainingState(directory, settings),
+            save_every=200,
+            validate_every=500,
+            report=metrics,
+            stage_done=lambda name: None,
+        )
+    )
+    provenance = config.provenance.model_copy(update={"data_fingerprint": train.fingerprint()})
+    raster_loss = round(metrics.last["validation"]["raster"], 5)
+    final = config.model_copy(update={"raster_loss": raster_loss, "provenance": provenance})
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    checkpoint.save(args.out, final, state, tokenizer_state, overwrite=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The floor against a count of real parameters, and against sums by hand."""
+
+import pytest
+
+from flashar_cli.benchmarking.floor import (
+    ForwardCost,
+    Rates,
+    block_weights,
+    floor_s,
+    forward_costs,
+    gate_weights,
+    head_weights,
+)
+from flashar_cli.benchmarking.subject import preset_config
+from flashar_cli.config import BackboneConfig, BranchConfig, GateKind, default_gate_dim
+from flashar_cli.families import PRESETS
+from flashar_cli.grid import Grid
+from flashar_cli.models.gate import build_gate
+from flashar_cli.models.transformer import Transformer
+from tests.tiny_models import random_config
+
+BACKBONE = BackboneConfig(dim=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=50)
+
+
+def num_parameters(module: object) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())  # type: ignore[attr-defined]
+
+
+def test_weights_are_those_of_the_model() -> None:
+    model = Transformer(BACKBONE)
+    assert block_weights(BACKBONE) == num_parameters(model.blocks[0])
+    assert head_weights(BACKBONE) == num_parameters(model.head) + num_parameters(model.norm)
+
+
+@pytest.mark.parametrize("gate", ["hidden", "logits", "scalar", "mean"])
+def test_gate_weights_are_those_of_the_gate(gate: GateKind) -> None:
+    branch = BranchConfig(layer=2, gate=gate, gate_dim=default_gate_dim(gate, 32, 50))
+    assert gate_weights(branch, BACKBONE) == num_parameters(build_gate(branch, BACKBONE))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)])
+def test_costs_by_hand(height: int, width: int) -> None:
+    config = random_config(height, width)
+    backbone, branch = config.backbone, config.branch
+    assert branch is not None
+    grid, rows = Grid(height, width), 6
+    block, head, gate = block_weights(backbone), head_weights(backbone), gate_weights(branch, backbone)
+
+    raster = forward_costs(config, grid.raster(), rows, 4)
+    assert len(raster) == height * width
+    assert {cost.read_bytes for cost in raster} == {4 * (2 * block + head)}
+    assert {cost.flops for cost in raster} == {2 * rows * (2 * block + head)}
+
+    diagonal = forward_costs(config, grid.diagonal(), rows, 4)
+    assert len(diagonal) == height + width - 1
+    assert {cost.read_bytes for cost in diagonal} == {4 * (3 * block + 2 * head + gate)}
+    # Blocks run on the prefix token and all cells but the last, heads on all cells.
+    num_cells = height * width
+    expected = 2 * rows * (3 * block * num_cells + (2 * head + gate) * num_cells)
+    assert sum(cost.flops for cost in diagonal) == expected
+
+
+def test_the_slower_of_reading_and_computing_counts() -> None:
+    rates = Rates(copy_bytes_per_s=100.0, matmul_flops_per_s=1000.0)
+    assert floor_s([ForwardCost(200, 1000), ForwardCost(100, 3000)], rates) == pytest.approx(2.0 + 3.0)
+
+
+def test_published_size_matches_the_stated_floor() -> None:
+    """LlamaGen-XL, 24x24, bfloat16, at 4.3 TB/s: 0.21 s raster."""
+    config = preset_config(PRESETS["llamagen-xl"])
+    costs = forward_costs(config, config.order_grid.raster(), 2, 2)
+    assert floor_s(costs, Rates(4.3e12, 790e12)) == pytest.approx(0.21, abs=0.01)

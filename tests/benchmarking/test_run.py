@@ -1,0 +1,99 @@
+"""The protocol on tiny random models: counts, order of the arms, phases, identity of what both arms decode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashar_cli.benchmarking import run
+from flashar_cli.benchmarking.estimate import expected_s
+from flashar_cli.benchmarking.floor import Rates
+from flashar_cli.benchmarking.subject import BenchModel, ensure_branch, random_tokenizer
+from flashar_cli.config import CaptionPrefix
+from flashar_cli.nn.sampling import SamplingParams
+from tests.tiny_models import build_model, random_config
+
+RATES = Rates(1e10, 1e11)
+
+
+def subject(height: int = 3, width: int = 5, tokenizer: bool = True, branch: bool = True) -> BenchModel:
+    config = random_config(height, width, branch=branch, tokenizer=tokenizer)
+    model = build_model(config)
+    vq = random_tokenizer(config.tokenizer, torch.device("cpu"), 0) if config.tokenizer else None
+    return BenchModel("tiny", model, vq, "random weights", ensure_branch(model, 0))
+
+
+def plan(batch_sizes: tuple[int, ...] = (1,), repeats: int = 2, cfg_scale: float = 1.5) -> run.Plan:
+    return run.Plan(batch_sizes, repeats, 1, SamplingParams(cfg_scale=cfg_scale), 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)])
+def test_forwards_are_counted_while_running(height: int, width: int) -> None:
+    batch = run.bench(subject(height, width), plan(repeats=1), RATES).batches[0]
+    assert batch.raster.forwards_per_image == height * width
+    assert batch.flashar.forwards_per_image == height + width - 1
+
+
+def test_document_is_consistent() -> None:
+    report = run.bench(subject(), plan((1, 3)), RATES)
+    assert [batch.batch_size for batch in report.batches] == [1, 3]
+    assert report.settings.cfg_scale == 1.5
+    assert report.model.branch == "layer 1, depth 1, gate hidden"
+    assert not report.model.branch_added
+    for batch in report.batches:
+        raster, flashar = batch.raster, batch.flashar
+        assert batch.speedup == pytest.approx(raster.token_generation_s.median_s / flashar.token_generation_s.median_s)
+        assert batch.speedup_with_token_decode is not None
+        for arm in (raster, flashar):
+            assert len(arm.token_generation_s.raw_s) == 2
+            assert len(arm.warmup_s) == 1
+            assert arm.token_decode_s is not None
+            sums = zip(arm.prefix_s.raw_s, arm.decode_s.raw_s, strict=True)
+            assert arm.token_generation_s.raw_s == pytest.approx([prefix + decode for prefix, decode in sums])
+            assert arm.images_per_s == pytest.approx(batch.batch_size / arm.token_generation_s.median_s)
+            assert arm.peak_memory_bytes is None
+
+
+def test_arms_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = run.decode
+
+    def spy(model, conditions, order, *rest):  # type: ignore[no-untyped-def]
+        seen.append(order.name)
+        return real(model, conditions, order, *rest)
+
+    monkeypatch.setattr(run, "decode", spy)
+    num_calls = []
+    run.bench(subject(), plan(repeats=2), RATES, on_run=lambda: num_calls.append(1))
+    assert seen == ["raster", "diagonal", "raster", "diagonal", "raster", "diagonal"]
+    assert len(num_calls) == run.num_runs(plan(repeats=2)) == 6
+
+
+def test_without_tokenizer_there_is_no_token_decode() -> None:
+    batch = run.bench(subject(tokenizer=False), plan(), RATES).batches[0]
+    assert batch.raster.token_decode_s is None
+    assert batch.speedup_with_token_decode is None
+
+
+def test_base_gets_a_fresh_branch() -> None:
+    report = run.bench(subject(branch=False), plan(repeats=1, cfg_scale=1.0), RATES)
+    assert report.model.branch_added
+    assert report.batches[0].flashar.forwards_per_image == 7
+
+
+def test_floor_and_share_follow_from_the_rates() -> None:
+    arm = run.bench(subject(), plan(repeats=1), RATES).batches[0].raster
+    assert arm.times_floor == pytest.approx(arm.token_generation_s.median_s / arm.floor_s)
+    assert arm.share_of_copy == pytest.approx(arm.read_bytes_per_s / RATES.copy_bytes_per_s)
+
+
+def test_conditions_of_captions_fit_the_model() -> None:
+    config = random_config().model_copy(update={"prefix": CaptionPrefix(feature_dim=6, length=7)})
+    conditions = run.example_conditions(config, 3, 0)
+    assert conditions.features is not None and conditions.features.shape == (3, 7, 6)
+    build_model(config).prefix.check(conditions)
+
+
+def test_expected_time_is_positive_and_grows_with_the_plan() -> None:
+    one, many = (expected_s(subject(), plan(repeats=repeats)) for repeats in (1, 1000))
+    assert 0 < one < many

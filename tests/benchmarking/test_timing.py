@@ -1,0 +1,52 @@
+"""Clocks and quartiles."""
+
+import time
+
+import pytest
+import torch
+
+from flashar_cli.benchmarking.timing import Stopwatch, measure_rates, peak_memory_bytes, peak_rss_bytes, quartiles
+
+CPU = torch.device("cpu")
+
+
+def test_quartiles() -> None:
+    assert quartiles([5.0]) == (5.0, 5.0, 5.0)
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+
+
+def test_stopwatch_times_each_phase() -> None:
+    watch = Stopwatch(CPU)
+    watch.mark()
+    time.sleep(0.02)
+    watch.mark()
+    watch.mark()
+    first, second = watch.durations_s()
+    assert first >= 0.02 > second
+
+
+def test_memory_of_this_process() -> None:
+    assert peak_memory_bytes(CPU) is None
+    assert 10 * 2**20 < peak_rss_bytes() < 2**40
+
+
+def test_rates_are_those_of_a_real_machine() -> None:
+    rates = measure_rates(CPU, torch.float32)
+    assert 1e7 < rates.copy_bytes_per_s < 1e14
+    assert 1e7 < rates.matmul_flops_per_s < 1e17
+
+
+@pytest.mark.gpu
+def test_device_events_wait_for_the_work() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda")
+    matrix = torch.ones(8192, 8192, device=device)
+    _ = matrix @ matrix
+    watch = Stopwatch(device)
+    watch.mark()
+    for _ in range(10):
+        _ = matrix @ matrix
+    watch.mark()
+    # 11 TFLOP: no device does them in a millisecond, though queueing them takes less.
+    assert watch.durations_s()[0] > 1e-3

@@ -1,0 +1,102 @@
+"""`flashar bench` as typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flashar_cli.benchmarking.report import read_report
+from flashar_cli.cli.bench import duration, parse_batch_sizes
+from flashar_cli.errors import FlasharError
+
+QUICK = ("--repeats", 1, "--device", "cpu")
+
+
+def test_report_table_and_exit_code(
+    run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "bench.json"
+    done = run_cli("bench", write_tiny_checkpoint(), "--batch-sizes", "1,2", "--out", out, *QUICK)
+    assert done.code == 0, done.err
+    assert done.out == ""
+    assert "expected time" in done.err and "speed-up" in done.err
+    assert done.err.index("expected time") < done.err.index("speed-up")
+    report = read_report(out)
+    assert [batch.batch_size for batch in report.batches] == [1, 2]
+    assert report.settings.cfg_scale == 1.5, "the checkpoint's own guidance"
+    assert report.settings.top_k == 8
+    assert sorted(path.name for path in out.parent.iterdir()) == ["bench.json"]
+
+
+def test_json_is_all_of_stdout(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path]) -> None:
+    done = run_cli("bench", "--base", write_tiny_checkpoint(branch=False), "--json", "--cfg-scale", 1, *QUICK)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["batches"][0]["speedup"] > 0
+    assert document["settings"]["cfg_scale"] == 1.0
+    assert document["model"]["branch_added"]
+    assert "fresh one" in done.err
+
+
+def test_existing_report_is_kept(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    out.write_text("mine")
+    model = write_tiny_checkpoint()
+    refused = run_cli("bench", model, "--out", out, *QUICK)
+    assert refused.code == 2
+    assert out.read_text() == "mine"
+    assert run_cli("bench", model, "--out", out, "--overwrite", *QUICK).code == 0
+    assert read_report(out)
+
+
+def test_res_on_random_weights(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path]) -> None:
+    model = write_tiny_checkpoint()
+    done = run_cli("bench", model, "--res", 32, "--random-weights", "--json", *QUICK)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["model"]["grid"] == "8x8"
+    assert document["model"]["weights"] == "random weights"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch-sizes", "1,x"), "whole numbers"),
+        (("--batch-sizes", "0"), "whole numbers"),
+        (("--batch-sizes", "1,1"), "each size once"),
+        (("--cfg-scale", "-1"), "--cfg-scale"),
+        (("--cfg-scale", "nan"), "--cfg-scale"),
+        (("--res", "32"), "--random-weights"),
+        (("--res", "33"), "multiple of 4"),
+        (("--device", "tpu"), "--device"),
+        (("--out", "."), "is a directory"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], arguments: tuple[str, ...], message: str
+) -> None:
+    done = run_cli("bench", write_tiny_checkpoint(), *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert done.out == ""
+    assert len(done.err.strip().splitlines()) == 1, done.err
+
+
+def test_unknown_model(run_cli: Callable) -> None:
+    done = run_cli("bench", "no-such-model")
+    assert done.code == 2
+    assert "no-such-model" in done.err
+
+
+def test_batch_sizes() -> None:
+    assert parse_batch_sizes("1, 8,32") == (1, 8, 32)
+    for text in ("", ",", "1,,2", "-1", "1.5", "²"):
+        with pytest.raises(FlasharError):
+            parse_batch_sizes(text)
+
+
+def test_duration() -> None:
+    assert (duration(0.2), duration(42.4), duration(150)) == ("1 s", "42 s", "2 min")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashar_cli.grid import Grid
+from flashar_cli.nn.masks import order_mask, with_valid_keys
+
+GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
+
+
+def allowed(query: int, key: int, prefix: int, cells: list[int], width: int, diagonal: bool) -> bool:
+    """The rule in words: prefix causal, image sees the prefix and every cell whose step is not later."""
+    if query < prefix:
+        return key <= query
+    if key < prefix:
+        return True
+    steps = [sum(divmod(cells[place - prefix], width)) if diagonal else cells[place - prefix] for place in (query, key)]
+    return steps[1] <= steps[0]
+
+
+@pytest.mark.parametrize("prefix", (1, 3))
+@pytest.mark.parametrize("shape", GRIDS)
+@pytest.mark.parametrize("diagonal", (True, False))
+def test_against_brute_force(shape, prefix, diagonal):
+    grid = Grid(*shape)
+    order = grid.diagonal() if diagonal else grid.raster()
+    mask = order_mask(order, prefix, torch.device("cpu"))
+    length = prefix + grid.num_cells
+    expected = [
+        [allowed(q, k, prefix, order.cells, grid.width, diagonal) for k in range(length)] for q in range(length)
+    ]
+    assert mask.tolist() == expected
+
+
+def test_padded_keys_are_hidden_except_from_themselves():
+    mask = order_mask(Grid(1, 2).raster(), 3, torch.device("cpu"))
+    valid = torch.tensor([[False, True, True, True, True]])
+    full = with_valid_keys(mask, valid)[0, 0]
+    assert full[:, 0].tolist() == [True, False, False, False, False]
+    assert torch.equal(full[:, 1:], mask[:, 1:])

@@ -1,0 +1,54 @@
+"""Reads a fixture of published outputs and rebuilds the upstream state dict it was computed with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from flashar_cli.models.prefix import Conditions
+from tests.parity.fill import tensor_for
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """``tensors`` are published inputs and outputs, ``upstream`` the weights under upstream's names."""
+
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    upstream: dict[str, Tensor]
+
+    @property
+    def conditions(self) -> Conditions:
+        if "labels" in self.tensors:
+            return Conditions(labels=self.tensors["labels"])
+        return Conditions(features=self.tensors["caption_features"], mask=self.tensors["caption_mask"])
+
+    @property
+    def convert_arguments(self) -> list[str]:
+        """What `flashar convert` must be told: what shapes and keys don't tell."""
+        side = round(self.meta["config"]["block_size"] ** 0.5)
+        arguments = ["--grid", f"{side}x{side}", "--num-heads", str(self.meta["config"]["n_head"])]
+        if self.meta["family"] == "llamagen-flashar":
+            arguments += ["--branch-layer", str(self.meta["branch_layer"])]
+        if "branch_depth" in self.meta:
+            arguments += ["--branch-depth", str(self.meta["branch_depth"])]
+        return arguments
+
+
+def read_fixture(name: str) -> Fixture:
+    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+        meta = json.loads(file.metadata()["meta"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    shapes = meta["state_dict_shapes"].items()
+    upstream = {key: tensor_for(key, tuple(shape), meta["fill_scale"]) for key, shape in shapes}
+    if "head_row_3_times" in meta:
+        for head in ("output.weight", "medusa_output.weight"):
+            upstream[head][3] *= meta["head_row_3_times"]
+    return Fixture(meta, tensors, upstream)

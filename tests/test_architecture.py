@@ -1,0 +1,138 @@
+"""Rules about the code itself: who may import whom, who may print, and that `flashar --help` answers at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flashar_cli
+
+PACKAGE = Path(flashar_cli.__file__).parent
+ROOT = PACKAGE.parent
+# A module imports only from its own line and from those above it. The longest matching name counts.
+LAYERS = (
+    ("errors", "grid"),
+    ("config", "files", "recipe", "runtime"),
+    ("nn",),
+    ("models",),
+    ("tokenizers",),
+    ("families",),
+    ("checkpoint", "upstream", "hub", "listing"),
+    ("data",),
+    ("training", "evaluation.shape_classifier"),
+    ("decoding",),
+    ("api",),
+    ("preflight", "probing", "adaptation", "evaluation", "benchmarking"),
+    ("cli", "__main__"),
+)
+HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
+OPTIONAL = ("transformers", "datasets", "matplotlib")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "recipes" not in path.parts)
+
+
+def name_of(path: Path) -> str:
+    """``flashar_cli/nn/rope.py`` -> ``nn.rope``; a package's ``__init__`` has the package's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(name: str) -> int | None:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        for index, layer in enumerate(LAYERS):
+            if ".".join(parts[:length]) in layer:
+                return index
+    return None
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Every imported module in dotted form, wherever the import stands; ``from a import b`` gives ``a.b``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}; write it out"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import: not those of functions, nor under ``if TYPE_CHECKING``."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_module_imports_only_from_layers_above(path: Path) -> None:
+    name = name_of(path)
+    if not name:  # the package's own __init__ re-exports the API lazily
+        return
+    own = layer_of(name)
+    assert own is not None, f"{name} is in no layer; add it to LAYERS"
+    for imported in imported_names(ast.parse(path.read_text(encoding="utf-8"))):
+        if not imported.startswith("flashar_cli.") or imported == "flashar_cli.__version__":
+            continue
+        target = imported.removeprefix("flashar_cli.")
+        layer = layer_of(target)
+        assert layer is not None, f"{name} imports {target}, which is in no layer"
+        assert layer <= own, f"{name} imports {target}, which is below it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_only_output_prints(path: Path) -> None:
+    if name_of(path) == "cli.output":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            streams = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "file"]
+            # A stream that the caller hands in is the caller's business.
+            handed_in = bool(streams) and not streams[0].startswith("sys.")
+            assert node.func.id != "print" or handed_in, f"{path.name}:{node.lineno} prints; use cli/output.py"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
+def test_commands_import_heavy_packages_inside_functions(path: Path) -> None:
+    for node in module_level(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            heavy = {name.partition(".")[0] for name in imported_names(node)} & HEAVY
+            assert not heavy, f"{path.name}:{node.lineno} imports {heavy} at module level"
+
+
+def test_help_answers_at_once() -> None:
+    command = [sys.executable, "-m", "flashar_cli", "--help"]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        seconds.append(time.perf_counter() - start)
+        assert "bench" in done.stdout
+    assert min(seconds) < 0.5, f"flashar --help took {min(seconds):.2f} s"
+
+
+def test_command_line_imports_nothing_heavy() -> None:
+    code = f"import sys, flashar_cli.cli.main; print(sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_module_imports_without_optional_packages() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "import_all.py"), "--absent", *OPTIONAL]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,50 @@
+"""Small models that several test files share. Never imported by the package."""
+
+from __future__ import annotations
+
+import torch
+
+from flashar_cli.config import (
+    BackboneConfig,
+    BranchConfig,
+    ClassPrefix,
+    GenerationDefaults,
+    GridConfig,
+    ModelConfig,
+    Provenance,
+    VQConfig,
+)
+from flashar_cli.models.flashar import FlasharModel, initialise
+
+TINY_VQ = VQConfig(
+    codebook_size=32,
+    codebook_dim=4,
+    channels=32,
+    encoder_multipliers=(1, 1, 1),
+    decoder_multipliers=(1, 1, 1),
+    num_res_blocks=1,
+    latent_channels=16,
+)
+
+
+def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> ModelConfig:
+    """A LlamaGen of two narrow blocks, 32 codes and 10 classes."""
+    return ModelConfig(
+        family="llamagen",
+        backbone=BackboneConfig(dim=32, num_layers=2, num_heads=2, num_kv_heads=2, ffn_dim=48, vocab_size=32),
+        prefix=ClassPrefix(num_classes=10),
+        grid=GridConfig(height=height, width=width),
+        branch=BranchConfig(layer=1, depth=1, gate="hidden", gate_dim=64) if branch else None,
+        tokenizer=TINY_VQ if tokenizer else None,
+        generation=GenerationDefaults(cfg_scale=1.5, top_k=8),
+        provenance=Provenance(tool_version="test"),
+    )
+
+
+def build_model(config: ModelConfig, seed: int = 0) -> FlasharModel:
+    """Random weights, output head included."""
+    model = FlasharModel(config).eval()
+    with torch.no_grad():
+        initialise(model, seed)
+        model.backbone.head.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
+    return model
