@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flashar_cli import __version__, checkpoint
 from flashar_cli.checkpoint import Loaded
@@ -162,7 +163,7 @@ def write_samples(job: AdaptJob, path: Path) -> None:
     params = SamplingParams(**loaded.config.generation.model_dump())
     order = loaded.config.order_grid.diagonal()
     batch_size = min(SHEET_IMAGES, job.recipe.optim.micro_batch_size)
-    sheets = []
+    sheets: list[NDArray[np.uint8]] = []
     with torch.inference_mode():
         for codes in generate_tokens(loaded.model, conditions, SHEET_IMAGES, order, params, job.seed, batch_size):
             sheets.extend(to_uint8(loaded.tokenizer.decode(codes)))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -78,12 +79,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         document = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        blocked = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        detail = f"it wants to call {blocked[1]}" if blocked else reason
-        raise FlasharError(
-            f"{path} is refused: it is not a plain file of tensors ({detail}); expected weights alone"
-        ) from None
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"it wants to call {blocked[1]}" if blocked else "its pickle holds more than tensors"
+        raise FlasharError(f"{path} is refused: {detail}; expected a file of weights alone") from None
     except (
         SafetensorError,
         RuntimeError,
@@ -346,7 +344,7 @@ class _Facts:
 
 def _load_pickle(path: Path) -> object:
     # Tensor subclasses of FSDP-saved files, and the arguments that LlamaGen's trainer saves beside its weights.
-    harmless = [torch._tensor._rebuild_from_type_v2, argparse.Namespace]
+    harmless: list[Any] = [torch._tensor._rebuild_from_type_v2, argparse.Namespace]
     with torch.serialization.safe_globals(harmless):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -22,7 +22,7 @@ mkdir -p "$OUT"
 
 step "What there is" ls
 step "Where does the backbone know the lower neighbour?" \
-    probe llamagen-tiny --data shapes --num-images 256 --out "$OUT/probe"
+    probe llamagen-tiny --data shapes --num-images 1024 --out "$OUT/probe"
 step "Adapt it (briefly: this shows the way, the shipped model was trained longer)" \
     adapt llamagen-tiny --recipe llamagen-tiny-demo --probe "$OUT/probe/probe.json" --out "$OUT/adapted"
 step "Pictures of the shipped model, token by token" \
@@ -35,8 +35,8 @@ step "How much faster is that here?" \
 cat >&2 <<EOF
 
 Done in $((SECONDS - started)) s.
-  pictures   $OUT/raster/ and $OUT/flashar/
-  plot       $OUT/probe/
+  pictures   $OUT/raster/contact-sheet.png and $OUT/flashar/contact-sheet.png
+  plot       $OUT/probe/probe.png
   adapted    $OUT/adapted/
   report     $OUT/bench.json
 EOF

@@ -35,7 +35,7 @@ from flashar_cli.training.loop import Stage, TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
 from flashar_cli.training.state import TrainingState
 
-BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=256)
+BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=64)
 GENERATION = GenerationDefaults(cfg_scale=1.5)
 
 
@@ -43,9 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="train the raster base of llamagen-tiny on drawn shapes")
     parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER_DIR")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--num-images", type=int, default=40_000)
+    parser.add_argument("--num-images", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

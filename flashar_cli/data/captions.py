@@ -54,7 +54,7 @@ def encode_captions(captions: Sequence[str], length: int, device: torch.device) 
         raise FlasharError("--prompt needs the transformers package; install it, or pass --caption-features") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(TEXT_ENCODER)
-        encoder = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16).to(device).eval()
+        encoder = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16, device_map=device).eval()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FlasharError(

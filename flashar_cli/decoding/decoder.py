@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
-from flashar_cli.models.flashar import FlasharModel, HiddenStates
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import step_targets
 from flashar_cli.nn.kv_cache import KVCache
@@ -65,7 +65,8 @@ def decode(
     """
     uniform_BN = uniform_BN.to(model.device)[:, order.cells]
     state, logits = prefill(model, conditions.to(model.device), order, params.guided)
-    starts, steps = order.step_starts, []
+    starts = order.step_starts
+    steps: list[Tensor] = []
     for step in range(order.num_steps):
         start, end = starts[step], starts[step + 1]
         if step > 0:
@@ -97,8 +98,7 @@ def prefill(model: FlasharModel, conditions: Conditions, order: Order, guided: b
     targets = step_targets(order, 0, model.device)
     state = DecodeState(model, order, model.rope(order), model.new_cache(num_rows), key_mask, targets.uses_branch)
     hidden = model.hidden_states(prefix_RPD, state.rope[:length], mask, state.use_branch, state.cache)
-    last = HiddenStates(*(None if part is None else part[:, -1:] for part in hidden))
-    return state, model.fuse(last, targets).logits
+    return state, model.fuse(hidden.since(-1), targets).logits
 
 
 def decode_step(state: DecodeState, step: int, codes_RC: Tensor) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flashar_cli.data.shapes import NUM_CLASSES, SIZE
 from flashar_cli.errors import FlasharError
+from flashar_cli.hub import ASSETS
 
 FEATURES = 64
 
@@ -20,7 +24,7 @@ class ShapeClassifier(nn.Module):
         widths = (3, 24, 32, 48, FEATURES)
         self.convs = nn.ModuleList(
             nn.Conv2d(width_in, width, 3 if width_in > 3 else 5, stride=2, padding=1 if width_in > 3 else 2)
-            for width_in, width in zip(widths, widths[1:], strict=False)
+            for width_in, width in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in widths[1:])
         self.last = nn.Conv2d(FEATURES, FEATURES, 3, padding=1)
@@ -43,3 +47,11 @@ class ShapeClassifier(nn.Module):
     def classify(self, images: Tensor) -> Tensor:
         """float [B, 3, 64, 64] in [-1, 1] -> labels int64 [B]."""
         return self(images).argmax(dim=-1)
+
+
+def load_classifier() -> ShapeClassifier:
+    """The shipped classifier, in float32."""
+    classifier = ShapeClassifier().eval()
+    state = load_file(ASSETS / "shape-classifier" / "classifier.safetensors")
+    classifier.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return classifier

@@ -31,6 +31,12 @@ class HiddenStates(NamedTuple):
     horizontal: Tensor
     vertical: Tensor | None
 
+    def since(self, position: int) -> HiddenStates:
+        """Those of the positions from this one on (negative: counted from the end)."""
+        return HiddenStates(
+            self.horizontal[:, position:], None if self.vertical is None else self.vertical[:, position:]
+        )
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -155,9 +161,7 @@ class FlasharModel(nn.Module):
         targets = grid_targets(order, x_BSD.device)
         mask = self.training_mask(order, valid_BP, length)
         hidden = self.hidden_states(x_BSD, self.rope(order)[:length], mask, targets.uses_branch)
-        first = self.config.prefix.length - 1
-        sources = HiddenStates(*(None if part is None else part[:, first:] for part in hidden))
-        return self.fuse(sources, targets)
+        return self.fuse(hidden.since(self.config.prefix.length - 1), targets)
 
 
 def initialise(model: FlasharModel, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Trains the shape classifier on drawn pictures, half of them seen through a tokenizer."""
+"""Trains the shape classifier on drawn pictures, many of them seen through a tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from flashar_cli.tokenizers.vq import VQTokenizer
 class ClassifierTraining:
     """How the shape classifier is trained."""
 
-    num_images: int = 12000  # drawn once and encoded once
+    num_images: int = 12000  # drawn once
+    num_decoded: int = 3000  # of them, also seen as the tokenizer reproduces them
+    decoded_share: float = 0.4  # of a batch
     steps: int = 1200
     batch_size: int = 64
     lr: float = 3e-3  # peak, AdamW, cosine
@@ -42,24 +44,26 @@ class ClassifierReport:
 def train_classifier(
     tokenizer: VQTokenizer, settings: ClassifierTraining, log: Callable[[str], None] = lambda line: None
 ) -> ShapeClassifier:
-    """Trains on shapes of ``TRAINING_SEED``, every picture both as drawn and as ``tokenizer`` reproduces it."""
+    """Trains on shapes of ``TRAINING_SEED``, as drawn and as ``tokenizer`` reproduces them."""
     torch.manual_seed(settings.seed)
     drawn, labels = drawn_images(TRAINING_SEED, settings.num_images)
-    images = torch.cat([drawn, reconstruct(tokenizer, drawn)])
-    labels = labels.repeat(2)
-    log(f"{len(images)} pictures ready")
+    decoded = reconstruct(tokenizer, drawn[: settings.num_decoded])
+    log(f"{len(drawn)} pictures drawn, {len(decoded)} decoded")
+    from_decoded = round(settings.batch_size * settings.decoded_share)
     model = ShapeClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     for step in range(settings.steps):
         optimizer.param_groups[0]["lr"] = settings.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * step / settings.steps)))
-        rows = torch.randint(len(images), (settings.batch_size,))
-        logits = model(_augment(images[rows], settings))
-        loss = F.cross_entropy(logits, labels[rows])
+        rows_decoded = torch.randint(len(decoded), (from_decoded,))
+        rows_drawn = torch.randint(len(drawn), (settings.batch_size - from_decoded,))
+        targets = labels[torch.cat([rows_decoded, rows_drawn])]
+        logits = model(_augment(torch.cat([decoded[rows_decoded], drawn[rows_drawn]]), settings))
+        loss = F.cross_entropy(logits, targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if (step + 1) % 100 == 0:
-            accuracy = (logits.argmax(dim=-1) == labels[rows]).float().mean()
+            accuracy = (logits.argmax(dim=-1) == targets).float().mean()
             log(f"step {step + 1}/{settings.steps} loss {loss.item():.4f} batch_accuracy {accuracy.item():.3f}")
     return model.eval()
 

@@ -116,7 +116,7 @@ def _optimizer_step(
         losses = batch_losses(run, stage, rows[part], epochs[part])
         if not bool(torch.isfinite(losses.total)):
             raise FlasharError(
-                f"the loss is {float(losses.total)} at step {step} ({', '.join(run.train.ids[rows[part]][:8])}); "
+                f"the loss is {losses.total.item()} at step {step} ({', '.join(run.train.ids[rows[part]][:8])}); "
                 "expected a finite number; lower the learning rate, or check the weights with `flashar inspect`"
             )
         (losses.total * share).backward()

@@ -32,7 +32,7 @@ TINY_CONFIG = VQConfig(
 class TokenizerTraining:
     """How a tokenizer is trained. Losses are means over pixels in [-1, 1] or over unit latents."""
 
-    steps: int = 1000
+    steps: int = 1500
     batch_size: int = 16
     continuous_steps: int = 60  # the decoder sees latents, not codes: latents spread out before codes settle on them
     blending_steps: int = 140  # then it sees more and more of the codes
@@ -41,12 +41,14 @@ class TokenizerTraining:
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     absolute_weight: float = 0.1  # L1 beside the squared error
-    commitment_weight: float = 0.25
-    smoothness_weight: float = 0.03  # squared difference of neighbouring latents: fewer, more predictable codes
+    commitment_weight: float = 0.1
+    smoothness_weight: float = 0.005  # squared difference of neighbouring latents: fewer, more predictable codes
     codebook_decay: float = 0.95  # per step, of the running mean that each code is
     restart_every: int = 20  # steps
     restart_below: float = 0.2  # latents of a batch that chose a code, on average
-    restart_until: float = 0.4  # of the steps
+    restart_until: float = 0.7  # of the steps
+    merged_codes: int = 64  # codes left after training, the closest ones merged
+    merging_images: int = 400
     seed: int = 0
     bfloat16: bool = True  # autocast
     compiled: bool = True  # torch.compile: a minute at the start, then several times faster, mostly in GroupNorm
@@ -148,13 +150,10 @@ class CodebookAverage:
 
     @torch.no_grad()
     def restart_unused(self, codebook: Tensor, latent: Tensor, below: float) -> int:
-        """Puts codes chosen by fewer than ``below`` latents a batch at badly fitted latents; returns how many."""
+        """Puts codes chosen by fewer than ``below`` latents a batch at random latents; returns how many."""
         unused = (self.counts < below).nonzero().flatten()
         rows = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1]).float()
-        # Where codes fit worst: chosen by density alone they would split a plain background into near-equal codes.
-        misfit = 1 - (rows @ F.normalize(codebook, dim=1).t()).amax(dim=1)
-        picks = torch.multinomial(misfit.clamp_min(1e-6), len(unused) or 1, generator=self.generator)
-        picked = rows[picks[: len(unused)]]
+        picked = rows[torch.randint(len(rows), (len(unused),), generator=self.generator)]
         codebook[unused] = picked
         self.counts[unused] = 1.0
         self.sums[unused] = picked

@@ -1,0 +1,130 @@
+"""`flashar generate`: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from flashar_cli.cli.labels import parse_labels
+from flashar_cli.errors import FlasharError
+
+
+def test_pictures_tokens_and_npz(run_cli, write_tiny_checkpoint, tmp_path):
+    model = write_tiny_checkpoint()
+    out, npz, tokens_file = tmp_path / "out", tmp_path / "samples.npz", tmp_path / "tokens.npy"
+    arguments = ("--labels", "0-2", "--num-images", 5, "--batch-size", 2, "--seed", 3)
+    result = run_cli("generate", model, *arguments, "--out", out, "--npz", npz, "--tokens-out", tokens_file, "--json")
+    assert result.code == 0, result.err
+    summary = json.loads(result.out)
+    assert summary["decoder"] == "flashar" and summary["forwards_per_image"] == 7 and summary["num_images"] == 5
+    tokens = np.load(tokens_file)
+    assert tokens.shape == (5, 4, 4) and tokens.dtype == np.int64 and tokens.min() >= 0 and tokens.max() < 32
+    assert np.array_equal(tokens, np.load(out / "tokens.npy"))
+    images = np.load(npz)["arr_0"]
+    assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
+    pngs = sorted(out.glob("0*.png"))
+    assert len(pngs) == 5 and (out / "contact-sheet.png").exists()
+    with Image.open(pngs[4]) as picture:
+        settings = json.loads(picture.text["flashar"])
+        assert np.array_equal(np.asarray(picture), images[4])
+    assert settings["seed"] == 3 and settings["image"] == 4 and settings["shows"] == "class 1"
+    assert settings["cfg_scale"] == 1.5 and settings["top_k"] == 8  # the checkpoint's defaults
+
+
+def test_same_seed_same_tokens_whatever_the_batch(run_cli, write_tiny_checkpoint, tmp_path):
+    model, files = write_tiny_checkpoint(), []
+    for batch_size in (1, 3):
+        files.append(tmp_path / f"{batch_size}.npy")
+        arguments = ("--num-images", 6, "--batch-size", batch_size, "--tokens-out", files[-1])
+        assert run_cli("generate", model, *arguments, "--decoder", "raster").code == 0
+    assert np.array_equal(*(np.load(path) for path in files))
+
+
+def test_tokens_alone_need_no_tokenizer(run_cli, write_tiny_checkpoint, tmp_path):
+    model = write_tiny_checkpoint(tokenizer=False)
+    refused = run_cli("generate", model, "--labels", 1, "--out", tmp_path / "out")
+    assert refused.code == 2 and "no tokenizer" in refused.err and not (tmp_path / "out").exists()
+    assert run_cli("generate", model, "--labels", 1, "--out", tmp_path / "out", "--no-images").code == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokens.npy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    (
+        (("--labels", "10"), "label 10 is out of range; expected 0..9"),
+        (("--labels", "8-12"), "label range '8-12'"),
+        (("--labels", "star"), "no table of class names"),
+        (("--temperature", -1), "--temperature is -1"),
+        (("--temperature", "nan"), "--temperature is nan"),
+        (("--top-k", -1), "--top-k is -1"),
+        (("--top-p", 0), "--top-p is 0"),
+        (("--cfg-scale", -2), "--cfg-scale is -2"),
+        (("--cfg-interval", "0.5:0.2"), "--cfg-interval"),
+        (("--cfg-interval", "half"), "--cfg-interval is half"),
+        (("--num-images", 0), "expected at least 1"),
+        (("--prompt", "a cat"), "class-conditional"),
+        (("--device", "tpu"), "--device is tpu"),
+        (("--device", "cuda:99"), "CUDA devices"),
+        (("--no-images", "--npz", "x.npz"), "--npz holds pictures"),
+    ),
+)
+def test_bad_options_write_nothing(run_cli, write_tiny_checkpoint, tmp_path, monkeypatch, arguments, words):
+    model = write_tiny_checkpoint()
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    result = run_cli("generate", model, *arguments)
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_flashar_of_a_base_is_refused(run_cli, write_tiny_checkpoint, tmp_path):
+    result = run_cli("generate", write_tiny_checkpoint(branch=False), "--decoder", "flashar", "--out", tmp_path / "o")
+    assert result.code == 2 and "no vertical branch" in result.err
+
+
+@pytest.mark.parametrize("damage", ("missing", "extra", "misshaped", "nan", "truncated", "config", "foreign-config"))
+def test_damaged_checkpoints(run_cli, write_tiny_checkpoint, tmp_path, damage):
+    model = write_tiny_checkpoint()
+    weights, config = model / "model.safetensors", model / "config.json"
+    state = load_file(weights)
+    if damage == "missing":
+        del state["branch.gate.mlp.fc1.weight"]
+    elif damage == "extra":
+        state["more"] = torch.zeros(1)
+    elif damage == "misshaped":
+        state["backbone.norm.weight"] = torch.zeros(3)
+    elif damage == "nan":
+        state["backbone.norm.weight"][0] = torch.nan
+    save_file(state, weights)
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "config":
+        config.write_text(config.read_text().replace('"num_layers"', '"num_layer"'))
+    elif damage == "foreign-config":
+        config.write_text('{"model_type": "llama"}')
+    for command in (("generate", model, "--tokens-out", tmp_path / "t.npy"), ("inspect", model)):
+        result = run_cli(*command)
+        assert result.code == 2 and result.err.count("\n") == 1, (result.out, result.err)
+    assert not (tmp_path / "t.npy").exists()
+
+
+def test_unknown_models(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("FLASHAR_HOME", str(tmp_path))
+    assert "did you mean llamagen-tiny?" in run_cli("generate", "llamagen-tyny", "--labels", 1).err
+    result = run_cli("generate", "llamagen-b", "--labels", 1, "--tokens-out", tmp_path / "t.npy")
+    assert result.code == 2 and "c2i_B_256.pt" in result.err and "llamagen-tiny" in result.err
+    assert run_cli("generate").code == 2
+
+
+def test_parse_labels():
+    names = ("circle", "square", "star")
+    assert parse_labels("2,0-1,star", 3, names) == [2, 0, 1, 2]
+    assert parse_labels(None, 40, None) == list(range(16))
+    with pytest.raises(FlasharError, match="did you mean square"):
+        parse_labels("squar", 3, names)

@@ -1,0 +1,196 @@
+"""The training loop on a small model: what moves, what stays, and that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from flashar_cli.config import BranchConfig, default_gate_dim
+from flashar_cli.data.codes import CodeSet
+from flashar_cli.errors import FlasharError
+from flashar_cli.recipe import OptimSettings, StageSettings
+from flashar_cli.training.loop import Stage, TrainingRun, run_stages
+from flashar_cli.training.losses import adaptation_loss
+from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes
+from flashar_cli.training.state import TrainingState
+from flashar_cli.training.validation import validation_losses
+from tests.tiny_models import build_model, random_config
+
+
+def drawn_set(count: int = 24, height: int = 3, width: int = 4) -> CodeSet:
+    """Codes with something to learn: each is its left neighbour plus one, modulo 32."""
+    rng = np.random.default_rng(0)
+    codes = (rng.integers(0, 32, (count, 1, 1)) + np.arange(height)[:, None] + np.arange(width)) % 32
+    return CodeSet(codes.astype(np.int32), np.array([f"p{k:03d}" for k in range(count)]), rng.integers(0, 10, count))
+
+
+def make_run(folder, stages, branch=True, seed=0, save_every=100, **optim) -> TrainingRun:
+    model = build_model(random_config(3, 4, branch=False, tokenizer=False))
+    if branch:
+        model.add_branch(BranchConfig(layer=1, gate="hidden", gate_dim=default_gate_dim("hidden", 32, 32)), seed)
+    data = drawn_set()
+    return TrainingRun(
+        model=model,
+        train=data.take(slice(0, 16)),
+        validation=data.take(slice(16, 24)),
+        stages=stages,
+        optim=OptimSettings(**{"batch_size": 6, "corruption": 0.1, "dropout": 0.1, **optim}),
+        seed=seed,
+        dtype=torch.float32,
+        state=TrainingState(folder, {"seed": seed}),
+        save_every=save_every,
+        validate_every=100,
+        report=lambda kind, record: None,
+        stage_done=lambda name: None,
+    )
+
+
+TWO_STAGES = [
+    Stage("stage1", 4, StageSettings(lr=1e-2, backbone_lr_factor=0.0, distill_weight=0.2)),
+    Stage("stage2", 4, StageSettings(lr=1e-2, backbone_lr_factor=0.2, gate_entropy_weight=0.01)),
+]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_stage_one_moves_branch_and_gate_only(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES[:1])
+    before = weights(run.model)
+    run_stages(run)
+    moved = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith("branch.") for name in moved)
+    assert any(name.startswith("branch.gate.") for name in moved)
+
+
+def test_stage_two_moves_everything(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES[1:])
+    before = weights(run.model)
+    run_stages(run)
+    same = [name for name, tensor in run.model.state_dict().items() if torch.equal(tensor, before[name])]
+    assert not same
+
+
+def test_it_learns(tmp_path):
+    run = make_run(tmp_path, [Stage("stage2", 60, StageSettings(lr=1e-2))], corruption=0.0, dropout=0.0, class_drop=0.0)
+    records = []
+    run.report = lambda kind, record: records.append(record) if kind == "validation" else None
+    run_stages(run)
+    assert records[-1]["fused"] < 0.5 * records[0]["fused"]
+    assert set(records[-1]) >= {"raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std"}
+
+
+class Killed(Exception):
+    """Stands for a power cut: nothing of the run gets to clean up."""
+
+
+@pytest.mark.parametrize("kill_at", (2, 5, 7))
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill_at):
+    whole = make_run(tmp_path / "whole", TWO_STAGES)
+    run_stages(whole)
+
+    def die(kind, record):
+        if kind == "step" and record["step"] == kill_at:
+            raise Killed
+
+    cut = make_run(tmp_path / "cut", TWO_STAGES, save_every=1)
+    cut.report = die
+    with pytest.raises(Killed):
+        run_stages(cut)
+    resumed = make_run(tmp_path / "cut", TWO_STAGES, save_every=1)
+    assert resumed.state.loaded is not None
+    run_stages(resumed)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+
+
+def test_state_of_another_run_is_refused(tmp_path):
+    run_stages(make_run(tmp_path, TWO_STAGES))
+    with pytest.raises(FlasharError, match="seed differ"):
+        make_run(tmp_path, TWO_STAGES, seed=1)
+    (tmp_path / "training-state.pt").write_bytes(b"half a file")
+    with pytest.raises(FlasharError, match="cannot be read"):
+        make_run(tmp_path, TWO_STAGES)
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    runs = [
+        make_run(tmp_path / str(micro), TWO_STAGES, micro_batch_size=micro, dropout=0.0, batch_size=6)
+        for micro in (6, 2)
+    ]
+    for run in runs:
+        run_stages(run)
+    losses = [validation_losses(run.model, run.validation, 4)["fused"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES)
+    with torch.no_grad():
+        run.model.backbone.norm.weight[0] = torch.nan
+    with pytest.raises(FlasharError, match=r"loss is nan at step 0 \(p0"):
+        run_stages(run)
+
+
+def test_loss_by_hand(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES)
+    model, order = run.model, run.model.config.order_grid.diagonal()
+    codes_BHW, conditions = run.train.take(slice(0, 2)).tensors(torch.device("cpu"))
+    codes = order.from_raster(codes_BHW)
+    with torch.no_grad():
+        prediction = model(codes, conditions, order)
+        teacher = model(order.grid.raster().from_raster(codes_BHW), conditions, order.grid.raster()).logits[
+            :, order.cells
+        ]
+        settings = StageSettings(vertical_weight=0.05, horizontal_weight=0.3, distill_weight=0.2)
+        losses = adaptation_loss(prediction, codes, settings, teacher)
+    vertical, distill = [], []
+    fused = [-prediction.logits[b, k].log_softmax(-1)[codes[b, k]] for b in range(2) for k in range(12)]
+    horizontal = [
+        -prediction.horizontal[b, k].log_softmax(-1)[codes[b, k]]
+        for b in range(2)
+        for k in range(12)
+        if order.cells[k] % 4 > 0 or order.cells[k] == 0
+    ]
+    for b in range(2):
+        for k in range(12):
+            if order.cells[k] >= 4 or order.cells[k] == 0:
+                student = prediction.vertical[b, k]
+                vertical.append(-student.log_softmax(-1)[codes[b, k]])
+                target = (teacher[b, k] / 2).softmax(-1)
+                distill.append(4 * (target * (target.log() - (student / 2).log_softmax(-1))).sum())
+    means = [torch.stack(part).mean() for part in (fused, vertical, horizontal, distill)]
+    torch.testing.assert_close(losses.total, means[0] + 0.05 * means[1] + 0.3 * means[2] + 0.2 * means[3])
+
+
+def test_batches_cover_every_epoch_once():
+    rows = np.concatenate([batch_rows(10, 4, 3, step)[0] for step in range(5)])
+    epochs = np.concatenate([batch_rows(10, 4, 3, step)[1] for step in range(5)])
+    assert sorted(rows[epochs == 0]) == list(range(10)) and sorted(rows[epochs == 1]) == list(range(10))
+    assert not np.array_equal(rows[:10], rows[10:])
+
+
+def test_training_noise_depends_on_the_sample_not_on_the_batch():
+    rows, epochs = np.arange(64), np.zeros(64, np.int64)
+    codes = np.zeros((64, 50), np.int64)
+    noisy = corrupt_codes(codes, 0.3, 32, 0, epochs, rows)
+    assert np.array_equal(noisy[10:20], corrupt_codes(codes[10:20], 0.3, 32, 0, epochs[10:20], rows[10:20]))
+    # 3200 codes, 30 % replaced, of which 1 in 32 by the same code: 930 +- 26 differ.
+    assert 930 - 6 * 26 < (noisy != codes).sum() < 930 + 6 * 26
+    drop = condition_drop(0.5, 0, np.zeros(4000, np.int64), np.arange(4000))
+    assert 2000 - 6 * 32 < drop.sum() < 2000 + 6 * 32
+
+
+def test_metrics_are_json_lines(tmp_path):
+    from flashar_cli.training.metrics import MetricsFile
+
+    metrics = MetricsFile(tmp_path / "m.jsonl")
+    metrics("step", {"step": 0, "total": 1.0})
+    metrics("validation", {"step": 1, "raster": 2.0})
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert kinds == ["step", "validation"]
+    assert MetricsFile(tmp_path / "m.jsonl").last["validation"] == {"step": 1, "raster": 2.0}
