@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from flashar_cli import checkpoint, hub
-from flashar_cli.config import BranchConfig, ClassPrefix, GridConfig, ModelConfig, Provenance
+from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
-from flashar_cli.families.base import Preset
 from flashar_cli.models.flashar import FlasharModel
 
 
@@ -21,7 +20,7 @@ def list_models() -> list[dict[str, str]]:
     records = []
     for name in (*hub.EMBEDDED, *PRESETS):
         directory = hub.local_path(name)
-        config = checkpoint.read_config(directory) if directory else preset_config(PRESETS[name])
+        config = checkpoint.read_config(directory) if directory else PRESETS[name].config()
         where = "embedded" if name in hub.EMBEDDED else str(directory) if directory else f"Hub: {PRESETS[name].weights}"
         records.append(
             {
@@ -32,23 +31,6 @@ def list_models() -> list[dict[str, str]]:
             }
         )
     return records
-
-
-def preset_config(preset: Preset) -> ModelConfig:
-    """The config of a published preset, without its weights at hand."""
-    branch = None
-    if preset.family == "nar":
-        branch = BranchConfig(layer=preset.backbone.num_layers, depth=1, gate="mean")
-    return ModelConfig(
-        family=preset.family,
-        backbone=preset.backbone,
-        prefix=preset.prefix,
-        grid=GridConfig(height=preset.grid.height, width=preset.grid.width),
-        branch=branch,
-        tokenizer=preset.tokenizer,
-        generation=preset.generation,
-        provenance=Provenance(tool_version="preset", source=str(preset.weights)),
-    )
 
 
 def summary(config: ModelConfig) -> str:

@@ -47,6 +47,7 @@ class OptimSettings(Config):
     class_drop: float = Field(0.1, ge=0, le=1, description="pictures trained without their condition, for guidance")
     corruption: float = Field(0.0, ge=0, le=1, description="context codes replaced by random ones; targets stay")
     dropout: float = Field(0.0, ge=0, lt=1, description="of residual branches")
+    compile: bool = Field(False, description="torch.compile the blocks: a wait at the start, then faster steps")
 
 
 class BranchSettings(Config):

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; needs a C++ compiler")
     args = parser.parse_args()
 
     vq = VQConfig.model_validate(json.loads((args.tokenizer / "tokenizer.json").read_text())["config"])
@@ -81,7 +82,7 @@ def main() -> None:
             train=train,
             validation=validation,
             stages=[stage],
-            optim=OptimSettings(batch_size=args.batch_size),
+            optim=OptimSettings(batch_size=args.batch_size, compile=args.compile),
             seed=args.seed,
             dtype=torch.bfloat16,
             state=TrainingState(directory, settings),

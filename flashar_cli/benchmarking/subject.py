@@ -7,19 +7,17 @@ from pathlib import Path
 
 import torch
 
-from flashar_cli import __version__, checkpoint, hub
+from flashar_cli import checkpoint, hub
 from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
     GridConfig,
     ModelConfig,
-    Provenance,
     VQConfig,
     default_gate_dim,
 )
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
-from flashar_cli.families.base import Preset
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.tokenizers.vq import VQTokenizer
@@ -53,33 +51,20 @@ def load_subject(
     if not random_weights:
         # A preset's grid is known before its weights are: don't download them for nothing.
         if name in PRESETS:
-            _check_grid(preset_config(PRESETS[name]), res)
+            _check_grid(PRESETS[name].config(), res)
         directory = _resolve(name)
         _check_grid(checkpoint.read_config(directory), res)
         loaded = checkpoint.load(directory, device, dtype)
         added = ensure_branch(loaded.model, seed)
         return BenchModel(name, loaded.model, loaded.tokenizer, f"sha256:{checkpoint.weights_sha256(directory)}", added)
 
-    config = preset_config(PRESETS[name]) if name in PRESETS else checkpoint.read_config(hub.resolve(name))
+    config = PRESETS[name].config() if name in PRESETS else checkpoint.read_config(hub.resolve(name))
     if res is not None:
         grid = grid_of_res(config.tokenizer, res)
         config = config.model_copy(update={"grid": GridConfig(height=grid.height, width=grid.width)})
     model = random_model(config, device, dtype, seed)
     tokenizer = None if config.tokenizer is None else random_tokenizer(config.tokenizer, device, seed)
     return BenchModel(name, model, tokenizer, RANDOM_WEIGHTS, ensure_branch(model, seed))
-
-
-def preset_config(preset: Preset) -> ModelConfig:
-    """The config of a published model, without a branch."""
-    return ModelConfig(
-        family=preset.family,
-        backbone=preset.backbone,
-        prefix=preset.prefix,
-        grid=GridConfig(height=preset.grid.height, width=preset.grid.width),
-        tokenizer=preset.tokenizer,
-        generation=preset.generation,
-        provenance=Provenance(tool_version=__version__, notes=RANDOM_WEIGHTS),
-    )
 
 
 def grid_of_res(tokenizer: VQConfig | None, res: int) -> Grid:

@@ -123,7 +123,7 @@ def _show(report: BenchReport) -> None:
     output.note(
         f"measured here: copy {rates.copy_bytes_per_s / 1e9:.1f} GB/s, "
         f"matrix product {rates.matmul_flops_per_s / 1e12:.2f} TFLOP/s; tokens = prefix and all steps; "
-        f"pixels = tokens to picture; medians of {settings.repeats} runs"
+        f"pixels = tokens to picture; medians over {settings.repeats} x A B"
     )
 
 

@@ -54,13 +54,14 @@ def encode_captions(captions: Sequence[str], length: int, device: torch.device) 
         raise FlasharError("--prompt needs the transformers package; install it, or pass --caption-features") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(TEXT_ENCODER)
-        encoder = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16, device_map=device).eval()
+        encoder: torch.nn.Module = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FlasharError(
             f"the text encoder {TEXT_ENCODER} can't be loaded ({reason}); put it into the Hugging Face cache, "
             "or pass --caption-features"
         ) from None
+    encoder.to(device).eval()
     batch = tokenizer(
         [caption.strip().lower() for caption in captions],
         max_length=length,

@@ -6,7 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flashar_cli.config import BackboneConfig, CaptionPrefix, ClassPrefix, GenerationDefaults, VQConfig
+from flashar_cli import __version__
+from flashar_cli.config import (
+    BackboneConfig,
+    BranchConfig,
+    CaptionPrefix,
+    ClassPrefix,
+    GenerationDefaults,
+    GridConfig,
+    ModelConfig,
+    Provenance,
+    VQConfig,
+)
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
@@ -37,11 +48,20 @@ class Preset:
     generation: GenerationDefaults
     weights: HubFile
     tokenizer_weights: HubFile
+    branch: BranchConfig | None = None
 
-    @property
-    def summary(self) -> str:
-        kind = "class" if isinstance(self.prefix, ClassPrefix) else "caption"
-        return f"{self.family}, {kind}-conditional, {self.grid} tokens"
+    def config(self) -> ModelConfig:
+        """What the model is, without its weights at hand."""
+        return ModelConfig(
+            family=self.family,
+            backbone=self.backbone,
+            prefix=self.prefix,
+            grid=GridConfig(height=self.grid.height, width=self.grid.width),
+            branch=self.branch,
+            tokenizer=self.tokenizer,
+            generation=self.generation,
+            provenance=Provenance(tool_version=__version__, source=str(self.weights)),
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashar_cli.config import GenerationDefaults
+from flashar_cli.config import BranchConfig, GenerationDefaults
 from flashar_cli.families.base import Family, HubFile, Preset
 from flashar_cli.families.llamagen import BASE_KEYS, BRANCH_KEYS, DROPPED_KEYS, IMAGENET, SIZES, VQ16
 from flashar_cli.grid import Grid
@@ -20,6 +20,7 @@ NAR = Family(
             generation=GenerationDefaults(cfg_scale=2.0),
             weights=HubFile(f"chenfeng1271/NAR-imagenet-256-{size.upper()}", "last_version.pt"),
             tokenizer_weights=HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
+            branch=BranchConfig(layer=SIZES[size].num_layers, gate="mean"),
         )
         for size in ("b", "l", "xl", "xxl")
     ),

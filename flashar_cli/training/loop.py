@@ -61,6 +61,8 @@ def run_stages(run: TrainingRun) -> None:
     for block in run.model.modules():
         if isinstance(block, Block):
             block.dropout = run.optim.dropout
+            if run.optim.compile:
+                block.compile(dynamic=False)
     if run.state.load_model(run.model) is None:
         _validate(run, "start", 0)
     first_step = 0
@@ -69,7 +71,8 @@ def run_stages(run: TrainingRun) -> None:
         if done < stage.steps:
             _run_stage(run, index, stage, first_step, done)
             _validate(run, stage.name, first_step + stage.steps)
-            run.stage_done(stage.name)
+            with torch.compiler.set_stance("force_eager"):
+                run.stage_done(stage.name)
         first_step += stage.steps
     run.model.requires_grad_(True)
     run.model.eval()
@@ -163,5 +166,6 @@ def _corrupted(run: TrainingRun, codes_BHW: Tensor, rows: Any, epochs: Any) -> T
 
 
 def _validate(run: TrainingRun, stage: str, step: int) -> None:
-    losses = validation_losses(run.model, run.validation, run.optim.micro_batch_size, run.dtype)
+    with torch.compiler.set_stance("force_eager"):  # compiled for the shapes of training steps alone
+        losses = validation_losses(run.model, run.validation, run.optim.micro_batch_size, run.dtype)
     run.report("validation", {"stage": stage, "step": step} | losses)

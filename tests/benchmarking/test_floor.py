@@ -11,7 +11,6 @@ from flashar_cli.benchmarking.floor import (
     gate_weights,
     head_weights,
 )
-from flashar_cli.benchmarking.subject import preset_config
 from flashar_cli.config import BackboneConfig, BranchConfig, GateKind, default_gate_dim
 from flashar_cli.families import PRESETS
 from flashar_cli.grid import Grid
@@ -67,6 +66,6 @@ def test_the_slower_of_reading_and_computing_counts() -> None:
 
 def test_published_size_matches_the_stated_floor() -> None:
     """LlamaGen-XL, 24x24, bfloat16, at 4.3 TB/s: 0.21 s raster."""
-    config = preset_config(PRESETS["llamagen-xl"])
+    config = PRESETS["llamagen-xl"].config()
     costs = forward_costs(config, config.order_grid.raster(), 2, 2)
     assert floor_s(costs, Rates(4.3e12, 790e12)) == pytest.approx(0.21, abs=0.01)

@@ -79,10 +79,3 @@ def test_random_models_follow_the_seed(write_tiny_checkpoint: Callable[..., Path
     pairs = zip(first.tokenizer.parameters(), second.tokenizer.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert all(bool(torch.isfinite(parameter).all()) for parameter in first.model.parameters())
-
-
-@pytest.mark.parametrize("name", ["llamagen-b", "llamagen-t2i-xl", "nar-b"])
-def test_preset_shapes_build_on_meta(name: str) -> None:
-    with torch.device("meta"):
-        model = subject.FlasharModel(subject.preset_config(subject.PRESETS[name]))
-    assert model.branch is None

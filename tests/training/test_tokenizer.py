@@ -31,7 +31,7 @@ SMALL = VQConfig(
     latent_channels=8,
 )
 SETTINGS = TokenizerTraining(
-    steps=3, batch_size=2, continuous_steps=1, blending_steps=1, restart_every=1, compiled=False, bfloat16=False
+    steps=2, batch_size=1, continuous_steps=1, blending_steps=1, restart_every=1, compiled=False, bfloat16=False
 )
 
 

@@ -1,0 +1,51 @@
+"""The Python API as the README shows it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import flashar_cli
+from flashar_cli.errors import FlasharError
+
+
+def test_generate_and_logits(write_tiny_checkpoint):
+    model = flashar_cli.load(str(write_tiny_checkpoint()))
+    made = model.generate(labels=[0, 3, 8], seed=1)
+    assert made.tokens.shape == (3, 4, 4) and made.tokens.dtype == torch.int64
+    assert made.images is not None and made.images.shape == (3, 16, 16, 3)
+    logits = model.logits(made.tokens, labels=[0, 3, 8])
+    assert logits.shape == (3, 4, 4, 32) and logits.dtype == torch.float32
+    assert not torch.equal(logits, model.logits(made.tokens, labels=[0, 3, 8], decoder="raster"))
+    greedy = model.generate([5], temperature=0, cfg_scale=1.0, top_k=0)
+    assert torch.equal(model.logits(greedy.tokens, [5]).argmax(-1), greedy.tokens)
+    assert torch.equal(
+        model.generate([1, 2], num_images=4, seed=2, batch_size=1).tokens[2:3],
+        model.generate([1, 2, 1], seed=2, batch_size=3).tokens[2:],
+    )
+
+
+def test_bad_arguments(write_tiny_checkpoint):
+    model = flashar_cli.load(str(write_tiny_checkpoint(tokenizer=False)))
+    assert model.generate([1]).images is None
+    tokens = torch.zeros(1, 4, 4, dtype=torch.int64)
+    for call in (
+        lambda: model.generate(),
+        lambda: model.generate([10]),
+        lambda: model.generate([1], decoder="spiral"),
+        lambda: model.generate([1], top_p=2.0),
+        lambda: model.generate(caption_features=torch.zeros(1, 2, 3), caption_mask=torch.ones(1, 2)),
+        lambda: model.logits(tokens, [1, 2]),
+        lambda: model.logits(tokens + 32, [1]),
+        lambda: model.logits(tokens[:, :3], [1]),
+        lambda: model.pictures(tokens),
+        lambda: flashar_cli.load("no-such-model"),
+    ):
+        with pytest.raises(FlasharError):
+            call()
+
+
+def test_half_precision(write_tiny_checkpoint):
+    model = flashar_cli.load(str(write_tiny_checkpoint()), dtype=torch.bfloat16)
+    assert model.model.dtype == torch.bfloat16
+    assert model.generate([1], seed=0).tokens.max() < 32
