@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Makes the embedded models from nothing: tokenizer, classifier, raster base, probe, adaptation. Seeds are fixed.
+# usage: scripts/train_tiny.sh WORK     about two hours on two CPU cores; each part that is done is skipped
+# Afterwards copy WORK/llamagen-tiny, WORK/llamagen-tiny-flashar and WORK/shape-classifier into flashar_cli/assets/ and
+# measure them with scripts/evaluate_tiny.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[ $# -eq 1 ] || { echo "usage: scripts/train_tiny.sh WORK" >&2; exit 2; }
+WORK=$1
+PYTHON=${PYTHON:-.venv/bin/python}
+mkdir -p "$WORK"
+# Large freed blocks stay with the process: see Makefile.
+export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
+
+[ -d "$WORK/tokenizer" ] || "$PYTHON" scripts/train_tiny_tokenizer.py "$WORK/tokenizer"
+[ -d "$WORK/shape-classifier" ] || "$PYTHON" scripts/train_tiny_classifier.py "$WORK/tokenizer" "$WORK/shape-classifier"
+[ -d "$WORK/llamagen-tiny" ] || "$PYTHON" scripts/train_tiny_gpt.py "$WORK/tokenizer" "$WORK/llamagen-tiny" --compile
+[ -d "$WORK/probe" ] || "$PYTHON" -m flashar_cli probe "$WORK/llamagen-tiny" --data shapes:4096 --out "$WORK/probe"
+[ -d "$WORK/llamagen-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/llamagen-tiny" --recipe llamagen-tiny \
+    --probe "$WORK/probe/probe.json" --dtype bfloat16 --set optim.compile=true --out "$WORK/llamagen-tiny-flashar"

@@ -1,0 +1,152 @@
+"""`flashar adapt` and `flashar probe` on the embedded model, briefly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from flashar_cli import checkpoint, hub
+
+SMALL_RUN = (
+    "--data",
+    "shapes:48",
+    "--batch-size",
+    8,
+    "--set",
+    "data.num_validation=16",
+    "--set",
+    "stage1.warmup_steps=0",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("FLASHAR_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
+    out = tmp_path / "adapted"
+    result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, "--steps", 4, "--branch-layer", 4, "--out", out, "--json")
+    assert result.code == 0, result.err
+    validation = json.loads(result.out)["validation"]
+    assert validation["stage"] == "stage2" and validation["step"] == 4
+    assert set(validation) >= {"raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std"}
+    config = checkpoint.read_config(out)
+    assert config.branch is not None and (config.branch.layer, config.branch.gate) == (4, "hidden")
+    assert config.provenance.source == "llamagen-tiny" and config.provenance.data_fingerprint
+    kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("step") == 4 and kinds.count("validation") == 3  # before, between, after
+    for stage in ("stage1", "stage2"):
+        with Image.open(out / f"samples-{stage}.png") as sheet:
+            assert sheet.width > 600
+    assert not list(tmp_path.glob("*.run"))
+    assert run_cli("generate", out, "--labels", "heart", "--tokens-out", tmp_path / "t.npy").code == 0
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monkeypatch):
+    command = ("adapt", "llamagen-tiny", *SMALL_RUN, "--steps", 5, "--set", "save_every=1", "--out")
+    assert run_cli(*command, tmp_path / "whole").code == 0
+
+    from flashar_cli.training import loop
+
+    one_step, calls = loop._optimizer_step, []
+
+    def interrupted(*args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return one_step(*args)
+
+    monkeypatch.setattr(loop, "_optimizer_step", interrupted)
+    result = run_cli(*command, tmp_path / "cut")
+    assert result.code == 130 and "resume with: flashar adapt llamagen-tiny" in result.err
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(loop, "_optimizer_step", one_step)
+    resumed = run_cli(*command, tmp_path / "cut")
+    assert resumed.code == 0 and "resuming" in resumed.err
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    (
+        (("--set", "stage1.learning_rate=1"), "unknown key 'learning_rate'"),
+        (("--set", "stage1.lr=-1"), "stage1.lr"),
+        (("--set", "lr"), "expected KEY=VALUE"),
+        (("--set", "step=3"), "did you mean steps?"),
+        (("--recipe", "llamagen-tinny"), "did you mean llamagen-tiny"),
+        (("--gate", "soft"), "branch.gate"),
+        (("--branch-layer", 9), "--branch-layer is 9; expected 0..6"),
+        (("--probe", "nowhere.json"), "--probe nowhere.json cannot be read"),
+        (("--data", "./nowhere"), "--data ./nowhere"),
+        (("--subset", 0), "data.subset"),
+    ),
+)
+def test_bad_options_write_nothing(run_cli, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    result = run_cli("adapt", "llamagen-tiny", "--out", tmp_path / "out", *arguments)
+    assert result.code == 2 and words in result.err and result.err.strip().count("\n") <= 1, result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapted_model_is_not_adapted_again(run_cli, tmp_path):
+    result = run_cli("adapt", "llamagen-tiny-flashar", "--data", "shapes:8", "--out", tmp_path / "out")
+    assert result.code == 2 and "has a vertical branch already" in result.err
+
+
+def test_data_of_another_model_is_caught_before_training(run_cli, write_tiny_checkpoint, tmp_path):
+    base = write_tiny_checkpoint(branch=False)
+    result = run_cli("adapt", base, "--data", "shapes:20", "--steps", 2, "--out", tmp_path / "out")
+    assert result.code == 2 and "no better than chance" in result.err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
+
+
+def test_dry_run(run_cli, tmp_path):
+    result = run_cli("adapt", "llamagen-tiny", "--out", tmp_path / "out", "--steps", 100, "--dry-run")
+    plan = json.loads(result.out)
+    assert plan["steps"] == {"stage1": 20, "stage2": 80} and plan["branch"]["layer"] == 5
+    assert plan["weights_and_optimizer_bytes"]["stage2"] > plan["weights_and_optimizer_bytes"]["stage1"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("head", ("full", "low-rank", "shared"))
+def test_probe(run_cli, tmp_path, head):
+    arguments = ("--data", "shapes:64", "--num-images", 64, "--num-validation", 16, "--head", head, "--rank", 8)
+    result = run_cli("probe", "llamagen-tiny", *arguments, "--layers", "0,3-6", "--out", tmp_path, "--json")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "probe.json").read_text())
+    assert report == json.loads(result.out)
+    assert [row["layer"] for row in report["layers"]] == [0, 3, 4, 5, 6]
+    assert report["recommended_layer"] in (0, 3, 4, 5) and report["data_fingerprint"]
+    assert "GiB" in result.err
+    with Image.open(tmp_path / "probe.png") as plot:
+        assert plot.width > 500
+    config = checkpoint.read_config(hub.resolve("llamagen-tiny"))
+    from flashar_cli.probing import read_recommendation
+
+    assert read_recommendation(tmp_path / "probe.json", config) == report["recommended_layer"]
+    again = run_cli("probe", "llamagen-tiny", *arguments, "--out", tmp_path)
+    assert again.code == 2 and "--overwrite" in again.err
+
+
+def test_probe_of_a_big_model_says_its_memory_first(run_cli, tmp_path, monkeypatch):
+    from flashar_cli import probing
+    from flashar_cli.families import PRESETS
+
+    config = PRESETS["llamagen-xl"].config()
+    full = probing.memory_bytes(config, probing.ProbeSettings(layers=tuple(range(37))))
+    low = probing.memory_bytes(config, probing.ProbeSettings(layers=tuple(range(37)), head="low-rank"))
+    assert full == 16 * 2 * 37 * 1280 * 16384 and low < full / 15
+
+
+def test_recommendation_is_the_best_layer_that_adds_no_depth():
+    from flashar_cli.probing import recommend
+
+    rows = [{"layer": layer, "lower_loss": loss} for layer, loss in ((0, 3.0), (1, 2.0), (2, 2.5), (3, 1.0))]
+    assert recommend(rows, 2) == 1
+    assert recommend(rows, 3) == 3
