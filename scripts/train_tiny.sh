@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 WORK=$1
 PYTHON=${PYTHON:-.venv/bin/python}
 mkdir -p "$WORK"
-# Large freed blocks stay with the process: see Makefile.
+# Large freed blocks stay with the process, as in the Makefile.
 export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
 
 [ -d "$WORK/tokenizer" ] || "$PYTHON" scripts/train_tiny_tokenizer.py "$WORK/tokenizer"

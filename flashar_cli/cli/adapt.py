@@ -85,7 +85,6 @@ def command(
     from flashar_cli.probing import read_recommendation
 
     runtime.set_threads(threads)
-    runtime.keep_freed_memory()
     where = options.resolve_device(device)
     directory = hub.resolve(name)
     import torch

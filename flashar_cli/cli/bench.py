@@ -68,7 +68,6 @@ def command(
 
     if cfg_scale is not None:
         SamplingParams(cfg_scale=cfg_scale)  # refused before anything is loaded
-    runtime.keep_freed_memory()
     runtime.set_threads(threads)
     chosen_device = options.resolve_device(device)
     chosen_dtype = options.resolve_dtype(dtype, chosen_device)

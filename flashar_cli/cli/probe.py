@@ -80,7 +80,6 @@ def command(
         return
 
     runtime.set_threads(threads)
-    runtime.keep_freed_memory()
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)
     import torch
