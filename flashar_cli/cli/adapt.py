@@ -62,7 +62,10 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Adapt a raster model to parallel decoding: stage 1 trains branch and gate, stage 2 everything. Resumable."""
+    """Adapt a raster model to parallel decoding, in two stages.
+
+    Stage 1 trains branch and gate, stage 2 everything. Type the same command again to resume an interrupted run.
+    """
     name = options.required_model(model, base)
     flags = {
         "branch.layer": branch_layer,

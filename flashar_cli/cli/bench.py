@@ -48,9 +48,9 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file --out names.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Measure raster against FlashAR decoding on the same model, in turn, in one process.
+    """Measure raster against FlashAR decoding on the same model.
 
-    A base without a vertical branch gets a fresh one: the speed does not depend on what it has learned. Without MODEL:
+    Both run in turn, in one process. A base without a vertical branch gets a fresh one: the speed does not depend on what it has learned. Without MODEL:
     llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
     """
     sizes = parse_batch_sizes(batch_sizes)

@@ -34,7 +34,10 @@ def command(
         bool, typer.Option("--allow-different", help="Compare across hardware, settings or models all the same.")
     ] = False,
 ) -> None:
-    """Compare two bench reports; exit code 1 where a speed-up or a time became worse than the tolerance allows."""
+    """Compare two bench reports; exit code 1 on a regression.
+
+    A regression is a speed-up or a time that became worse by more than the tolerance.
+    """
     allowed = parse_tolerance(tolerance)
     from flashar_cli.benchmarking.compare import compare, differences, version_changes
     from flashar_cli.benchmarking.report import read_report

@@ -55,7 +55,10 @@ def command(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Import upstream weights into a checkpoint directory, or write the upstream layout back. Bit-exact both ways."""
+    """Import upstream weights, or write the upstream layout back.
+
+    Tensors are bit-exact both ways.
+    """
     from flashar_cli import checkpoint, hub, upstream
     from flashar_cli.files import refuse_nonempty
     from flashar_cli.grid import Grid

@@ -77,7 +77,7 @@ def command(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Draw pictures with the parallel decoder (flashar) or token by token (raster)."""
+    """Draw pictures, or tokens alone, with either decoder."""
     name = options.required_model(model, base)
     if out is None and tokens_out is None and npz is None:
         out = Path(f"{Path(name).name}-samples")

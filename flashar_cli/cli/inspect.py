@@ -9,7 +9,10 @@ EXAMPLES = "Examples:  flashar inspect llamagen-tiny-flashar  |  flashar inspect
 
 
 def command(model: options.Model = None, base: options.Base = None, json: options.Json = False) -> None:
-    """Say what a model is: shape, parameters, memory, hash, and every problem at once (exit code 2 if there is one)."""
+    """Say what a model is, and what is wrong with it.
+
+    Shape, parameters, memory, hash, and every problem at once; exit code 2 if there is one.
+    """
     from flashar_cli import hub
     from flashar_cli.listing import inspect, readable_count
 

@@ -8,7 +8,10 @@ EXAMPLES = "Examples:  flashar ls  |  flashar ls --json"
 
 
 def command(json: options.Json = False) -> None:
-    """List the models that can be named: the embedded ones, published presets, and what is on this machine."""
+    """List the models that can be named.
+
+    The embedded ones, and published presets with where they are.
+    """
     from flashar_cli.listing import list_models
 
     models = list_models()

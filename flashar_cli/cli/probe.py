@@ -46,7 +46,10 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Train linear probes for the right and the lower neighbour on every hidden state, and recommend a branch layer."""
+    """Train linear probes that recommend a branch layer.
+
+    One for the right and one for the lower neighbour on every hidden state of the frozen backbone, in one pass.
+    """
     from flashar_cli import checkpoint, hub, probing, runtime
     from flashar_cli.data.prepare import prepare_codes
     from flashar_cli.errors import FlasharError
