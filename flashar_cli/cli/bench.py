@@ -50,8 +50,8 @@ def command(
 ) -> None:
     """Measure raster against FlashAR decoding on the same model.
 
-    Both run in turn, in one process. A base without a vertical branch gets a fresh one: the speed does not depend on what it has learned. Without MODEL:
-    llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
+    Both run in turn, in one process. A base without a vertical branch gets a fresh one: the speed does not depend on
+    what it has learned. Without MODEL: llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
     """
     sizes = parse_batch_sizes(batch_sizes)
     from flashar_cli.benchmarking.report import refuse_existing, write_report
