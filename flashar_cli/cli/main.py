@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ from flashar_cli.errors import FlasharError
 
 # Each command is a function of the module of its name; torch is imported inside it.
 COMMANDS = ("ls", "inspect", "convert", "probe", "adapt", "generate", "bench", "compare")
+
+INTERRUPTED = 130  # 128 + SIGINT
+# Typer brings its own click or uses an installed one; either way this is its usage error.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="flashar",
@@ -39,13 +43,28 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 130 interrupted."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except FlasharError as error:
         output.error(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
+        code = 2
+    except _UsageError as error:
+        code = 2
+        _explain_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # Typer may turn Ctrl-C into this exit code by itself
         output.error("interrupted" + output.resume_hint())
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _explain_usage(error: Any) -> None:
+    """One line for a mistyped command or option; the help text where nothing was typed."""
+    if len(sys.argv) < 2:
+        output.note(error.format_message())
+        return
+    command = error.ctx.command_path.split()[-1] if error.ctx else ""
+    place = f"flashar {command}" if command in COMMANDS else "flashar"
+    output.error(f"{error.format_message().rstrip('.')}; see `{place} --help`")
 
 
 if __name__ == "__main__":
