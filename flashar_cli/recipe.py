@@ -25,7 +25,8 @@ class StageSettings(Config):
         1.0, ge=0, description="backbone learning rate / lr; 0 freezes prefix and backbone"
     )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, then cosine")
-    final_lr_factor: float = Field(0.0, ge=0, le=1, description="learning rate at the end / lr")
+    final_lr_factor: float = Field(0.0, ge=0, le=1, description="learning rate at the end of the cosine / lr")
+    cosine_steps: int | None = Field(None, gt=0, description="length of the cosine; null: the stage's")
     vertical_weight: float = Field(0.05, ge=0, description="cross-entropy of the vertical prediction")
     horizontal_weight: float = Field(0.0, ge=0, description="cross-entropy of the horizontal prediction")
     distill_weight: float = Field(

@@ -43,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="train the raster base of llamagen-tiny on drawn shapes")
     parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER_DIR")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000, help="at a high learning rate, the first half of a cosine")
+    parser.add_argument("--anneal-steps", type=int, default=1000, help="from half of it down to zero")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--num-images", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -58,7 +59,13 @@ def main() -> None:
 
     directory = args.out.with_name(args.out.name + ".run")
     directory.mkdir(parents=True, exist_ok=True)
-    settings = {"steps": args.steps, "lr": args.lr, "batch_size": args.batch_size, "seed": args.seed}
+    settings = {
+        "steps": args.steps,
+        "anneal_steps": args.anneal_steps,
+        "lr": args.lr,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
     recipe = {**settings, "num_images": args.num_images, "script": "scripts/train_tiny_gpt.py"}
     config = ModelConfig(
         family="llamagen",
@@ -75,13 +82,17 @@ def main() -> None:
     data = prepare_codes(Loaded(model, tokenizer), f"shapes:{args.num_images + 512}", None, args.seed)
     train, validation = split_validation(data, 512)
     metrics = MetricsFile(directory / "metrics.jsonl", echo=sys.stderr)
-    stage = Stage("raster", args.steps, StageSettings(lr=args.lr, warmup_steps=100))
+    main_settings = StageSettings(lr=args.lr, warmup_steps=100, cosine_steps=2 * args.steps)
+    anneal_settings = StageSettings(lr=args.lr / 2, warmup_steps=20)
     run_stages(
         TrainingRun(
             model=model,
             train=train,
             validation=validation,
-            stages=[stage],
+            stages=[
+                Stage("raster", args.steps, main_settings),
+                Stage("anneal", args.anneal_steps, anneal_settings),
+            ],
             optim=OptimSettings(batch_size=args.batch_size, compile=args.compile),
             seed=args.seed,
             dtype=torch.bfloat16,

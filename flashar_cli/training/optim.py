@@ -31,7 +31,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, stage: StageSettings, st
     if step < stage.warmup_steps:
         factor = (step + 1) / stage.warmup_steps
     else:
-        progress = (step - stage.warmup_steps) / max(1, num_steps - stage.warmup_steps)
+        length = (stage.cosine_steps or num_steps) - stage.warmup_steps
+        progress = min(1.0, (step - stage.warmup_steps) / max(1, length))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         factor = stage.final_lr_factor + (1 - stage.final_lr_factor) * cosine
     for group in optimizer.param_groups:
