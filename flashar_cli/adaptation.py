@@ -26,8 +26,9 @@ from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.preflight import check_base
 from flashar_cli.recipe import AdaptRecipe
 from flashar_cli.tokenizers.pixels import to_uint8
-from flashar_cli.training.loop import Report, Stage, TrainingRun, run_stages
+from flashar_cli.training.loop import Report, TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
+from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 
 METRICS_FILE = "metrics.jsonl"
@@ -37,7 +38,7 @@ BYTES_PER_TRAINED_WEIGHT = 16  # float32: weight, gradient, two AdamW moments
 
 @dataclass(frozen=True)
 class AdaptJob:
-    """What to adapt, how and where to. ``base_sha256`` identifies the base in the training state."""
+    """What to adapt, how and where to. ``base_name`` goes into provenance, ``base_sha256`` identifies the base."""
 
     loaded: Loaded
     base_name: str
@@ -77,7 +78,7 @@ def check_job(job: AdaptJob, overwrite: bool) -> None:
     assert job.branch
 
 
-def describe(job: AdaptJob, data: CodeSet | None) -> dict[str, Any]:
+def describe(job: AdaptJob, num_images: int) -> dict[str, Any]:
     """What a run will do, for ``--dry-run``: shapes, steps, memory."""
     base = sum(parameter.numel() for parameter in job.loaded.model.parameters())
     with torch.device("meta"):
@@ -91,7 +92,7 @@ def describe(job: AdaptJob, data: CodeSet | None) -> dict[str, Any]:
         "steps": job.recipe.stage_steps,
         "images_per_step": optim.batch_size,
         "forwards_per_step": -(-optim.batch_size // min(optim.micro_batch_size, optim.batch_size)),
-        "num_images": None if data is None else len(data),
+        "num_images": num_images,
         "weights_and_optimizer_bytes": {
             "stage1": 4 * base + BYTES_PER_TRAINED_WEIGHT * (total - base),
             "stage2": BYTES_PER_TRAINED_WEIGHT * total,
@@ -101,13 +102,13 @@ def describe(job: AdaptJob, data: CodeSet | None) -> dict[str, Any]:
     }
 
 
-def adapt(job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None]) -> dict[str, Any]:
-    """Runs, or resumes, both stages and writes the checkpoint; returns the last validation.
+def adapt(
+    job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Runs, or resumes, both stages and writes the checkpoint; returns all validations, the base's first.
 
     Raises FlasharError where the pre-flight finds that base and data don't belong together.
     """
-    if overwrite:
-        shutil.rmtree(job.run_dir, ignore_errors=True)
     train, validation = split_validation(data, job.recipe.data.num_validation)
     model, recipe = job.loaded.model, job.recipe
     loss = check_base(model, validation, recipe.optim.micro_batch_size, job.dtype)
@@ -122,10 +123,11 @@ def adapt(job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: C
         "seed": job.seed,
         "dtype": str(job.dtype),
     }
-    state = TrainingState(job.run_dir, settings)
+    stages = [Stage(name, steps, getattr(recipe, name)) for name, steps in recipe.stage_steps.items()]
+    state = TrainingState(job.run_dir, settings, discard_other=overwrite)
     if state.loaded is not None:
         note(f"resuming from {state.path}")
-    metrics = MetricsFile(job.run_dir / METRICS_FILE)
+    metrics = MetricsFile(job.run_dir / METRICS_FILE, state.total_steps(stages))
 
     def record(kind: str, values: dict[str, Any]) -> None:
         metrics(kind, values)
@@ -136,7 +138,7 @@ def adapt(job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: C
             model=model,
             train=train,
             validation=validation,
-            stages=[Stage(name, steps, getattr(recipe, name)) for name, steps in recipe.stage_steps.items()],
+            stages=stages,
             optim=recipe.optim,
             seed=job.seed,
             dtype=job.dtype,
@@ -149,7 +151,7 @@ def adapt(job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: C
     )
     _save(job, fingerprint, overwrite)
     shutil.rmtree(job.run_dir)
-    return metrics.last["validation"]
+    return metrics.validations
 
 
 def write_samples(job: AdaptJob, path: Path) -> None:

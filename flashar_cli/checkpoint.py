@@ -107,6 +107,24 @@ def save(
             shutil.copyfile(source, folder / name)
 
 
+def problems(directory: Path) -> list[str]:
+    """Everything that keeps a checkpoint from being loaded, model and tokenizer; its config must be readable."""
+    config = read_config(directory)
+    found: list[str] = []
+    parts: list[tuple[str, Callable[[], nn.Module], Callable[[], dict[str, Tensor]]]] = [
+        (MODEL_FILE, lambda: FlasharModel(config), lambda: _read_weights(directory))
+    ]
+    if config.tokenizer is not None:
+        vq = config.tokenizer
+        parts.append((TOKENIZER_FILE, lambda: VQTokenizer(vq), lambda: _read_file(directory / TOKENIZER_FILE)))
+    for name, build, read in parts:
+        try:
+            found += [f"{name}: {line}" for line in state_problems(_on_meta(build).state_dict(), read())]
+        except FlasharError as error:
+            found.append(str(error))
+    return found
+
+
 def stored_dtype(directory: Path) -> torch.dtype:
     """The dtype of the stored output head, which stands for the whole file."""
     for path in sorted(directory.glob("model*.safetensors")):
@@ -190,7 +208,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _save_weights(state: Mapping[str, Tensor], directory: Path, name: str) -> None:
     try:
         save_torch_state_dict(
-            {key: tensor.detach().contiguous() for key, tensor in state.items()},
+            # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+            {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
             directory,
             filename_pattern=name.replace(".safetensors", "{suffix}.safetensors"),
             max_shard_size=MAX_SHARD_SIZE,

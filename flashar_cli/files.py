@@ -6,15 +6,34 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from flashar_cli.errors import FlasharError
 
 
+def refuse_unwritable(path: Path, option: str = "--out") -> None:
+    """Raises FlasharError where nothing can be created at ``path``: asked before long work, not after it."""
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise FlasharError(f"{option} {path}: {parent} is a file; expected a directory")
+    if not os.access(parent, os.W_OK):
+        raise FlasharError(f"{option} {path}: {parent} is not writable; choose another place")
+
+
+def refuse_existing(path: Path, overwrite: bool, option: str = "--out") -> None:
+    """Raises FlasharError where an output file exists already or can't be created."""
+    if path.is_dir():
+        raise FlasharError(f"{option} {path} is a directory; expected a file")
+    if path.exists() and not overwrite:
+        raise FlasharError(f"{option} {path} exists; choose another file or pass --overwrite")
+    refuse_unwritable(path, option)
+
+
 def refuse_nonempty(directory: Path, overwrite: bool) -> None:
-    """Raises FlasharError where an output directory already holds something."""
+    """Raises FlasharError where an output directory already holds something or can't be created."""
+    refuse_unwritable(directory)
     if directory.exists() and not directory.is_dir():
         raise FlasharError(f"--out {directory} is a file; expected a directory")
     if directory.is_dir() and any(directory.iterdir()) and not overwrite:
@@ -62,7 +81,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FlasharError(f"{path} could not be written: {error.strerror or error}; nothing was changed") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the parent is no directory, there is nothing to clean up either
+            temporary.unlink()
 
 
 def _replace_directory(new: Path, old: Path) -> None:

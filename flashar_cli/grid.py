@@ -34,7 +34,7 @@ class Grid:
     def parse(cls, text: str) -> Grid:
         """``'16x24'`` -> 16 rows, 24 columns; ``'16'`` -> 16x16. Raises FlasharError otherwise."""
         parts = text.lower().split("x")
-        if not 1 <= len(parts) <= 2 or not all(part.strip().isdigit() for part in parts):
+        if not 1 <= len(parts) <= 2 or not all(part.strip().isdecimal() for part in parts):
             raise FlasharError(f"'{text}' is not a grid; expected HEIGHTxWIDTH in tokens, e.g. 16x16")
         sides = [int(part) for part in parts]
         return cls(sides[0], sides[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _download(preset: Preset) -> Path:
 
 def _fetch(preset: Preset, file: HubFile) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     help_line = (
         f"download {preset.weights} and {preset.tokenizer_weights} elsewhere, then run `flashar convert "
@@ -77,7 +78,9 @@ def _fetch(preset: Preset, file: HubFile) -> Path:
     )
     try:
         return Path(hf_hub_download(file.repo, file.file))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise  # the disk's fault, not the network's
         missing = isinstance(error, EntryNotFoundError | HfHubHTTPError) and not isinstance(
             error, LocalEntryNotFoundError
         )

@@ -20,8 +20,15 @@ def list_models() -> list[dict[str, str]]:
     records = []
     for name in (*hub.EMBEDDED, *PRESETS):
         directory = hub.local_path(name)
-        config = checkpoint.read_config(directory) if directory else PRESETS[name].config()
-        where = "embedded" if name in hub.EMBEDDED else str(directory) if directory else f"Hub: {PRESETS[name].weights}"
+        if directory is None:
+            config, where = PRESETS[name].config(), f"Hub: {PRESETS[name].weights}"
+        else:
+            where = "embedded" if directory.is_relative_to(hub.ASSETS) else str(directory)
+            try:
+                config = checkpoint.read_config(directory)
+            except FlasharError as error:
+                records.append({"name": name, "summary": f"broken: {error}", "parameters": "-", "where": where})
+                continue
         records.append(
             {
                 "name": name,
@@ -58,11 +65,6 @@ def inspect(directory: Path) -> dict[str, Any]:
     """Everything about a checkpoint, with ``problems``: a list, empty where it is whole."""
     config = checkpoint.read_config(directory)
     parameters = count_parameters(config)
-    problems = []
-    try:
-        checkpoint.load(directory, torch.device("cpu"))
-    except FlasharError as error:
-        problems.append(str(error))
     backbone, grid = config.backbone, config.order_grid
     branch_depth = config.branch.depth if config.branch else 0
     cache_values = 2 * (backbone.num_layers + branch_depth) * backbone.num_kv_heads * backbone.head_dim
@@ -78,5 +80,5 @@ def inspect(directory: Path) -> dict[str, Any]:
         "forwards_flashar": grid.num_diagonals if config.branch else None,
         "sha256": checkpoint.weights_sha256(directory),
         "config": json.loads(config.model_dump_json()),
-        "problems": problems,
+        "problems": checkpoint.problems(directory),
     }

@@ -50,6 +50,8 @@ class ProbeSettings:
                 raise FlasharError(f"--{name} is {got}; expected one of {', '.join(allowed)}")
         if self.rank < 1:
             raise FlasharError(f"--rank is {self.rank}; expected at least 1")
+        if not 0 < self.lr < math.inf:
+            raise FlasharError(f"--lr is {self.lr}; expected a number above 0")
 
 
 def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
@@ -59,7 +61,8 @@ def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
     layers: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) > num_layers:
+        good = first.isdecimal() and (not last or last.isdecimal())
+        if not good or not int(first) <= int(last or first) <= num_layers:
             raise FlasharError(f"--layers {text}: '{part}' is not an index or range within 0-{num_layers}")
         layers.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(layers))
@@ -85,6 +88,12 @@ def run_probes(
     Returns the content of ``probe.json``: per index m and direction the validation loss (nats per token) and top-1
     accuracy, and the recommended m, the argmin of the lower neighbour's loss over m <= L - branch depth.
     """
+    last_layer = model.config.backbone.num_layers - settings.branch_depth
+    if model.config.order_grid.height < 2 or not any(layer <= last_layer for layer in settings.layers):
+        raise FlasharError(
+            f"no layer can be recommended: a grid of {model.config.order_grid} tokens, layers {settings.layers}; "
+            f"expected at least two rows and a layer of 0..{last_layer}"
+        )
     train, validation = split_validation(data, num_validation)
     model.requires_grad_(False)
     model.eval()
@@ -120,16 +129,15 @@ def run_probes(
     rows = [
         {"layer": layer}
         | {
-            f"{way}_{what}": sums[f"{layer}-{way}"][index] / max(1, sums[f"{layer}-{way}"][2])
+            f"{way}_{what}": sums[f"{layer}-{way}"][index] / sums[f"{layer}-{way}"][2]
             for way in DIRECTIONS
             for index, what in enumerate(("loss", "top1"))
+            if sums[f"{layer}-{way}"][2]
         }
         for layer in settings.layers
     ]
-    num_layers = model.config.backbone.num_layers
     return {
-        "recommended_layer": recommend(rows, num_layers - settings.branch_depth),
-        "num_layers": num_layers,
+        "recommended_layer": recommend(rows, last_layer),
         "branch_depth": settings.branch_depth,
         "mask": settings.mask,
         "head": settings.head,
@@ -143,7 +151,11 @@ def run_probes(
 
 def recommend(rows: Sequence[dict[str, float]], last_layer: int) -> int:
     """The index with the lowest loss of the lower neighbour among those from which the branch adds no serial depth."""
-    allowed = [row for row in rows if row["layer"] <= last_layer] or list(rows)
+    allowed = [row for row in rows if row["layer"] <= last_layer]
+    if not allowed:
+        raise FlasharError(
+            f"no probed layer is among 0..{last_layer}, where a branch of this depth may start; probe those"
+        )
     return int(min(allowed, key=lambda row: row["lower_loss"])["layer"])
 
 
@@ -153,34 +165,51 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         file.write((json.dumps(report, indent=2) + "\n").encode())
 
 
-def read_recommendation(path: Path, config: ModelConfig) -> int:
-    """The recommended index of a ``probe.json``. Raises FlasharError where it is not one, or of another depth."""
+def read_recommendation(path: Path, config: ModelConfig, model_sha256: str, branch_depth: int) -> int:
+    """What a ``probe.json`` recommends for a branch of this depth.
+
+    Raises FlasharError where it is not one, or is of another model.
+    """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        layer, num_layers = int(report["recommended_layer"]), int(report["num_layers"])
+        rows = [{"layer": int(row["layer"]), "lower_loss": float(row["lower_loss"])} for row in report["layers"]]
+        probed = str(report["model_sha256"])
     except OSError as error:
         raise FlasharError(f"--probe {path} cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise FlasharError(f"--probe {path} is not a probe.json ({error!r}); write one with `flashar probe`") from None
-    if num_layers != config.backbone.num_layers:
+    if probed != model_sha256:
         raise FlasharError(
-            f"--probe {path} is of a model with {num_layers} blocks; this one has {config.backbone.num_layers}"
+            f"--probe {path} is of other weights ({probed[:12]}) than this model's ({model_sha256[:12]})"
         )
-    return layer
+    return recommend(rows, config.backbone.num_layers - branch_depth)
+
+
+def plotting() -> Any:
+    """matplotlib.pyplot, for files alone. Raises FlasharError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise FlasharError("the plot needs the matplotlib package; install it") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Validation loss over index m for both neighbours, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = plotting()
 
     layers = [row["layer"] for row in report["layers"]]
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for way, colour in (("right", "#3b6fb6"), ("lower", "#c8553d")):
         axis.plot(
-            layers, [row[f"{way}_loss"] for row in report["layers"]], "o-", color=colour, label=f"{way} neighbour"
+            layers,
+            [row.get(f"{way}_loss", math.nan) for row in report["layers"]],
+            "o-",
+            color=colour,
+            label=f"{way} neighbour",
         )
     axis.axvline(report["recommended_layer"], color="#777777", linestyle=":", label="recommended")
     axis.set_xlabel("hidden state before block m")

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flashar_cli.config import Config, GateKind, explain
 from flashar_cli.errors import FlasharError
@@ -34,6 +34,12 @@ class StageSettings(Config):
     )
     distill_temperature: float = Field(2.0, gt=0)
     gate_entropy_weight: float = Field(0.0, ge=0, description="rewards gates that stay undecided")
+
+    @model_validator(mode="after")
+    def _check_distillation(self) -> StageSettings:
+        if self.distill_weight and self.backbone_lr_factor:
+            raise ValueError("distill_weight needs a frozen backbone to distill from: backbone_lr_factor 0")
+        return self
 
 
 class OptimSettings(Config):

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -30,6 +31,7 @@ from flashar_cli.config import (
     ModelConfig,
     Provenance,
     VQConfig,
+    explain,
 )
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS, get_family
@@ -37,12 +39,10 @@ from flashar_cli.families.base import Family, Preset
 from flashar_cli.files import atomic_file
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.tokenizers.upstream import config_from_state
+from flashar_cli.tokenizers.upstream import STATISTICS, config_from_state
 from flashar_cli.tokenizers.vq import VQTokenizer
 
 WRAPPERS = ("model", "module", "state_dict")
-# VQModel registers this statistic of its training as a buffer, and its strict loading wants it back.
-CODEBOOK_USED, CODEBOOK_USED_LENGTH = "quantize.codebook_used", 65536
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,22 @@ def convert(path: Path, options: ConvertOptions, tokenizer_path: Path | None) ->
     """Translates an upstream GPT file, and a tokenizer file if given. Raises FlasharError that lists every problem."""
     upstream = read_state(path)
     family = guess_family(upstream, options.family, path)
-    facts = _Facts(upstream, path, options, family)
     tokenizer_state, tokenizer_config = None, None
     if tokenizer_path is not None:
         tokenizer_state = read_state(tokenizer_path)
-        tokenizer_state.pop(CODEBOOK_USED, None)
+        for statistic in STATISTICS:
+            tokenizer_state.pop(statistic, None)
         tokenizer_config = config_from_state({name: tuple(t.shape) for name, t in tokenizer_state.items()})
         _refuse(state_problems(_shapes_of(tokenizer_config), tokenizer_state), tokenizer_path, "LlamaGen VQ tokenizer")
-        if tokenizer_config.codebook_size != facts.backbone.vocab_size:
-            raise FlasharError(
-                f"{tokenizer_path} has {tokenizer_config.codebook_size} codes, {path} predicts "
-                f"{facts.backbone.vocab_size}; pass the tokenizer this model was trained with"
-            )
+    try:
+        facts = _Facts(upstream, path, options, family, tokenizer_config)
+    except ValidationError as error:
+        raise FlasharError(f"{path} with these options is no model: {explain(error)}") from None
+    if tokenizer_config is not None and tokenizer_config.codebook_size != facts.backbone.vocab_size:
+        raise FlasharError(
+            f"{tokenizer_path} has {tokenizer_config.codebook_size} codes, {path} predicts "
+            f"{facts.backbone.vocab_size}; pass the tokenizer this model was trained with"
+        )
     config = ModelConfig(
         family=family.name,
         backbone=facts.backbone,
@@ -154,7 +158,7 @@ def export(loaded: Loaded) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]
     model = {family.to_upstream(name, config.backbone.num_layers): tensor for name, tensor in state.items()}
     if loaded.tokenizer is None:
         return model, None
-    return model, {**loaded.tokenizer.state_dict(), CODEBOOK_USED: torch.zeros(CODEBOOK_USED_LENGTH)}
+    return model, {**loaded.tokenizer.state_dict(), **{key: torch.zeros(size) for key, size in STATISTICS.items()}}
 
 
 def write_upstream(state: Mapping[str, Tensor], path: Path) -> None:
@@ -164,7 +168,15 @@ def write_upstream(state: Mapping[str, Tensor], path: Path) -> None:
         if path.suffix == ".safetensors":
             file.write(save(tensors))
         else:
-            torch.save({"model": tensors}, file)
+            save_pickle({"model": tensors}, file)
+
+
+def save_pickle(document: object, file: IO[bytes]) -> None:
+    """``torch.save`` that reports a full disk as the OSError it is."""
+    try:
+        torch.save(document, file)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def guess_family(state: Mapping[str, Tensor], wanted: str | None, path: Path) -> Family:
@@ -200,8 +212,16 @@ def file_sha256(path: Path) -> str:
 class _Facts:
     """What a state dict, the options and the presets say together about a model's shape."""
 
-    def __init__(self, state: Mapping[str, Tensor], path: Path, options: ConvertOptions, family: Family) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        path: Path,
+        options: ConvertOptions,
+        family: Family,
+        tokenizer: VQConfig | None,
+    ) -> None:
         self._state, self._path, self._options, self._family = state, path, options, family
+        self._tokenizer = tokenizer
         self._notes: list[str] = []
         self.vocab_size, self.dim = self._matrix("tok_embeddings.weight")
         self.num_layers = self._count_layers()
@@ -227,6 +247,10 @@ class _Facts:
         indices = {int(match[1]) for name in self._state if (match := re.match(r"layers\.(\d+)\.", name))}
         total = max(indices) + 1
         if self._family.name == "llamagen":
+            if self._options.branch_depth != 1:
+                raise FlasharError(
+                    f"--branch-depth {self._options.branch_depth} was passed, but {self._path} has no branch"
+                )
             return total
         depth = self._options.branch_depth
         if not 1 <= depth < total:
@@ -243,7 +267,8 @@ class _Facts:
 
     def _matching_preset(self) -> Preset | None:
         wanted = (self.dim, self.num_layers, self.vocab_size, self.prefix)
-        name = "nar" if self._family.name == "nar" else "llamagen"
+        # The authors' adaptations are of 256 x 256 pictures, as NAR's models are.
+        name = "llamagen" if self._family.name == "llamagen" else "nar"
         for preset in PRESETS.values():
             shape = (preset.backbone.dim, preset.backbone.num_layers, preset.backbone.vocab_size, preset.prefix)
             if preset.family == name and shape == wanted:
@@ -295,7 +320,8 @@ class _Facts:
                 told = Grid(side, side)
         wanted = options.grid
         if options.resolution is not None:
-            factor = self.preset.tokenizer.downsample if self.preset else 16
+            tokenizer = self._tokenizer or (self.preset.tokenizer if self.preset else VQConfig())
+            factor = tokenizer.downsample
             if options.resolution < factor or options.resolution % factor:
                 raise FlasharError(f"--res is {options.resolution}; expected a multiple of {factor} pixels")
             by_resolution = Grid(options.resolution // factor, options.resolution // factor)

@@ -26,13 +26,14 @@ from flashar_cli.config import (
     VQConfig,
 )
 from flashar_cli.data.codes import split_validation
-from flashar_cli.data.prepare import prepare_codes
+from flashar_cli.data.prepare import plan_codes
 from flashar_cli.data.shapes import CLASS_NAMES
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.recipe import OptimSettings, StageSettings
 from flashar_cli.tokenizers.vq import VQTokenizer
-from flashar_cli.training.loop import Stage, TrainingRun, run_stages
+from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
+from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 
 BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=64)
@@ -65,6 +66,7 @@ def main() -> None:
         "lr": args.lr,
         "batch_size": args.batch_size,
         "seed": args.seed,
+        "num_images": args.num_images,
     }
     recipe = {**settings, "num_images": args.num_images, "script": "scripts/train_tiny_gpt.py"}
     config = ModelConfig(
@@ -79,24 +81,25 @@ def main() -> None:
     )
     model = FlasharModel(config)
     initialise(model, args.seed)
-    data = prepare_codes(Loaded(model, tokenizer), f"shapes:{args.num_images + 512}", None, args.seed)
+    plan = plan_codes(Loaded(model, tokenizer), f"shapes:{args.num_images + 512}", None, args.seed)
+    data = plan.codes(lambda count: None)
     train, validation = split_validation(data, 512)
-    metrics = MetricsFile(directory / "metrics.jsonl", echo=sys.stderr)
-    main_settings = StageSettings(lr=args.lr, warmup_steps=100, cosine_steps=2 * args.steps)
-    anneal_settings = StageSettings(lr=args.lr / 2, warmup_steps=20)
+    stages = [
+        Stage("raster", args.steps, StageSettings(lr=args.lr, warmup_steps=100, cosine_steps=2 * args.steps)),
+        Stage("anneal", args.anneal_steps, StageSettings(lr=args.lr / 2, warmup_steps=20)),
+    ]
+    state = TrainingState(directory, settings)
+    metrics = MetricsFile(directory / "metrics.jsonl", state.total_steps(stages), echo=sys.stderr)
     run_stages(
         TrainingRun(
             model=model,
             train=train,
             validation=validation,
-            stages=[
-                Stage("raster", args.steps, main_settings),
-                Stage("anneal", args.anneal_steps, anneal_settings),
-            ],
+            stages=stages,
             optim=OptimSettings(batch_size=args.batch_size, compile=args.compile),
             seed=args.seed,
             dtype=torch.bfloat16,
-            state=TrainingState(directory, settings),
+            state=state,
             save_every=200,
             validate_every=500,
             report=metrics,
@@ -104,10 +107,10 @@ def main() -> None:
         )
     )
     provenance = config.provenance.model_copy(update={"data_fingerprint": train.fingerprint()})
-    raster_loss = round(metrics.last["validation"]["raster"], 5)
+    raster_loss = round(metrics.validations[-1]["raster"], 5)
     final = config.model_copy(update={"raster_loss": raster_loss, "provenance": provenance})
-    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    checkpoint.save(args.out, final, state, tokenizer_state, overwrite=True)
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    checkpoint.save(args.out, final, weights, tokenizer_state, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -149,14 +149,6 @@ def read_report(path: Path) -> BenchReport:
         raise FlasharError(f"{path} is not a report of `flashar bench`: {explain(error)}") from None
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises FlasharError where a report can't or must not be written to ``path``."""
-    if path.is_dir():
-        raise FlasharError(f"--out {path} is a directory; expected a file, e.g. {path / 'bench.json'}")
-    if path.exists() and not overwrite:
-        raise FlasharError(f"--out {path} exists; choose another file or pass --overwrite")
-
-
 def write_report(report: BenchReport, path: Path) -> None:
     """Writes the document, or nothing."""
     with atomic_file(path) as file:

@@ -12,6 +12,8 @@ from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
+    from flashar_cli.adaptation import AdaptJob
+    from flashar_cli.data.codes import CodeSet
     from flashar_cli.recipe import AdaptRecipe
 
 EXAMPLES = """Examples:  flashar adapt llamagen-tiny --data shapes:20000 --out adapted  |
@@ -71,49 +73,57 @@ def command(
         "branch.layer": branch_layer,
         "branch.depth": branch_depth,
         "branch.gate": gate,
+        "data.source": None if data is None else f'"{data}"',
         "data.subset": subset,
         "steps": steps,
         "optim.batch_size": batch_size,
     }
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    settings = _recipe(name, recipe, overrides)
-    source = data or settings.data.source
+    from flashar_cli import adaptation, checkpoint, hub, runtime
+    from flashar_cli.data.prepare import plan_codes
+    from flashar_cli.probing import read_recommendation
+
+    directory = hub.resolve(name)
+    settings = _recipe(name, checkpoint.read_config(directory).family, recipe, overrides)
+    source = settings.data.source
     if source is None:
         raise FlasharError(
             "no --data was passed and the recipe names none; expected a folder, a `datasets` id or shapes:N"
         )
-
-    from flashar_cli import adaptation, checkpoint, hub, runtime
-    from flashar_cli.data.prepare import prepare_codes
-    from flashar_cli.probing import read_recommendation
-
     runtime.set_threads(threads)
     where = options.resolve_device(device)
-    directory = hub.resolve(name)
+    precision = options.resolve_dtype(dtype, where)
     import torch
 
-    loaded = checkpoint.load(directory, where, torch.float32)
+    if precision is torch.float16:
+        raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
+    loaded, sha256 = checkpoint.load(directory, where, torch.float32), checkpoint.weights_sha256(directory)
+    recommended = None
+    if probe is not None:
+        recommended = read_recommendation(probe, loaded.config, sha256, settings.branch.depth)
     job = adaptation.AdaptJob(
         loaded=loaded,
-        base_name=name,
-        base_sha256=checkpoint.weights_sha256(directory),
+        base_name=Path(name).name,
+        base_sha256=sha256,
         recipe=settings,
-        recommended_layer=None if probe is None else read_recommendation(probe, loaded.config),
+        recommended_layer=recommended,
         out=out or Path(f"{Path(name).name}-flashar"),
         seed=seed,
-        dtype=options.resolve_dtype(dtype, where),
+        dtype=precision,
         stored_dtype=checkpoint.stored_dtype(directory),
     )
     adaptation.check_job(job, overwrite)
+    plan = plan_codes(loaded, source, settings.data.subset, seed)
     if dry_run:
-        output.document(adaptation.describe(job, None) | {"data": source})
+        output.document(adaptation.describe(job, plan.num_images))
         return
-    output.set_resume_command(["flashar", *(part for part in sys.argv[1:] if part != "--overwrite")])
+    output.set_resume_command(["flashar", *sys.argv[1:]])
     output.note(f"reading {source}; what is not yet encoded is encoded into {hub.cache_dir() / 'codes'}")
-    with output.progress(settings.data.subset or 0, "images") as bar:
-        codes = prepare_codes(loaded, source, settings.data.subset, seed, bar.update)
+    with output.progress(plan.num_images, "images") as bar:
+        codes = plan.codes(bar.update)
     output.note(f"{len(codes)} pictures; branch before block {job.branch.layer} of {loaded.config.backbone.num_layers}")
-    last, validations = _run(job, codes, overwrite)
+    validations = _run(job, codes, overwrite)
+    last = validations[-1]
     if json:
         output.document({"out": str(job.out), "validation": last})
         return
@@ -125,31 +135,25 @@ def command(
     output.result(f"wrote {job.out}: fused loss {last['fused']:.4f}, raster base {validations[0]['raster']:.4f}")
 
 
-def _recipe(name: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:
-    """The named recipe, else the one of the preset, else that of its family."""
+def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:
+    """The named recipe, else the one of this preset, else that of the model's family, else the defaults."""
     from flashar_cli.recipe import AdaptRecipe, load_recipe, shipped_recipes
 
     if recipe is None:
-        family = f"{name.split('-')[0]}-80k"
-        recipe = name if name in shipped_recipes() else family if family in shipped_recipes() else None
+        recipe = next((known for known in (name, f"{family}-80k") if known in shipped_recipes()), None)
     return load_recipe(recipe, overrides, AdaptRecipe)
 
 
-def _run(job: Any, codes: Any, overwrite: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _run(job: AdaptJob, codes: CodeSet, overwrite: bool) -> list[dict[str, Any]]:
     from flashar_cli import adaptation
 
-    validations: list[dict[str, Any]] = []
-    done = {"step": -1}
     with output.progress(job.recipe.steps, "steps") as bar:
 
         def report(kind: str, record: dict[str, Any]) -> None:
             if kind == "validation":
-                validations.append(record)
                 losses = ", ".join(f"{key} {record[key]:.4f}" for key in VALIDATION_COLUMNS if key in record)
                 output.note(f"{record['stage']} step {record['step']}: {losses}")
             else:
-                bar.update(record["step"] - done["step"])
-                done["step"] = record["step"]
+                bar.advance_to(record["step"] + 1)
 
-        last = adaptation.adapt(job, codes, overwrite, report, output.note)
-    return last, validations or [last]
+        return adaptation.adapt(job, codes, overwrite, report, output.note)

@@ -54,7 +54,8 @@ def command(
     what it has learned. Without MODEL: llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
     """
     sizes = parse_batch_sizes(batch_sizes)
-    from flashar_cli.benchmarking.report import refuse_existing, write_report
+    from flashar_cli.benchmarking.report import write_report
+    from flashar_cli.files import refuse_existing
 
     if out is not None:
         refuse_existing(out, overwrite)
@@ -97,7 +98,7 @@ def command(
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
     """``'1,8'`` -> (1, 8). Raises FlasharError for anything but distinct whole numbers from 1."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise FlasharError(f"--batch-sizes is '{text}'; expected whole numbers from 1 with commas between, e.g. 1,8")
     sizes = tuple(int(part) for part in parts)
     if len(set(sizes)) < len(sizes):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashar_cli.cli import output
+from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def command(
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="Compare across hardware, settings or models all the same.")
     ] = False,
+    json: options.Json = False,
 ) -> None:
     """Compare two bench reports; exit code 1 on a regression.
 
@@ -49,7 +51,11 @@ def command(
     num_worse = sum(change.verdict == "worse" for change in changes)
     verdict = f"{num_worse} of {len(changes)} numbers became worse by more than {allowed:.2%}"
     rows = [_row(change) for change in changes]
-    if markdown:
+    if markdown and json:
+        raise FlasharError("--markdown and --json were both passed; expected one of them")
+    if json:
+        output.document({"notes": notes, "num_worse": num_worse, "changes": [asdict(change) for change in changes]})
+    elif markdown:
         output.result(_markdown(rows, notes, verdict))
     else:
         output.table("", HEADER, rows, to_stdout=True)

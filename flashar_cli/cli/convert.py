@@ -64,6 +64,19 @@ def command(
     from flashar_cli.grid import Grid
 
     if to is Target.upstream:
+        given = {
+            "--family": family,
+            "--tokenizer": tokenizer,
+            "--num-heads": num_heads,
+            "--grid": grid,
+            "--res": res,
+            "--branch-layer": branch_layer,
+        }
+        useless = [option for option, value in given.items() if value is not None]
+        if useless:
+            raise FlasharError(
+                f"{', '.join(useless)} say how to read upstream files; leave them out with --to upstream"
+            )
         written = _to_upstream(hub.resolve(str(source)), out, overwrite)
         output.document({"written": [str(path) for path in written]}) if json else output.result(
             "wrote " + ", ".join(map(str, written))

@@ -191,14 +191,12 @@ def _conditions(
 
 def _check_targets(out: Path | None, tokens_out: Path | None, npz: Path | None, overwrite: bool) -> None:
     """Refuses outputs that exist before any work is done."""
-    for option, path in (("--tokens-out", tokens_out), ("--npz", npz)):
-        if path is not None and path.exists() and not overwrite:
-            raise FlasharError(f"{option} {path} exists; choose another file or pass --overwrite")
-        if path is not None and path.is_dir():
-            raise FlasharError(f"{option} {path} is a directory; expected a file")
-    if out is not None:
-        from flashar_cli.files import refuse_nonempty
+    from flashar_cli.files import refuse_existing, refuse_nonempty
 
+    for option, path in (("--tokens-out", tokens_out), ("--npz", npz)):
+        if path is not None:
+            refuse_existing(path, overwrite, option)
+    if out is not None:
         refuse_nonempty(out, overwrite)
 
 

@@ -20,9 +20,9 @@ def parse_labels(text: str | None, num_classes: int, names: Sequence[str] | None
     labels: list[int] = []
     for part in (piece.strip() for piece in text.split(",")):
         first, dash, last = part.partition("-")
-        if part.isdigit():
+        if part.isdecimal():
             labels.append(int(part))
-        elif dash and first.strip().isdigit() and last.strip().isdigit():
+        elif dash and first.strip().isdecimal() and last.strip().isdecimal():
             if int(last) < int(first) or int(last) >= num_classes:
                 raise FlasharError(
                     f"label range '{part}' is not within 0-{num_classes - 1}; expected FIRST-LAST, rising"

@@ -47,6 +47,10 @@ def main() -> None:
     except FlasharError as error:
         output.error(str(error))
         code = 2
+    except OSError as error:  # an unreadable file, a full disk: the user's to mend
+        place = f" ({error.filename})" if error.filename else ""
+        output.error(f"{error.strerror or error}{place}; check the path, its permissions and the space left")
+        code = 2
     except _UsageError as error:
         code = 2
         _explain_usage(error)

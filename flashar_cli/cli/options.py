@@ -32,7 +32,7 @@ Model = Annotated[
 Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="The same as the positional MODEL.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write to.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
-Seed = Annotated[int, typer.Option("--seed", help="Every random choice follows from it.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Every random choice follows from it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's choice.")]
@@ -62,7 +62,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise FlasharError(f"--device is {name}; expected auto, cpu, cuda or cuda:I")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise FlasharError(f"--device is {name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices; use cpu")

@@ -49,7 +49,7 @@ def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool 
 
 @contextmanager
 def progress(total: int, unit: str) -> Iterator[Any]:
-    """A progress bar with ``.update(n)``; silent unless stderr is a terminal."""
+    """A progress bar with ``.update(count)`` and ``.advance_to(total)``; silent unless stderr is a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
@@ -58,9 +58,11 @@ def progress(total: int, unit: str) -> Iterator[Any]:
 
         class Handle:
             def update(self, count: int) -> None:
-                bar.advance(task, count)
+                self.advance_to(int(bar.tasks[0].completed) + count)
+
+            def advance_to(self, completed: int) -> None:
                 speed = bar.tasks[0].speed
-                bar.update(task, speed=f"{speed:.2f} {unit}/s" if speed else "")
+                bar.update(task, completed=completed, speed=f"{speed:.2f} {unit}/s" if speed else "")
 
         yield Handle()
 

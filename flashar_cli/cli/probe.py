@@ -17,8 +17,12 @@ def command(
     model: options.Model = None,
     base: options.Base = None,
     data: Annotated[
-        str, typer.Option("--data", help="shapes[:N], a folder of pictures or code shards, or a `datasets` id.")
-    ] = "shapes",
+        str | None,
+        typer.Option(
+            "--data",
+            help="shapes[:N] (default for models of shapes), a folder of pictures or code shards, or a `datasets` id.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -51,8 +55,11 @@ def command(
     One for the right and one for the lower neighbour on every hidden state of the frozen backbone, in one pass.
     """
     from flashar_cli import checkpoint, hub, probing, runtime
-    from flashar_cli.data.prepare import prepare_codes
+    from flashar_cli.data.prepare import plan_codes
+    from flashar_cli.data.shapes import CLASS_NAMES
+    from flashar_cli.data.sources import SHAPES
     from flashar_cli.errors import FlasharError
+    from flashar_cli.files import refuse_existing
     from flashar_cli.preflight import check_base
 
     name = options.required_model(model, base)
@@ -71,30 +78,35 @@ def command(
     if out is None:
         out = directory if hub.is_users(directory) else Path(f"probe-{Path(name).name}")
     report_path, plot_path = out / "probe.json", out / "probe.png"
-    if report_path.exists() and not overwrite:
-        raise FlasharError(f"{report_path} exists; choose another --out or pass --overwrite")
+    refuse_existing(report_path, overwrite)
+    if data is None and config.class_names != CLASS_NAMES:
+        raise FlasharError("no --data was passed; expected a folder, a `datasets` id or shapes[:N]")
+    data = data or SHAPES
     probes = len(settings.layers) * len(probing.DIRECTIONS)
     need = probing.memory_bytes(config, settings) / 2**30
     output.note(f"{probes} {head} probes take {need:.2f} GiB with their optimizer, beside the model")
     if need > 16 and head == "full":
         output.note("that is much; --head low-rank or --head shared takes a fraction of it, --layers M-N fewer probes")
-    if dry_run:
-        output.document({"memory_gib": round(need, 3), "layers": list(settings.layers), "out": str(out), "data": data})
-        return
-
+    probing.plotting()  # refused now rather than after the work
     runtime.set_threads(threads)
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)
     import torch
 
     loaded = checkpoint.load(directory, where, torch.float32)
-    with output.progress(num_images, "images") as bar:
-        codes = prepare_codes(loaded, data, num_images, seed, bar.update)
+    plan = plan_codes(loaded, data, num_images, seed)
+    if dry_run:
+        layers_used = list(settings.layers)
+        document = {"memory_gib": round(need, 3), "layers": layers_used, "num_images": plan.num_images}
+        output.document(document | {"data": data, "out": str(out)})
+        return
+    with output.progress(plan.num_images, "images") as bar:
+        codes = plan.codes(bar.update)
     loss = check_base(loaded.model, codes, batch_size, precision)
     output.note(f"the base's raster loss on this data is {loss:.3f} nats per token")
     with output.progress(len(codes), "images") as bar:
         report = probing.run_probes(loaded.model, codes, settings, num_validation, precision, bar.update)
-    report = {"model": name, "model_sha256": checkpoint.weights_sha256(directory), **report}
+    report = {"model": Path(name).name, "model_sha256": checkpoint.weights_sha256(directory), **report}
     probing.write_report(report, report_path)
     probing.plot(report, plot_path)
     if json:
@@ -103,8 +115,8 @@ def command(
     rows = [
         [
             str(row["layer"]),
-            *(f"{row[f'{way}_loss']:.4f}" for way in probing.DIRECTIONS),
-            *(f"{100 * row[f'{way}_top1']:.1f} %" for way in probing.DIRECTIONS),
+            *(f"{row[f'{way}_loss']:.4f}" if f"{way}_loss" in row else "-" for way in probing.DIRECTIONS),
+            *(f"{100 * row[f'{way}_top1']:.1f} %" if f"{way}_top1" in row else "-" for way in probing.DIRECTIONS),
         ]
         for row in report["layers"]
     ]

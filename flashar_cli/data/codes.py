@@ -47,9 +47,12 @@ class CodeSet:
         return codes, Conditions(move(self.labels), move(self.features), move(self.mask))
 
     def fingerprint(self) -> str:
-        """SHA-256 over codes and ids in the order of the ids."""
+        """SHA-256 over codes, labels or captions, and ids, in the order of the ids."""
         order = np.argsort(self.ids, kind="stable")
         digest = hashlib.sha256(np.ascontiguousarray(self.codes[order], dtype="<i4").tobytes())
+        for part in (self.labels, self.features, self.mask):
+            if part is not None:
+                digest.update(np.ascontiguousarray(part[order]).tobytes())
         digest.update("\n".join(self.ids[order].tolist()).encode())
         return digest.hexdigest()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,29 +29,39 @@ ENCODE_BATCH = 64
 Progress = Callable[[int], None]
 
 
-def prepare_codes(
-    loaded: Loaded, data: str, subset: int | None, seed: int, progress: Progress = lambda count: None
-) -> CodeSet:
-    """Codes of ``subset`` pictures (all for None), class by class as equally as possible, shuffled by the seed.
+@dataclass(frozen=True)
+class DataPlan:
+    """Which pictures a run will use, chosen and checked, none of them encoded yet. ``codes`` encodes or reads them."""
 
-    Pictures are encoded once and kept in the cache, by tokenizer and source; code shards are read as they are.
+    num_images: int
+    codes: Callable[[Progress], CodeSet]
+
+
+def plan_codes(loaded: Loaded, data: str, subset: int | None, seed: int) -> DataPlan:
+    """Opens ``data`` and chooses ``subset`` pictures (all for None), class by class as equally as possible, shuffled by
+    the seed.
+
+    Pictures are encoded once and kept in the cache, by tokenizer and source; code shards are read as they are. Raises
+    FlasharError where data and model don't fit.
     """
     config = loaded.config
-    grid, vocab_size = config.order_grid, config.backbone.vocab_size
+    if not isinstance(config.prefix, ClassPrefix):
+        raise FlasharError("this model is caption-conditional; probing and adapting need a class-conditional one")
+    num_classes, grid = config.prefix.num_classes, config.order_grid
     path = Path(data)
     if path.is_dir() and is_shards(path):
         wanted = None if loaded.tokenizer is None else tokenizer_sha256(loaded.tokenizer)
-        codes = read_shards(path, grid, vocab_size, wanted)
-        assert codes.labels is not None
-        chosen = codes.take(choose_rows(codes.ids, codes.labels, subset, seed))
-    else:
-        if loaded.tokenizer is None:
-            raise FlasharError(f"--data {data} holds pictures, but the model has no tokenizer; pass code shards")
-        source = open_pictures(data, config.class_names)
-        rows = choose_rows(source.ids, source.labels, subset, seed)
-        chosen = _encoded(source, rows, loaded.tokenizer, (grid.height, grid.width), progress)
-    _check_labels(chosen, config.prefix, data)
-    return chosen
+        stored = read_shards(path, grid, config.backbone.vocab_size, wanted)
+        assert stored.labels is not None
+        rows = choose_rows(stored.ids, stored.labels, subset, seed)
+        _check_labels(stored.labels[rows], num_classes, data)
+        return DataPlan(len(rows), lambda progress: stored.take(rows))
+    if loaded.tokenizer is None:
+        raise FlasharError(f"--data {data} holds pictures, but the model has no tokenizer; pass code shards")
+    tokenizer, source = loaded.tokenizer, open_pictures(data, num_classes, config.class_names)
+    rows = choose_rows(source.ids, source.labels, subset, seed)
+    _check_labels(source.labels[rows], num_classes, data)
+    return DataPlan(len(rows), lambda progress: _encoded(source, rows, tokenizer, (grid.height, grid.width), progress))
 
 
 def tokenizer_sha256(tokenizer: VQTokenizer) -> str:
@@ -97,12 +108,8 @@ def _encoded(
     return CodeSet(codes=codes, ids=ids, labels=labels)
 
 
-def _check_labels(data: CodeSet, prefix: object, name: str) -> None:
-    if not isinstance(prefix, ClassPrefix):
-        raise FlasharError("this model is caption-conditional; adapting it needs caption features, which come later")
-    assert data.labels is not None
-    if len(data.labels) and not 0 <= data.labels.min() <= data.labels.max() < prefix.num_classes:
+def _check_labels(labels: NDArray[np.int64], num_classes: int, name: str) -> None:
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise FlasharError(
-            f"--data {name} has labels {data.labels.min()}..{data.labels.max()}; "
-            f"this model knows 0..{prefix.num_classes - 1}"
+            f"--data {name} has labels {labels.min()}..{labels.max()}; this model knows 0..{num_classes - 1}"
         )

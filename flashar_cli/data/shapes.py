@@ -16,6 +16,7 @@ CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "crescen
 NUM_CLASSES = len(CLASS_NAMES)
 SIZE = 64
 TRAINING_SEED = 0
+DRAWING_VERSION = 1  # counts up with every change of a drawn pixel
 HELD_OUT_SEED = 1_000_003
 
 PALETTE = {

@@ -50,14 +50,17 @@ def write_shards(
 
 def read_shards(directory: Path, grid: Grid, vocab_size: int, tokenizer_sha256: str | None) -> CodeSet:
     """Reads all shards. Raises FlasharError where they don't fit the model: grid, tokenizer, codes out of range."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise FlasharError("code shards need the pyarrow package, which comes with datasets; install it") from None
 
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         shape, files = tuple(manifest["grid"]), list(manifest["files"])
         made_with = manifest.get("tokenizer_sha256")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise FlasharError(
             f"{directory / MANIFEST} is not a manifest of code shards ({error!r}); encode again"
         ) from None
@@ -71,8 +74,8 @@ def read_shards(directory: Path, grid: Grid, vocab_size: int, tokenizer_sha256: 
         table = pa.concat_tables([pq.read_table(directory / name) for name in files])
         codes = np.array(table["codes"].to_pylist(), dtype=np.int64)
         labels = np.array(table["label"].to_pylist(), dtype=np.int64)
-        ids = np.array(table["id"].to_pylist())
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        ids = np.array([str(name) for name in table["id"].to_pylist()])
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FlasharError(f"the shards of {directory} cannot be read ({reason}); encode them again") from None
     if codes.ndim != 2 or codes.shape[1] != grid.num_cells:

@@ -5,6 +5,7 @@ Letters: B batch, C cells, V codebook size, N = H*W cells.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,15 +31,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         start, end = self.cfg_interval
         checks = {
-            "cfg-scale": (self.cfg_scale >= 0, self.cfg_scale, "a number >= 0 (1 turns guidance off)"),
+            "cfg-scale": (0 <= self.cfg_scale < math.inf, self.cfg_scale, "a number >= 0 (1 turns guidance off)"),
             "cfg-interval": (0 <= start < end <= 1, f"{start}:{end}", "A:B with 0 <= A < B <= 1"),
-            "temperature": (self.temperature >= 0, self.temperature, "a number >= 0 (0 is argmax)"),
+            "temperature": (0 <= self.temperature < math.inf, self.temperature, "a number >= 0 (0 is argmax)"),
             "top-k": (self.top_k >= 0, self.top_k, "a whole number >= 0 (0 turns it off)"),
             "top-p": (0 < self.top_p <= 1, self.top_p, "a number in (0, 1] (1 turns it off)"),
         }
         for name, (good, got, expected) in checks.items():
-            # NaN fails every comparison, an infinite scale or temperature passes them.
-            if not good or float("inf") in (self.cfg_scale, self.temperature):
+            if not good:  # NaN fails every comparison
                 raise FlasharError(f"--{name} is {got}; expected {expected}")
 
     @property

@@ -11,8 +11,9 @@ from flashar_cli.config import VQConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.tokenizers.vq import NORM_GROUPS, VQTokenizer
 
-# A usage statistic of upstream training, not a parameter (upstream: vq_model.py VectorQuantizer).
-STATISTICS = ("quantize.codebook_used",)
+# A usage statistic of upstream training and its length: no parameter, but upstream's strict loading wants it back
+# (upstream: vq_model.py VectorQuantizer).
+STATISTICS = {"quantize.codebook_used": 65536}
 LISTED = 12
 Shapes = Mapping[str, Sequence[int]]
 

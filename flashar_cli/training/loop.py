@@ -16,24 +16,18 @@ from torch import Tensor
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.layers import Block
 from flashar_cli.recipe import OptimSettings, StageSettings
+from flashar_cli.training.interrupt import DeferredInterrupt
 from flashar_cli.training.losses import Losses, adaptation_loss, raster_loss
 from flashar_cli.training.optim import build_optimizer, set_learning_rate
 from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes
+from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
 
 Report = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of ``steps`` optimizer steps."""
-
-    name: str
-    steps: int
-    settings: StageSettings
 
 
 @dataclass
@@ -73,6 +67,8 @@ def run_stages(run: TrainingRun) -> None:
             _validate(run, stage.name, first_step + stage.steps)
             with torch.compiler.set_stance("force_eager"):
                 run.stage_done(stage.name)
+            # Only now is the stage behind us: a run killed before this validates and samples again.
+            run.state.save(index, stage.steps, run.model, None)
         first_step += stage.steps
     run.model.requires_grad_(True)
     run.model.eval()
@@ -81,26 +77,24 @@ def run_stages(run: TrainingRun) -> None:
 def _run_stage(run: TrainingRun, index: int, stage: Stage, first_step: int, done: int) -> None:
     optimizer = build_optimizer(run.model, stage.settings, run.optim)
     run.state.load_optimizer(index, optimizer)
-    started, last_saved = time.monotonic(), done
-    try:
-        for step in range(done, stage.steps):
-            rate = set_learning_rate(optimizer, stage.settings, step, stage.steps)
-            record = _optimizer_step(run, stage.settings, optimizer, first_step + step)
-            done = step + 1
-            speed = (done - last_saved) * run.optim.batch_size / max(time.monotonic() - started, 1e-9)
-            run.report(
-                "step", {"stage": stage.name, "step": first_step + step, "lr": rate, "images_per_s": speed} | record
-            )
+    started, timed_from = time.monotonic(), done
+    with DeferredInterrupt() as interrupt:
+        while done < stage.steps:
+            rate = set_learning_rate(optimizer, stage.settings, done, stage.steps)
+            record = _optimizer_step(run, stage.settings, optimizer, first_step + done)
+            done += 1
+            speed = (done - timed_from) * run.optim.batch_size / max(time.monotonic() - started, 1e-9)
+            position = {"stage": stage.name, "step": first_step + done - 1, "lr": rate, "images_per_s": speed}
+            run.report("step", position | record)
+            if interrupt.requested:
+                run.state.save(index, done, run.model, optimizer)
+                raise KeyboardInterrupt
             if done % run.save_every == 0 and done < stage.steps:
                 run.state.save(index, done, run.model, optimizer)
-                started, last_saved = time.monotonic(), done
+                started, timed_from = time.monotonic(), done
             if done % run.validate_every == 0 and done < stage.steps:
                 _validate(run, stage.name, first_step + done)
-                started, last_saved = time.monotonic(), done
-    except KeyboardInterrupt:
-        run.state.save(index, done, run.model, optimizer)
-        raise
-    run.state.save(index, stage.steps, run.model, None)
+                started, timed_from = time.monotonic(), done
 
 
 def _optimizer_step(
@@ -150,10 +144,18 @@ def batch_losses(run: TrainingRun, stage: StageSettings, rows: Any, epochs: Any)
             return raster_loss(prediction, codes_BN)
         teacher_BNV = None
         if stage.distill_weight:
-            with torch.no_grad():
-                raster = model(grid.raster().from_raster(codes_BHW), conditions, grid.raster(), drop)
-            teacher_BNV = raster.logits[:, order.cells]
+            teacher_BNV = _teacher_logits(model, codes_BHW, conditions, drop)[:, order.cells]
         return adaptation_loss(prediction, codes_BN, stage, teacher_BNV)
+
+
+@torch.no_grad()
+def _teacher_logits(model: FlasharModel, codes_BHW: Tensor, conditions: Conditions, drop: Tensor) -> Tensor:
+    """Raster logits [B, N, V] of the base, which a stage that distills keeps frozen."""
+    raster = model.config.order_grid.raster()
+    model.eval()
+    logits = model(raster.from_raster(codes_BHW), conditions, raster, drop).logits
+    model.train()
+    return logits
 
 
 def _corrupted(run: TrainingRun, codes_BHW: Tensor, rows: Any, epochs: Any) -> Tensor:

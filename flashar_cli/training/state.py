@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flashar_cli.errors import FlasharError
+from flashar_cli.files import atomic_file
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.training.stages import Stage
+from flashar_cli.upstream import save_pickle
 
 FILE_NAME = "training-state.pt"
 
 
 class TrainingState:
     """One file in ``directory``: stage, steps done in it, model and optimizer. ``settings`` identifies the run; state
-    of another run is refused.
+    of another run is refused, or ignored with ``discard_other``.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, settings: dict[str, Any], discard_other: bool = False) -> None:
         self.path = directory / FILE_NAME
         self.settings = settings
         self.loaded: dict[str, Any] | None = None
@@ -30,7 +33,9 @@ class TrainingState:
                 raise FlasharError(
                     f"training state {self.path} cannot be read ({type(error).__name__}); delete it to start anew"
                 ) from None
-            if self.loaded["settings"] != settings:
+            if self.loaded["settings"] != settings and discard_other:
+                self.loaded = None
+            elif self.loaded["settings"] != settings:
                 changed = [k for k in settings if settings[k] != self.loaded["settings"].get(k)]
                 raise FlasharError(
                     f"{self.path} belongs to a run with other settings ({', '.join(changed)} differ); "
@@ -50,6 +55,10 @@ class TrainingState:
             return 0
         return self.loaded["step"] if stage == self.loaded["stage"] else 2**62
 
+    def total_steps(self, stages: Sequence[Stage]) -> int:
+        """Optimizer steps done in all stages together."""
+        return sum(min(stage.steps, self.steps_done(index)) for index, stage in enumerate(stages))
+
     def load_optimizer(self, stage: int, optimizer: torch.optim.Optimizer) -> None:
         """Puts the saved optimizer of this stage back, where there is one."""
         if self.loaded is not None and self.loaded["stage"] == stage and self.loaded["optimizer"] is not None:
@@ -64,10 +73,5 @@ class TrainingState:
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer else None,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
+        with atomic_file(self.path) as file:
+            save_pickle(document, file)

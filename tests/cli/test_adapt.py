@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flashar_cli import checkpoint, hub
+from flashar_cli.errors import FlasharError
 
 SMALL_RUN = (
     "--data",
@@ -85,6 +86,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
         (("--probe", "nowhere.json"), "--probe nowhere.json cannot be read"),
         (("--data", "./nowhere"), "--data ./nowhere"),
         (("--subset", 0), "data.subset"),
+        (("--dtype", "float16"), "too narrow"),
+        (("--set", "stage2.distill_weight=0.1"), "frozen backbone"),
     ),
 )
 def test_bad_options_write_nothing(run_cli, tmp_path, monkeypatch, arguments, words):
@@ -126,10 +129,13 @@ def test_probe(run_cli, tmp_path, head):
     assert "GiB" in result.err
     with Image.open(tmp_path / "probe.png") as plot:
         assert plot.width > 500
-    config = checkpoint.read_config(hub.resolve("llamagen-tiny"))
     from flashar_cli.probing import read_recommendation
 
-    assert read_recommendation(tmp_path / "probe.json", config) == report["recommended_layer"]
+    config, sha256 = checkpoint.read_config(hub.resolve("llamagen-tiny")), report["model_sha256"]
+    assert read_recommendation(tmp_path / "probe.json", config, sha256, 1) == report["recommended_layer"]
+    assert read_recommendation(tmp_path / "probe.json", config, sha256, 3) in (0, 3)
+    with pytest.raises(FlasharError, match="other weights"):
+        read_recommendation(tmp_path / "probe.json", config, "0" * 64, 1)
     again = run_cli("probe", "llamagen-tiny", *arguments, "--out", tmp_path)
     assert again.code == 2 and "--overwrite" in again.err
 

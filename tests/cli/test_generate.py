@@ -61,6 +61,9 @@ def test_tokens_alone_need_no_tokenizer(run_cli, write_tiny_checkpoint, tmp_path
         (("--labels", "star"), "no table of class names"),
         (("--temperature", -1), "--temperature is -1"),
         (("--temperature", "nan"), "--temperature is nan"),
+        (("--temperature", "inf"), "--temperature is inf"),
+        (("--seed", -1), "--seed"),
+        (("--tokens-out", "model.txt/t.npy"), "is a file; expected a directory"),
         (("--top-k", -1), "--top-k is -1"),
         (("--top-p", 0), "--top-p is 0"),
         (("--cfg-scale", -2), "--cfg-scale is -2"),
@@ -76,6 +79,7 @@ def test_tokens_alone_need_no_tokenizer(run_cli, write_tiny_checkpoint, tmp_path
 def test_bad_options_write_nothing(run_cli, write_tiny_checkpoint, tmp_path, monkeypatch, arguments, words):
     model = write_tiny_checkpoint()
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.txt").write_text("a file, not a folder")
     before = set(tmp_path.iterdir())
     result = run_cli("generate", model, *arguments)
     assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
@@ -114,7 +118,7 @@ def test_damaged_checkpoints(run_cli, write_tiny_checkpoint, tmp_path, damage):
 
 
 def test_unknown_models(run_cli, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("FLASHAR_HOME", str(tmp_path))
     assert "did you mean llamagen-tiny?" in run_cli("generate", "llamagen-tyny", "--labels", 1).err
     result = run_cli("generate", "llamagen-b", "--labels", 1, "--tokens-out", tmp_path / "t.npy")

@@ -64,22 +64,37 @@ def test_image_folder(tmp_path):
         (tmp_path / name).mkdir()
         for index in range(count):
             Image.new("L", (20, 10), 200).save(tmp_path / name / f"{index}.png")
-    folder = ImageFolder(tmp_path, None)
+    folder = ImageFolder(tmp_path, 2, None)
     assert folder.ids.tolist() == ["ant/0.png", "zebra/0.png", "zebra/1.png"] and folder.labels.tolist() == [0, 1, 1]
-    assert ImageFolder(tmp_path, ("zebra", "ant", "cat")).labels.tolist() == [1, 0, 0]
+    assert ImageFolder(tmp_path, 3, ("zebra", "ant", "cat")).labels.tolist() == [1, 0, 0]
+    for num_classes, names in ((3, None), (3, ("zebra", "cat", "dog")), (1, None)):
+        with pytest.raises(FlasharError, match="2 class folders"):
+            ImageFolder(tmp_path, num_classes, names)
     assert folder.picture(0).mode == "RGB"
     (tmp_path / "ant" / "0.png").write_bytes(b"\x89PNG")
     with pytest.raises(FlasharError, match=r"0\.png cannot be read"):
         folder.picture(0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FlasharError, match="holds no pictures"):
-        open_pictures(str(tmp_path / "empty"), None)
+        open_pictures(str(tmp_path / "empty"), 2, None)
+    Image.new("L", (20, 10), 200).save(tmp_path / "stray.png")
+    with pytest.raises(FlasharError, match="beside its class folders"):
+        ImageFolder(tmp_path, 2, None)
+
+
+def test_folders_named_by_class_number(tmp_path):
+    for name in ("7", "12"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    assert ImageFolder(tmp_path, 20, None).labels.tolist() == [12, 7]
+    with pytest.raises(FlasharError, match="class number"):
+        ImageFolder(tmp_path, 10, None)
 
 
 @pytest.mark.parametrize("data", ("shapes:many", "./nowhere", "/no/such/folder"))
 def test_unknown_sources(data):
     with pytest.raises(FlasharError, match="--data"):
-        open_pictures(data, None)
+        open_pictures(data, 10, None)
 
 
 @pytest.mark.parametrize("size", ((64, 64), (100, 300), (301, 97), (40, 40), (64, 65)))

@@ -106,7 +106,7 @@ def test_greedy_decode_by_command(converted, run_cli, tmp_path, scale):
             near_ties = (fixture.tensors[f"greedy_cfg{scale}_margin"][row] < 1e-3).nonzero()
             length = int(near_ties[0]) if len(near_ties) else length
         assert np.array_equal(ours[:length], theirs[:length])
-        assert length > 50
+        assert length > 40
 
 
 def test_round_trip_is_bit_exact(converted, run_cli, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.recipe import OptimSettings, StageSettings
-from flashar_cli.training.loop import Stage, TrainingRun, run_stages
+from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.losses import adaptation_loss
 from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes
+from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
 from tests.tiny_models import build_model, random_config
@@ -146,7 +148,9 @@ def test_loss_by_hand(tmp_path):
         teacher = model(order.grid.raster().from_raster(codes_BHW), conditions, order.grid.raster()).logits[
             :, order.cells
         ]
-        settings = StageSettings(vertical_weight=0.05, horizontal_weight=0.3, distill_weight=0.2)
+        settings = StageSettings(
+            vertical_weight=0.05, horizontal_weight=0.3, distill_weight=0.2, backbone_lr_factor=0.0
+        )
         losses = adaptation_loss(prediction, codes, settings, teacher)
     vertical, distill = [], []
     fused = [-prediction.logits[b, k].log_softmax(-1)[codes[b, k]] for b in range(2) for k in range(12)]
@@ -193,4 +197,33 @@ def test_metrics_are_json_lines(tmp_path):
     metrics("validation", {"step": 1, "raster": 2.0})
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert kinds == ["step", "validation"]
-    assert MetricsFile(tmp_path / "m.jsonl").last["validation"] == {"step": 1, "raster": 2.0}
+    metrics("step", {"step": 1, "total": 0.5})
+    with open(tmp_path / "m.jsonl", "a") as file:
+        file.write('{"kind": "st')
+    resumed = MetricsFile(tmp_path / "m.jsonl", resume_at=1)
+    assert resumed.validations == [{"step": 1, "raster": 2.0}]
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [0, 1]
+    MetricsFile(tmp_path / "m.jsonl")
+    assert (tmp_path / "m.jsonl").read_text() == ""
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES)
+    reached = []
+
+    def interrupt(kind, record):
+        if kind == "step":
+            reached.append(record["step"])
+            if record["step"] == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    run.report = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(run)
+    assert reached == [0, 1, 2]
+    assert TrainingState(tmp_path, {"seed": 0}).total_steps(TWO_STAGES) == 3
+
+
+def test_distillation_needs_a_frozen_backbone():
+    with pytest.raises(ValueError, match="frozen backbone"):
+        StageSettings(distill_weight=0.2, backbone_lr_factor=0.1)
