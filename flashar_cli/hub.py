@@ -7,10 +7,12 @@ import errno
 import os
 from pathlib import Path
 
-from flashar_cli import checkpoint, upstream
+from flashar_cli import checkpoint
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 from flashar_cli.families.base import HubFile, Preset
+from flashar_cli.upstream.convert import convert
+from flashar_cli.upstream.facts import ConvertOptions
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("llamagen-tiny", "llamagen-tiny-flashar")
@@ -60,8 +62,8 @@ def resolve(name: str) -> Path:
 
 def _download(preset: Preset) -> Path:
     weights, tokenizer = _fetch(preset, preset.weights), _fetch(preset, preset.tokenizer_weights)
-    options = upstream.ConvertOptions(family=preset.family, num_heads=preset.backbone.num_heads, grid=preset.grid)
-    converted = upstream.convert(weights, options, tokenizer)
+    options = ConvertOptions(family=preset.family, num_heads=preset.backbone.num_heads, grid=preset.grid)
+    converted = convert(weights, options, tokenizer)
     target = cache_dir() / preset.name
     checkpoint.save(target, converted.config, converted.model_state, converted.tokenizer_state, overwrite=True)
     return target

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A module imports only from its own line and from those above it. The longest matching name counts.
 LAYERS = (
     ("errors", "grid"),
-    ("config", "files", "recipe", "runtime"),
+    ("config", "files", "pickles", "recipe", "runtime"),
     ("nn",),
     ("models",),
     ("tokenizers",),

@@ -59,9 +59,11 @@ def command(
 
     Tensors are bit-exact both ways.
     """
-    from flashar_cli import checkpoint, hub, upstream
+    from flashar_cli import checkpoint, hub
     from flashar_cli.files import refuse_nonempty
     from flashar_cli.grid import Grid
+    from flashar_cli.upstream.convert import convert
+    from flashar_cli.upstream.facts import ConvertOptions
 
     if to is Target.upstream:
         given = {
@@ -83,9 +85,9 @@ def command(
         )
         return
     refuse_nonempty(out, overwrite)
-    converted = upstream.convert(
+    converted = convert(
         source,
-        upstream.ConvertOptions(
+        ConvertOptions(
             family=family.value if family else None,
             num_heads=num_heads,
             grid=Grid.parse(grid) if grid else None,
@@ -112,9 +114,10 @@ def _to_upstream(directory: Path, out: Path, overwrite: bool) -> list[Path]:
     """``out`` is a .pt or .safetensors file for the model alone, or a directory for model.pt and vq.pt."""
     import torch
 
-    from flashar_cli import checkpoint, upstream
+    from flashar_cli import checkpoint
+    from flashar_cli.upstream.export import export, write_upstream
 
-    model, tokenizer = upstream.export(checkpoint.load(directory, torch.device("cpu"), vq_dtype=None))
+    model, tokenizer = export(checkpoint.load(directory, torch.device("cpu"), vq_dtype=None))
     as_file = out.suffix in (".pt", ".pth", ".safetensors")
     files = {out if as_file else out / "model.pt": model}
     if tokenizer is not None and not as_file:
@@ -123,5 +126,5 @@ def _to_upstream(directory: Path, out: Path, overwrite: bool) -> list[Path]:
     if existing and not overwrite:
         raise FlasharError(f"{', '.join(existing)} exists; choose another --out or pass --overwrite")
     for path, state in files.items():
-        upstream.write_upstream(state, path)
+        write_upstream(state, path)
     return list(files)

@@ -11,8 +11,8 @@ import torch
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.pickles import save_pickle
 from flashar_cli.training.stages import Stage
-from flashar_cli.upstream import save_pickle
 
 FILE_NAME = "training-state.pt"
 
