@@ -270,6 +270,6 @@ def _hidden_grids(
     drop = torch.zeros(len(codes_BHW), dtype=torch.bool, device=codes_BHW.device)
     x_BSD, valid_BP = model.embed(order.from_raster(codes_BHW), conditions, drop)
     length, prefix = x_BSD.shape[1], model.config.prefix.length
-    mask = model.training_mask(order, valid_BP, length)
+    mask = model.attention_mask(order, valid_BP, length)
     states = run_blocks(model.backbone.blocks, x_BSD, model.rope(order)[:length], mask, None, 0)
     return [order.to_raster(F.pad(states[layer][:, prefix:], (0, 0, 0, 1)), trailing=1) for layer in layers]

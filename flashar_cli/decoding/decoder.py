@@ -17,7 +17,6 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import step_targets
 from flashar_cli.nn.kv_cache import KVCache
-from flashar_cli.nn.masks import order_mask, with_valid_keys
 from flashar_cli.nn.sampling import SamplingParams, guide, sample
 
 StepHook = Callable[[int, Tensor], None]
@@ -89,14 +88,14 @@ def prefill(model: FlasharModel, conditions: Conditions, order: Order, guided: b
         valid_RP = None if valid_RP is None else valid_RP.repeat(2, 1)
     num_rows, length, _ = prefix_RPD.shape
 
-    mask, key_mask = order_mask(order, length, model.device)[:length, :length], None
+    key_mask = None
     if valid_RP is not None:
-        mask = with_valid_keys(mask, valid_RP)
         image = valid_RP.new_ones(num_rows, len(order.cells))
         key_mask = torch.cat([valid_RP, image], dim=1)[:, None, None]
 
     targets = step_targets(order, 0, model.device)
     state = DecodeState(model, order, model.rope(order), model.new_cache(num_rows), key_mask, targets.uses_branch)
+    mask = model.attention_mask(order, valid_RP, length)
     hidden = model.hidden_states(prefix_RPD, state.rope[:length], mask, state.use_branch, state.cache)
     return state, model.fuse(hidden.since(-1), targets).logits
 

@@ -136,7 +136,7 @@ class FlasharModel(nn.Module):
         gate = torch.where(both, gate, targets.has_horizontal[:, None].float())
         return Prediction(gate * logits_h + (1 - gate) * logits_v, logits_h, logits_v, gate, targets)
 
-    def training_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor:
+    def attention_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor:
         """bool mask of the first ``length`` positions of a sequence in this order; ``valid_BP`` marks real captions."""
         mask = _order_mask(order, self.config.prefix.length, self.device)[:length, :length]
         if valid_BP is None:
@@ -159,7 +159,7 @@ class FlasharModel(nn.Module):
         x_BSD, valid_BP = self.embed(codes_BN, conditions, drop)
         length = x_BSD.shape[1]
         targets = grid_targets(order, x_BSD.device)
-        mask = self.training_mask(order, valid_BP, length)
+        mask = self.attention_mask(order, valid_BP, length)
         hidden = self.hidden_states(x_BSD, self.rope(order)[:length], mask, targets.uses_branch)
         return self.fuse(hidden.since(self.config.prefix.length - 1), targets)
 
