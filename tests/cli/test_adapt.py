@@ -156,3 +156,60 @@ def test_recommendation_is_the_best_layer_that_adds_no_depth():
     rows = [{"layer": layer, "lower_loss": loss} for layer, loss in ((0, 3.0), (1, 2.0), (2, 2.5), (3, 1.0))]
     assert recommend(rows, 2) == 1
     assert recommend(rows, 3) == 3
+
+
+def shape_folder(folder, count=20):
+    """Drawn pictures in sub-folders named by class."""
+    from flashar_cli.data.shapes import CLASS_NAMES, draw
+
+    for index in range(count):
+        name = CLASS_NAMES[index % 10]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(5, index)).save(folder / name / f"{index}.png")
+    return folder
+
+
+def test_a_folder_of_pictures(run_cli, tmp_path):
+    folder = shape_folder(tmp_path / "pictures")
+    arguments = ("--data", folder, "--batch-size", 4, "--set", "data.num_validation=8", "--out", tmp_path / "out")
+    result = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2)
+    assert result.code == 0, result.err
+    recipe = checkpoint.read_config(tmp_path / "out").provenance.recipe
+    assert recipe is not None and recipe["data"]["source"] == str(folder)
+
+
+def test_an_unreadable_picture_writes_nothing(run_cli, tmp_path):
+    folder = shape_folder(tmp_path / "pictures")
+    (folder / "ring" / "5.png").write_bytes((folder / "ring" / "5.png").read_bytes()[:60])
+    for command in ("adapt", "probe"):
+        result = run_cli(command, "llamagen-tiny", "--data", folder, "--out", tmp_path / "out")
+        assert result.code == 2 and "ring/5.png cannot be read as a picture" in result.err
+        assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_code_shards(run_cli, tmp_path):
+    from flashar_cli.checkpoint import load
+    from flashar_cli.data.prepare import plan_codes, tokenizer_sha256
+    from flashar_cli.data.shards import write_shards
+
+    loaded = load(hub.resolve("llamagen-tiny"), torch.device("cpu"), torch.float32)
+    codes = plan_codes(loaded, "shapes:40", None, 0).codes(lambda count: None)
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", codes, loaded.config.order_grid, tokenizer_sha256(loaded.tokenizer), 16)
+    arguments = ("--data", tmp_path / "shards", "--subset", 30, "--batch-size", 4, "--set", "data.num_validation=8")
+    result = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "30 pictures" in result.err
+
+
+def test_a_full_disk_during_training_is_one_line(run_cli, tmp_path, monkeypatch):
+    from flashar_cli.training import state
+
+    def full(document, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "save_pickle", full)
+    result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, "--steps", 2, "--out", tmp_path / "out")
+    assert result.code == 2 and "No space left" in result.err and not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out.run").glob("*.tmp")) and not list((tmp_path / "out.run").glob("*.pt"))

@@ -106,3 +106,22 @@ def test_center_crop_keeps_the_middle(size):
     assert cropped.shape == (64, 64, 3)
     assert cropped[30:34, 30:34, 2].mean() > 60
     assert cropped[:8, :, 2].mean() < 5
+
+
+def test_a_datasets_id(monkeypatch):
+    import datasets
+
+    pictures = [Image.new("RGB", (12, 12), (index, 0, 0)) for index in range(4)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=4)})
+    rows = datasets.Dataset.from_dict({"image": pictures, "label": [3, 1, 0, 1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
+    source = open_pictures("someone/pictures", 4, None)
+    assert source.labels.tolist() == [3, 1, 0, 1]
+    assert source.picture(2).getpixel((0, 0)) == (2, 0, 0)
+
+    def unreachable(name, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(FlasharError, match="nor a data set that can be loaded"):
+        open_pictures("someone/pictures", 4, None)
