@@ -55,6 +55,7 @@ def main() -> None:
             name: weights_sha256(hub.resolve(model))
             for name, model in (("raster", args.base), ("flashar", args.adapted))
         },
+        "generation": models["raster"].config.generation.model_dump(),
         "num_images": args.num_images,
         "num_held_out": args.num_held_out,
     }

@@ -37,7 +37,7 @@ from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 
 BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=64)
-GENERATION = GenerationDefaults(cfg_scale=1.5, temperature=1.1)
+GENERATION = GenerationDefaults(cfg_scale=1.5)
 
 
 def main() -> None:
