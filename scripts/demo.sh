@@ -22,12 +22,12 @@ mkdir -p "$OUT"
 
 step "What there is" ls
 step "Where does the backbone know the lower neighbour?" \
-    probe llamagen-tiny --data shapes --num-images 1024 --out "$OUT/probe"
+    probe llamagen-tiny --data shapes --num-images 4096 --out "$OUT/probe"
 step "Adapt it (briefly: this shows the way, the shipped model was trained longer)" \
     adapt llamagen-tiny --recipe llamagen-tiny-demo --probe "$OUT/probe/probe.json" --out "$OUT/adapted"
-step "Pictures of the shipped model, token by token" \
-    generate llamagen-tiny-flashar --decoder raster --num-images 20 --out "$OUT/raster"
-step "The same, diagonal by diagonal" \
+step "Pictures of the raster base, token by token" \
+    generate llamagen-tiny --decoder raster --num-images 20 --out "$OUT/raster"
+step "Pictures of the shipped adaptation, diagonal by diagonal" \
     generate llamagen-tiny-flashar --decoder flashar --num-images 20 --out "$OUT/flashar"
 step "How much faster is that here?" \
     bench llamagen-tiny-flashar --batch-sizes 1 --repeats 3 --out "$OUT/bench.json"

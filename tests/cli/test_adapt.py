@@ -110,7 +110,8 @@ def test_data_of_another_model_is_caught_before_training(run_cli, write_tiny_che
 
 
 def test_dry_run(run_cli, tmp_path):
-    result = run_cli("adapt", "llamagen-tiny", "--out", tmp_path / "out", "--steps", 100, "--dry-run")
+    steps = ("--steps", 100, "--set", "stage1_fraction=0.2")
+    result = run_cli("adapt", "llamagen-tiny", "--out", tmp_path / "out", *steps, "--dry-run")
     plan = json.loads(result.out)
     assert plan["steps"] == {"stage1": 20, "stage2": 80} and plan["branch"]["layer"] == 5
     assert plan["weights_and_optimizer_bytes"]["stage2"] > plan["weights_and_optimizer_bytes"]["stage1"]
