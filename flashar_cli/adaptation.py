@@ -28,12 +28,12 @@ from flashar_cli.recipe import AdaptRecipe
 from flashar_cli.tokenizers.pixels import to_uint8
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
+from flashar_cli.training.optim import ADAM_BYTES_PER_WEIGHT
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 
 METRICS_FILE = "metrics.jsonl"
 SHEET_IMAGES = 40
-BYTES_PER_TRAINED_WEIGHT = 16  # float32: weight, gradient, two AdamW moments
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def describe(job: AdaptJob, num_images: int) -> dict[str, Any]:
         "forwards_per_step": -(-optim.batch_size // min(optim.micro_batch_size, optim.batch_size)),
         "num_images": num_images,
         "weights_and_optimizer_bytes": {
-            "stage1": 4 * base + BYTES_PER_TRAINED_WEIGHT * (total - base),
-            "stage2": BYTES_PER_TRAINED_WEIGHT * total,
+            "stage1": 4 * base + ADAM_BYTES_PER_WEIGHT * (total - base),
+            "stage2": ADAM_BYTES_PER_WEIGHT * total,
         },
         "recipe": job.recipe.model_dump(mode="json"),
         "out": str(job.out),

@@ -10,7 +10,6 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
 FORMAT_VERSION = 1
-GATES = ("hidden", "logits", "scalar", "mean")
 GateKind = Literal["hidden", "logits", "scalar", "mean"]
 
 

@@ -23,10 +23,10 @@ from flashar_cli.files import atomic_file
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.transformer import run_blocks
+from flashar_cli.training.optim import ADAM_BYTES_PER_WEIGHT
 
 DIRECTIONS = ("right", "lower")
 HEADS = ("full", "low-rank", "shared")
-BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two Adam moments
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def memory_bytes(config: ModelConfig, settings: ProbeSettings) -> int:
     """What the probes and their optimizer take, weights, gradients and moments in float32."""
     dim, vocab_size = config.backbone.dim, config.backbone.vocab_size
     weights = {"full": dim * vocab_size, "low-rank": settings.rank * (dim + vocab_size), "shared": dim * dim}
-    return BYTES_PER_WEIGHT * len(DIRECTIONS) * len(settings.layers) * weights[settings.head]
+    return ADAM_BYTES_PER_WEIGHT * len(DIRECTIONS) * len(settings.layers) * weights[settings.head]
 
 
 def run_probes(

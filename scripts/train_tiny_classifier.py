@@ -13,20 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from flashar_cli.config import VQConfig
 from flashar_cli.evaluation.shape_classifier import ShapeClassifier
-from flashar_cli.tokenizers.vq import VQTokenizer
 from flashar_cli.training.classifier import ClassifierTraining, evaluate_classifier, train_classifier
-
-
-def load_tokenizer(directory: Path) -> VQTokenizer:
-    config = VQConfig.model_validate(json.loads((directory / "tokenizer.json").read_text())["config"])
-    tokenizer = VQTokenizer(config).eval()
-    weights = load_file(directory / "tokenizer.safetensors")
-    tokenizer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return tokenizer
+from flashar_cli.training.tokenizer import load_trained_tokenizer
 
 
 def main() -> None:
@@ -42,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = replace(defaults, num_images=args.num_images, steps=args.steps, seed=args.seed)
 
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = load_trained_tokenizer(args.tokenizer)
     started = time.monotonic()
     trained = train_classifier(tokenizer, settings, log=lambda line: print(line, flush=True))
     training_s = time.monotonic() - started

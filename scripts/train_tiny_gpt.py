@@ -7,12 +7,10 @@ checkpoint in half precision; OUT.run holds metrics and training state meanwhile
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from flashar_cli import __version__, checkpoint
 from flashar_cli.checkpoint import Loaded
@@ -23,18 +21,17 @@ from flashar_cli.config import (
     GridConfig,
     ModelConfig,
     Provenance,
-    VQConfig,
 )
 from flashar_cli.data.codes import split_validation
 from flashar_cli.data.prepare import plan_codes
 from flashar_cli.data.shapes import CLASS_NAMES
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.recipe import OptimSettings, StageSettings
-from flashar_cli.tokenizers.vq import VQTokenizer
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
+from flashar_cli.training.tokenizer import load_trained_tokenizer
 
 BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=64)
 GENERATION = GenerationDefaults(cfg_scale=1.5)
@@ -53,10 +50,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; needs a C++ compiler")
     args = parser.parse_args()
 
-    vq = VQConfig.model_validate(json.loads((args.tokenizer / "tokenizer.json").read_text())["config"])
-    tokenizer = VQTokenizer(vq).eval()
-    tokenizer_state = load_file(args.tokenizer / "tokenizer.safetensors")
-    tokenizer.load_state_dict({name: tensor.float() for name, tensor in tokenizer_state.items()})
+    tokenizer = load_trained_tokenizer(args.tokenizer)
 
     directory = args.out.with_name(args.out.name + ".run")
     directory.mkdir(parents=True, exist_ok=True)
@@ -74,7 +68,7 @@ def main() -> None:
         backbone=BACKBONE,
         prefix=ClassPrefix(num_classes=len(CLASS_NAMES)),
         grid=GridConfig(height=16, width=16),
-        tokenizer=vq,
+        tokenizer=tokenizer.config,
         generation=GENERATION,
         class_names=CLASS_NAMES,
         provenance=Provenance(tool_version=__version__, recipe=recipe),
@@ -109,6 +103,7 @@ def main() -> None:
     provenance = config.provenance.model_copy(update={"data_fingerprint": train.fingerprint()})
     raster_loss = round(metrics.validations[-1]["raster"], 5)
     final = config.model_copy(update={"raster_loss": raster_loss, "provenance": provenance})
+    tokenizer_state = {name: tensor.half() for name, tensor in tokenizer.state_dict().items()}
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
     checkpoint.save(args.out, final, weights, tokenizer_state, overwrite=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flashar_cli import __version__
@@ -20,8 +19,6 @@ from flashar_cli.config import (
 )
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from torch import nn
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.recipe import OptimSettings, StageSettings
 
+ADAM_BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two moments
+
 
 def build_optimizer(model: FlasharModel, stage: StageSettings, optim: OptimSettings) -> torch.optim.AdamW:
     """AdamW over what this stage trains; frozen weights get ``requires_grad = False``.

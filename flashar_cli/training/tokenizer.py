@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flashar_cli.config import VQConfig
@@ -102,6 +105,15 @@ def train_tokenizer(
             )
     codebook.requires_grad_(True)
     return model.eval()
+
+
+def load_trained_tokenizer(directory: Path) -> VQTokenizer:
+    """What scripts/train_tiny_tokenizer.py wrote, in float32."""
+    config = VQConfig.model_validate(json.loads((directory / "tokenizer.json").read_text())["config"])
+    tokenizer = VQTokenizer(config).eval()
+    weights = load_file(directory / "tokenizer.safetensors")
+    tokenizer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return tokenizer
 
 
 def evaluate_tokenizer(model: VQTokenizer, num_images: int = 1000, batch_size: int = 50) -> TokenizerReport:

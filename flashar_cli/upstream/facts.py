@@ -152,8 +152,9 @@ class Facts:
             wanted = by_resolution
         if wanted is not None and told is not None and wanted != told:
             raise FlasharError(f"grid {wanted} was asked for, but freqs_cis in {self._path} says {told}; leave it out")
-        if wanted is not None or told is not None:
-            return wanted or told  # type: ignore[return-value]
+        known = wanted or told
+        if known is not None:
+            return known
         if self.preset is None:
             raise FlasharError(
                 f"the weights of {self._path} don't tell the token grid; pass --grid HxW or --res PIXELS"
