@@ -17,7 +17,7 @@ PACKAGE = Path(flashar_cli.__file__).parent
 ROOT = PACKAGE.parent
 # A module imports only from its own line and from those above it. The longest matching name counts.
 LAYERS = (
-    ("errors", "grid"),
+    ("errors", "grid", "world"),
     ("config", "files", "pickles", "recipe", "runtime"),
     ("nn",),
     ("models",),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flashar_cli.errors import FlasharError
+from flashar_cli.world import current_world
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Nproc = Annotated[
+    int | None, typer.Option("--nproc", metavar="N", help="Processes on this machine, one a GPU; or use torchrun.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, print it, and stop.")]
 
 
@@ -56,11 +60,16 @@ def required_model(model: str | None, base: str | None) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises FlasharError for a device that is not there."""
+    """``auto`` is CUDA where there is one; of several processes each takes its own. Raises FlasharError for a device
+    that is not there.
+    """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    world = current_world()
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
         raise FlasharError(f"--device is {name}; expected auto, cpu, cuda or cuda:I")

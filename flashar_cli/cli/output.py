@@ -1,4 +1,5 @@
-"""The only place that prints: results on stdout, everything else on stderr."""
+"""The only place that prints: results on stdout, everything else on stderr. Of several processes only the first
+prints, but for errors."""
 
 from __future__ import annotations
 
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flashar_cli.world import current_world
+
 _resume_command: list[str] = []
 
 
 def note(line: str) -> None:
     """One line for the person at the terminal, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    if current_world().is_main:
+        print(line, file=sys.stderr, flush=True)
 
 
 def error(message: str) -> None:
@@ -24,16 +28,19 @@ def error(message: str) -> None:
 
 def result(text: str) -> None:
     """What the command was asked for, on stdout."""
-    print(text, flush=True)
+    if current_world().is_main:
+        print(text, flush=True)
 
 
 def document(data: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(data, indent=2, default=str), flush=True)
+    result(json.dumps(data, indent=2, default=str))
 
 
 def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool = False) -> None:
     """A plain table; on stderr unless it is the result itself."""
+    if not current_world().is_main:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -53,7 +60,7 @@ def progress(total: int, unit: str) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(*columns, disable=not (current_world().is_main and sys.stderr.isatty()), transient=True) as bar:
         task = bar.add_task("", total=total, speed="")
 
         class Handle:

@@ -1,0 +1,96 @@
+"""`--nproc N`: the same command line in N processes of this machine, told apart as `torchrun` does it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from flashar_cli.cli import output
+from flashar_cli.errors import FlasharError
+
+GRACE_S = 60.0  # how long the others may take to save once one process has ended badly
+POLL_S = 0.1
+
+
+def launch(nproc: int | None) -> bool:
+    """Runs this command line in ``nproc`` processes and exits with their code; False where this process is to do the
+    work itself: without ``--nproc``, or as one of them.
+
+    SIGTERM is passed on, Ctrl-C reaches all of them by itself. The first process that fails ends the others.
+    """
+    if nproc is None or "RANK" in os.environ:
+        return False
+    if nproc < 1:
+        raise FlasharError(f"--nproc is {nproc}; expected at least 1")
+    with tempfile.TemporaryDirectory(prefix="flashar-") as logs:
+        processes = _start(nproc, Path(logs))
+        signal.signal(signal.SIGTERM, lambda number, frame: _signal(processes, signal.SIGTERM))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        failed = _first_failure(processes)
+        if failed is not None and failed > 0 and processes[0].returncode in (0, None, -signal.SIGTERM):
+            output.note((Path(logs) / str(failed)).read_text(encoding="utf-8", errors="replace").rstrip())
+        code = 0 if failed is None else processes[failed].returncode
+    if code < 0:
+        output.error(
+            f"process {failed} of {nproc} was ended by signal {-code} ({signal.Signals(-code).name}); "
+            "run the same command again to go on"
+        )
+        code = 128 - code
+    sys.exit(code)
+
+
+def _start(nproc: int, logs: Path) -> list[subprocess.Popen[bytes]]:
+    """Only the first process writes to this terminal; what the others say is kept in case one of them fails."""
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    command = [sys.executable, "-m", "flashar_cli", *sys.argv[1:]]
+    processes = []
+    for rank in range(nproc):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if rank == 0:
+            processes.append(subprocess.Popen(command, env=environment))
+            continue
+        with open(logs / str(rank), "wb") as log:
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    return processes
+
+
+def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    """Waits for all; the rank that first ended with another code than 0, None where none did."""
+    failed, deadline = None, 0.0
+    while any(process.poll() is None for process in processes):
+        if failed is None:
+            failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
+            if failed is not None:
+                _signal(processes, signal.SIGTERM)
+                deadline = time.monotonic() + GRACE_S
+        elif time.monotonic() > deadline:
+            _signal(processes, signal.SIGKILL)
+        time.sleep(POLL_S)
+    if failed is None:
+        failed = next((rank for rank, process in enumerate(processes) if process.returncode), None)
+    return failed
+
+
+def _signal(processes: list[subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
