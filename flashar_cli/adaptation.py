@@ -27,10 +27,12 @@ from flashar_cli.preflight import check_base
 from flashar_cli.recipe import AdaptRecipe
 from flashar_cli.tokenizers.pixels import to_uint8
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
+from flashar_cli.training.memory import training_bytes
 from flashar_cli.training.metrics import MetricsFile
-from flashar_cli.training.optim import ADAM_BYTES_PER_WEIGHT
+from flashar_cli.training.parallel import barrier, process_group, whole_model, whole_state
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
+from flashar_cli.world import World
 
 METRICS_FILE = "metrics.jsonl"
 SHEET_IMAGES = 40
@@ -91,11 +93,11 @@ def describe(job: AdaptJob, num_images: int) -> dict[str, Any]:
         "branch_parameters": total - base,
         "steps": job.recipe.stage_steps,
         "images_per_step": optim.batch_size,
-        "forwards_per_step": -(-optim.batch_size // min(optim.micro_batch_size, optim.batch_size)),
+        "forwards_per_step": -(-optim.batch_size // min(job.recipe.engine.micro_batch_size, optim.batch_size)),
         "num_images": num_images,
         "weights_and_optimizer_bytes": {
-            "stage1": 4 * base + ADAM_BYTES_PER_WEIGHT * (total - base),
-            "stage2": ADAM_BYTES_PER_WEIGHT * total,
+            "stage1": training_bytes(total - base, total),
+            "stage2": training_bytes(total, total),
         },
         "recipe": job.recipe.model_dump(mode="json"),
         "out": str(job.out),
@@ -105,33 +107,46 @@ def describe(job: AdaptJob, num_images: int) -> dict[str, Any]:
 def adapt(
     job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Runs, or resumes, both stages and writes the checkpoint; returns all validations, the base's first.
+    """Runs, or resumes, both stages and writes the checkpoint; returns all validations, the base's first. All
+    processes of the run call it.
 
     Raises FlasharError where the pre-flight finds that base and data don't belong together.
     """
+    with process_group(job.loaded.model.device) as world:
+        return _adapt(job, data, overwrite, report, note, world)
+
+
+def _adapt(
+    job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None], world: World
+) -> list[dict[str, Any]]:
     train, validation = split_validation(data, job.recipe.data.num_validation)
     model, recipe = job.loaded.model, job.recipe
-    loss = check_base(model, validation, recipe.optim.micro_batch_size, job.dtype)
+    loss = check_base(model, validation, recipe.engine.micro_batch_size, job.dtype)
     note(f"the base's raster loss on this data is {loss:.3f} nats per token")
     model.add_branch(job.branch, job.seed)
     fingerprint = data.fingerprint()
     settings = {
         "base": job.base_sha256,
-        "recipe": recipe.model_dump_json(),
+        # The engine and how often to save may change when a run is resumed.
+        "recipe": recipe.model_dump_json(exclude={"engine", "save_every", "keep_states"}),
         "branch": job.branch.model_dump_json(),
         "data": fingerprint,
         "seed": job.seed,
         "dtype": str(job.dtype),
     }
     stages = [Stage(name, steps, getattr(recipe, name)) for name, steps in recipe.stage_steps.items()]
-    state = TrainingState(job.run_dir, settings, discard_other=overwrite)
+    state = TrainingState(
+        job.run_dir, settings, overwrite, recipe.keep_states, asynchronous=model.device.type == "cuda"
+    )
+    barrier()  # nobody writes before everybody has read what there is
     if state.loaded is not None:
-        note(f"resuming from {state.path}")
-    metrics = MetricsFile(job.run_dir / METRICS_FILE, state.total_steps(stages))
+        note(f"resuming from {state.last}")
+    metrics = MetricsFile(job.run_dir / METRICS_FILE, state.total_steps(stages)) if world.is_main else None
 
     def record(kind: str, values: dict[str, Any]) -> None:
-        metrics(kind, values)
-        report(kind, values)
+        if metrics is not None:
+            metrics(kind, values)
+            report(kind, values)
 
     run_stages(
         TrainingRun(
@@ -140,6 +155,7 @@ def adapt(
             validation=validation,
             stages=stages,
             optim=recipe.optim,
+            engine=recipe.engine,
             seed=job.seed,
             dtype=job.dtype,
             state=state,
@@ -149,30 +165,38 @@ def adapt(
             stage_done=lambda name: write_samples(job, job.run_dir / f"samples-{name}.png"),
         )
     )
-    _save(job, fingerprint, overwrite)
-    shutil.rmtree(job.run_dir)
-    return metrics.validations
+    weights = whole_state(model)
+    if weights is not None:
+        _save(job, weights, fingerprint, overwrite)
+        shutil.rmtree(job.run_dir)
+    barrier()
+    return metrics.validations if metrics is not None else []
 
 
 def write_samples(job: AdaptJob, path: Path) -> None:
-    """A contact sheet of FlashAR samples at the checkpoint's generation defaults, classes in turn."""
+    """A contact sheet of FlashAR samples at the checkpoint's generation defaults, classes in turn. All processes call
+    it, the first one writes.
+    """
     loaded = job.loaded
     prefix = loaded.config.prefix
     if loaded.tokenizer is None or not isinstance(prefix, ClassPrefix):
         return
-    loaded.model.eval()
+    model = whole_model(loaded.model)
+    if model is None:
+        return
+    model.eval()
     conditions = Conditions(labels=torch.arange(min(prefix.num_classes, SHEET_IMAGES)))
     params = SamplingParams(**loaded.config.generation.model_dump())
     order = loaded.config.order_grid.diagonal()
-    batch_size = min(SHEET_IMAGES, job.recipe.optim.micro_batch_size)
+    batch_size = min(SHEET_IMAGES, job.recipe.engine.micro_batch_size)
     sheets: list[NDArray[np.uint8]] = []
     with torch.inference_mode():
-        for codes in generate_tokens(loaded.model, conditions, SHEET_IMAGES, order, params, job.seed, batch_size):
+        for codes in generate_tokens(model, conditions, SHEET_IMAGES, order, params, job.seed, batch_size):
             sheets.extend(to_uint8(loaded.tokenizer.decode(codes)))
     write_png(path, contact_sheet(np.stack(sheets), columns=10), {"base": job.base_name, "decoder": "flashar"})
 
 
-def _save(job: AdaptJob, fingerprint: str, overwrite: bool) -> None:
+def _save(job: AdaptJob, weights: dict[str, torch.Tensor], fingerprint: str, overwrite: bool) -> None:
     provenance = Provenance(
         tool_version=__version__,
         source=job.base_name,
@@ -185,5 +209,5 @@ def _save(job: AdaptJob, fingerprint: str, overwrite: bool) -> None:
     tokenizer = None
     if job.loaded.tokenizer is not None:
         tokenizer = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.tokenizer.state_dict().items()}
-    state = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.model.state_dict().items()}
+    state = {name: tensor.to(job.stored_dtype) for name, tensor in weights.items()}
     checkpoint.save(job.out, config, state, tokenizer, overwrite, extras)

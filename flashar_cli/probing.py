@@ -23,7 +23,7 @@ from flashar_cli.files import atomic_file
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.transformer import run_blocks
-from flashar_cli.training.optim import ADAM_BYTES_PER_WEIGHT
+from flashar_cli.training.memory import ADAM_BYTES_PER_WEIGHT
 
 DIRECTIONS = ("right", "lower")
 HEADS = ("full", "low-rank", "shared")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -46,14 +46,25 @@ class OptimSettings(Config):
     """Batches and AdamW."""
 
     batch_size: int = Field(512, gt=0, description="pictures an optimizer step, all micro-batches together")
-    micro_batch_size: int = Field(32, gt=0, description="pictures a forward at most")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and embeddings have none")
     grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: off")
     class_drop: float = Field(0.1, ge=0, le=1, description="pictures trained without their condition, for guidance")
     corruption: float = Field(0.0, ge=0, le=1, description="context codes replaced by random ones; targets stay")
+    token_drop: float = Field(0.0, ge=0, lt=1, description="context tokens whose embedding is zeroed")
     dropout: float = Field(0.0, ge=0, lt=1, description="of residual branches")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="of averaged weights, which become the model; 0: off")
+
+
+class EngineSettings(Config):
+    """How a step is computed. None of this changes what is learned, rounding aside: a resumed run may change it."""
+
+    micro_batch_size: int = Field(32, gt=0, description="pictures a forward of one process at most")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto", description="of several processes: whole copies, or shards; auto: shards where copies don't fit"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory")
     compile: bool = Field(False, description="torch.compile the blocks: a wait at the start, then faster steps")
 
 
@@ -83,7 +94,9 @@ class AdaptRecipe(Config):
     branch: BranchSettings = BranchSettings()
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
+    engine: EngineSettings = EngineSettings()
     save_every: int = Field(500, gt=0, description="steps between saves of the training state")
+    keep_states: int = Field(2, gt=0, description="training states kept; the oldest go")
     validate_every: int = Field(1000, gt=0, description="steps between validations inside a stage")
 
     @property

@@ -18,4 +18,4 @@ export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
 [ -d "$WORK/llamagen-tiny" ] || "$PYTHON" scripts/train_tiny_gpt.py "$WORK/tokenizer" "$WORK/llamagen-tiny" --compile
 [ -d "$WORK/probe" ] || "$PYTHON" -m flashar_cli probe "$WORK/llamagen-tiny" --data shapes:4096 --out "$WORK/probe"
 [ -d "$WORK/llamagen-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/llamagen-tiny" --recipe llamagen-tiny \
-    --probe "$WORK/probe/probe.json" --dtype bfloat16 --set optim.compile=true --out "$WORK/llamagen-tiny-flashar"
+    --probe "$WORK/probe/probe.json" --dtype bfloat16 --set engine.compile=true --out "$WORK/llamagen-tiny-flashar"

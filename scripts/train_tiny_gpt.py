@@ -26,7 +26,7 @@ from flashar_cli.data.codes import split_validation
 from flashar_cli.data.prepare import plan_codes
 from flashar_cli.data.shapes import CLASS_NAMES
 from flashar_cli.models.flashar import FlasharModel, initialise
-from flashar_cli.recipe import OptimSettings, StageSettings
+from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
 from flashar_cli.training.stages import Stage
@@ -90,7 +90,8 @@ def main() -> None:
             train=train,
             validation=validation,
             stages=stages,
-            optim=OptimSettings(batch_size=args.batch_size, compile=args.compile),
+            optim=OptimSettings(batch_size=args.batch_size),
+            engine=EngineSettings(compile=args.compile),
             seed=args.seed,
             dtype=torch.bfloat16,
             state=state,

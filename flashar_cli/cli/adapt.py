@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashar_cli.cli import options, output
+from flashar_cli.cli.launch import launch
 from flashar_cli.errors import FlasharError
+from flashar_cli.training.signals import raise_terminated
+from flashar_cli.world import current_world
 
 if TYPE_CHECKING:
     from flashar_cli.adaptation import AdaptJob
@@ -61,6 +65,7 @@ def command(
     device: options.Device = "auto",
     dtype: options.DtypeOption = options.Dtype.auto,
     threads: options.Threads = None,
+    nproc: options.Nproc = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
@@ -69,6 +74,8 @@ def command(
     Stage 1 trains branch and gate, stage 2 everything. Type the same command again to resume an interrupted run.
     """
     name = options.required_model(model, base)
+    if not dry_run:
+        launch(nproc)
     flags = {
         "branch.layer": branch_layer,
         "branch.depth": branch_depth,
@@ -118,11 +125,14 @@ def command(
         output.document(adaptation.describe(job, plan.num_images))
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
+    signal.signal(signal.SIGTERM, raise_terminated)
     output.note(f"reading {source}; what is not yet encoded is encoded into {hub.cache_dir() / 'codes'}")
     with output.progress(plan.num_images, "images") as bar:
         codes = plan.codes(bar.update)
     output.note(f"{len(codes)} pictures; branch before block {job.branch.layer} of {loaded.config.backbone.num_layers}")
     validations = _run(job, codes, overwrite)
+    if not current_world().is_main:
+        return
     last = validations[-1]
     if json:
         output.document({"out": str(job.out), "validation": last})

@@ -18,14 +18,14 @@ GRACE_S = 60.0  # how long the others may take to save once one process has ende
 POLL_S = 0.1
 
 
-def launch(nproc: int | None) -> bool:
-    """Runs this command line in ``nproc`` processes and exits with their code; False where this process is to do the
+def launch(nproc: int | None) -> None:
+    """Runs this command line in ``nproc`` processes and exits with their code; returns where this process is to do the
     work itself: without ``--nproc``, or as one of them.
 
     SIGTERM is passed on, Ctrl-C reaches all of them by itself. The first process that fails ends the others.
     """
     if nproc is None or "RANK" in os.environ:
-        return False
+        return
     if nproc < 1:
         raise FlasharError(f"--nproc is {nproc}; expected at least 1")
     with tempfile.TemporaryDirectory(prefix="flashar-") as logs:

@@ -11,6 +11,7 @@ import typer
 from flashar_cli import __version__
 from flashar_cli.cli import output
 from flashar_cli.errors import FlasharError
+from flashar_cli.training.signals import Terminated
 
 # Each command is a function of the module of its name; torch is imported inside it.
 COMMANDS = ("ls", "inspect", "convert", "probe", "adapt", "generate", "bench", "compare")
@@ -56,6 +57,9 @@ def main() -> None:
         _explain_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Terminated:  # asked to leave, and nothing is lost
+        code = 0
+        output.note("stopped by SIGTERM" + output.resume_hint())
     if code == INTERRUPTED:  # Typer may turn Ctrl-C into this exit code by itself
         output.error("interrupted" + output.resume_hint())
     sys.exit(code or 0)

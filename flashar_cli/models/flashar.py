@@ -144,19 +144,32 @@ class FlasharModel(nn.Module):
         image = valid_BP.new_ones(len(valid_BP), length - valid_BP.shape[1])
         return with_valid_keys(mask, torch.cat([valid_BP, image], dim=1))
 
-    def embed(self, codes_BN: Tensor, conditions: Conditions, drop: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed(
+        self, codes_BN: Tensor, conditions: Conditions, drop: Tensor, blank_BN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The input sequence of a teacher-forced forward: prefix and all cells but the last, [B, P + N - 1, D]."""
         prefix_BPD, valid_BP = self.prefix(conditions, drop)
-        return torch.cat([prefix_BPD, self.backbone.embedding(codes_BN[:, :-1])], dim=1), valid_BP
+        tokens_BND = self.backbone.embedding(codes_BN[:, :-1])
+        if blank_BN is not None:
+            tokens_BND = tokens_BND.masked_fill(blank_BN[:, :-1, None], 0)
+        return torch.cat([prefix_BPD, tokens_BND], dim=1), valid_BP
 
-    def forward(self, codes_BN: Tensor, conditions: Conditions, order: Order, drop: Tensor | None = None) -> Prediction:
+    def forward(
+        self,
+        codes_BN: Tensor,
+        conditions: Conditions,
+        order: Order,
+        drop: Tensor | None = None,
+        blank_BN: Tensor | None = None,
+    ) -> Prediction:
         """Teacher-forced prediction of all N cells, in the given order.
 
-        ``codes_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional.
+        ``codes_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional,
+        ``blank_BN`` bool [B, N] context tokens whose embedding is zero.
         """
         if drop is None:
             drop = torch.zeros(len(codes_BN), dtype=torch.bool, device=codes_BN.device)
-        x_BSD, valid_BP = self.embed(codes_BN, conditions, drop)
+        x_BSD, valid_BP = self.embed(codes_BN, conditions, drop, blank_BN)
         length = x_BSD.shape[1]
         targets = grid_targets(order, x_BSD.device)
         mask = self.attention_mask(order, valid_BP, length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flashar_cli.config import BackboneConfig
 from flashar_cli.nn.attention import AttentionBackend, attend
@@ -67,7 +68,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. ``dropout`` acts on both residual branches while training."""
+    """Pre-norm transformer block. ``dropout`` acts on both residual branches while training; with ``recompute`` the
+    backward pass computes activations again instead of keeping them.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -76,9 +79,17 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
         self.dropout = 0.0
+        self.recompute = False
 
     def forward(
         self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+    ) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x_BSD, rope, mask, cache, start, use_reentrant=False)
+        return self._forward(x_BSD, rope, mask, cache, start)
+
+    def _forward(
+        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None, cache: LayerCache | None, start: int
     ) -> Tensor:
         x_BSD = x_BSD + self._drop(self.attention(self.attention_norm(x_BSD), rope, mask, cache, start))
         return x_BSD + self._drop(self.feed_forward(self.ffn_norm(x_BSD)))

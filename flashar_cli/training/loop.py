@@ -1,16 +1,20 @@
-"""The training loop: stages of optimizer steps over a set of codes, resumable at any step.
+"""The training loop: stages of optimizer steps over a set of codes, resumable at any step, in one process or several.
 
 Letters: B batch, N = H*W cells.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flashar_cli.data.codes import CodeSet
@@ -18,22 +22,25 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.layers import Block
-from flashar_cli.recipe import OptimSettings, StageSettings
+from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
+from flashar_cli.training.ema import Ema
 from flashar_cli.training.interrupt import DeferredInterrupt
 from flashar_cli.training.losses import Losses, adaptation_loss, raster_loss
-from flashar_cli.training.optim import build_optimizer, set_learning_rate
-from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes
+from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
+from flashar_cli.training.parallel import Parallel, gather_objects, sum_over_processes
+from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes, token_drop
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
 
 Report = Callable[[str, dict[str, Any]], None]
+LOSS_NAMES = tuple(item.name for item in fields(Losses))
 
 
 @dataclass
 class TrainingRun:
     """Everything a run needs. ``report(kind, record)`` gets records of kind ``step`` and ``validation``;
-    ``stage_done(name)`` is called after each stage and its validation.
+    ``stage_done(name)`` is called after each stage and its validation, by all processes.
     """
 
     model: FlasharModel
@@ -48,109 +55,155 @@ class TrainingRun:
     validate_every: int
     report: Report
     stage_done: Callable[[str], None]
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
 
 def run_stages(run: TrainingRun) -> None:
-    """Trains all stages in turn, from where ``run.state`` stands. Raises FlasharError on a loss that is not finite."""
+    """Trains all stages in turn, from where ``run.state`` stands; at the end the model has the averaged weights where
+    the run keeps averages.
+
+    Raises FlasharError on a loss that is not finite, KeyboardInterrupt and Terminated once a signal's state is saved.
+    """
     for block in run.model.modules():
         if isinstance(block, Block):
             block.dropout = run.optim.dropout
-            if run.optim.compile:
+            block.recompute = run.engine.activation_checkpointing
+            if run.engine.compile:
                 block.compile(dynamic=False)
-    if run.state.load_model(run.model) is None:
-        _validate(run, "start", 0)
+    parallel = Parallel(run.model, run.engine, run.dtype)
+    if run.optim.batch_size < parallel.world.size:
+        raise FlasharError(
+            f"a batch of {run.optim.batch_size} pictures is too small for {parallel.world.size} processes; "
+            "raise --batch-size, or start fewer"
+        )
+    ema = Ema(run.model, run.optim.ema_decay) if run.optim.ema_decay else None
+    if not run.state.load_model(run.model, ema):
+        _validate(run, ema, "start", 0)
     first_step = 0
     for index, stage in enumerate(run.stages):
-        done = run.state.steps_done(index)
-        if done < stage.steps:
-            _run_stage(run, index, stage, first_step, done)
-            _validate(run, stage.name, first_step + stage.steps)
-            with torch.compiler.set_stance("force_eager"):
+        if not run.state.is_behind(index):
+            _run_stage(run, parallel, ema, index, first_step)
+            _validate(run, ema, stage.name, first_step + stage.steps)
+            with torch.compiler.set_stance("force_eager"), _averaged(ema):
                 run.stage_done(stage.name)
             # Only now is the stage behind us: a run killed before this validates and samples again.
-            run.state.save(index, stage.steps, run.model, None)
+            run.state.save(index, stage.steps, run.model, None, ema)
         first_step += stage.steps
+    run.state.finish()
+    if ema is not None:
+        ema.swap()
     run.model.requires_grad_(True)
     run.model.eval()
 
 
-def _run_stage(run: TrainingRun, index: int, stage: Stage, first_step: int, done: int) -> None:
+def _run_stage(run: TrainingRun, parallel: Parallel, ema: Ema | None, index: int, first_step: int) -> None:
+    stage, done = run.stages[index], run.state.steps_done(index)
     optimizer = build_optimizer(run.model, stage.settings, run.optim)
-    run.state.load_optimizer(index, optimizer)
+    parallel.start_stage()
+    run.state.load_optimizer(index, run.model, optimizer)
     started, timed_from = time.monotonic(), done
     with DeferredInterrupt() as interrupt:
         while done < stage.steps:
             rate = set_learning_rate(optimizer, stage.settings, done, stage.steps)
-            record = _optimizer_step(run, stage.settings, optimizer, first_step + done)
+            record = _optimizer_step(run, parallel, stage.settings, optimizer, first_step + done)
+            if ema is not None:
+                ema.update(first_step + done)
             done += 1
+            run.state.poll()
             speed = (done - timed_from) * run.optim.batch_size / max(time.monotonic() - started, 1e-9)
             position = {"stage": stage.name, "step": first_step + done - 1, "lr": rate, "images_per_s": speed}
             run.report("step", position | record)
-            if interrupt.requested:
-                run.state.save(index, done, run.model, optimizer)
-                raise KeyboardInterrupt
+            if stop := interrupt.of_any_process():
+                run.state.save(index, done, run.model, optimizer, ema)
+                run.state.finish()
+                raise stop
             if done % run.save_every == 0 and done < stage.steps:
-                run.state.save(index, done, run.model, optimizer)
+                run.state.save(index, done, run.model, optimizer, ema)
                 started, timed_from = time.monotonic(), done
             if done % run.validate_every == 0 and done < stage.steps:
-                _validate(run, stage.name, first_step + done)
+                _validate(run, ema, stage.name, first_step + done)
                 started, timed_from = time.monotonic(), done
 
 
 def _optimizer_step(
-    run: TrainingRun, stage: StageSettings, optimizer: torch.optim.Optimizer, step: int
+    run: TrainingRun,
+    parallel: Parallel,
+    stage: StageSettings,
+    optimizer: torch.optim.Optimizer,
+    step: int,
 ) -> dict[str, float]:
-    """One step over the global batch; returns its losses and gradient norm."""
+    """One step over the global batch, of which each process takes a share; returns its losses and gradient norm."""
     run.model.train()
     # Dropout is the one user of torch's generator; seeded by the step, a resumed run draws what it would have drawn.
-    torch.manual_seed(run.seed * 1_000_003 + step)
+    torch.manual_seed((run.seed * 1_000_003 + step) * parallel.world.size + parallel.world.rank)
     rows, epochs = batch_rows(len(run.train), run.optim.batch_size, run.seed, step)
-    micro = min(run.optim.micro_batch_size, run.optim.batch_size)
-    sums: dict[str, float] = {}
-    for start in range(0, len(rows), micro):
-        part = slice(start, start + micro)
-        share = len(rows[part]) / len(rows)
-        losses = batch_losses(run, stage, rows[part], epochs[part])
-        if not bool(torch.isfinite(losses.total)):
-            raise FlasharError(
-                f"the loss is {losses.total.item()} at step {step} ({', '.join(run.train.ids[rows[part]][:8])}); "
-                "expected a finite number; lower the learning rate, or check the weights with `flashar inspect`"
-            )
-        (losses.total * share).backward()
-        for field in fields(losses):
-            value = getattr(losses, field.name)
-            if value is not None:
-                sums[field.name] = sums.get(field.name, 0.0) + share * float(value.detach())
-    norm = torch.nn.utils.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"]], run.optim.grad_clip or float("inf")
-    )
+    parts = _micro_batches(len(rows), run.engine.micro_batch_size, parallel)
+    sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=run.model.device)
+    bad: list[str] = []
+    for number, part in enumerate(parts):
+        with parallel.accumulating() if number < len(parts) - 1 else nullcontext():
+            losses = batch_losses(run, parallel, stage, rows[part], epochs[part])
+            if not bool(torch.isfinite(losses.total)):
+                bad += run.train.ids[rows[part]].tolist()
+            # Gradients are averaged over processes, so each weighs its share as if it were one of equals.
+            (losses.total * (len(part) / len(rows) * parallel.world.size)).backward()
+        values = [getattr(losses, name) for name in LOSS_NAMES]
+        sums += len(part) / len(rows) * torch.stack([losses.total.new_zeros(()) if v is None else v for v in values])
+    *means, num_bad = sum_over_processes([*sums.tolist(), len(bad)])
+    if num_bad:
+        _refuse_infinite(run, step, [name for names in gather_objects(bad) for name in names])
+    norm = clip_gradients(optimizer, run.optim.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return sums | {"grad_norm": float(norm)}
+    record = {name: mean for name, mean in zip(LOSS_NAMES, means, strict=True) if getattr(losses, name) is not None}
+    return record | {"grad_norm": norm}
 
 
-def batch_losses(run: TrainingRun, stage: StageSettings, rows: Any, epochs: Any) -> Losses:
-    """Losses of some rows of the training set, with dropped conditions and corrupted context."""
+def _micro_batches(batch_size: int, micro_batch_size: int, parallel: Parallel) -> list[NDArray[np.int64]]:
+    """Places in the global batch for each forward of this process. All processes make equally many forwards."""
+    size = parallel.world.size
+    num_parts = min(batch_size // size, math.ceil(math.ceil(batch_size / size) / micro_batch_size))
+    share = np.array_split(np.arange(batch_size), size)[parallel.world.rank]
+    return np.array_split(share, num_parts)
+
+
+def _refuse_infinite(run: TrainingRun, step: int, names: list[str]) -> None:
+    last = f"the last good state is {run.state.last}" if run.state.last else "no state was saved yet"
+    raise FlasharError(
+        f"the loss is not finite at step {step} ({', '.join(names[:8])}); expected a finite number; {last}; "
+        "lower the learning rate, or check the weights with `flashar inspect`"
+    )
+
+
+def batch_losses(
+    run: TrainingRun, parallel: Parallel, stage: StageSettings, rows: NDArray[np.int64], epochs: NDArray[np.int64]
+) -> Losses:
+    """Losses of some rows of the training set, with dropped conditions and tokens and corrupted context."""
     model, optim = run.model, run.optim
     codes_BHW, conditions = run.train.take(rows).tensors(model.device)
     grid = model.config.order_grid
     order = grid.raster() if model.branch is None else grid.diagonal()
     drop = torch.from_numpy(condition_drop(optim.class_drop, run.seed, epochs, rows)).to(model.device)
+    blank_BN = None
+    if optim.token_drop:
+        blank = token_drop(optim.token_drop, grid.num_cells, run.seed, epochs, rows)
+        blank_BN = torch.from_numpy(blank[:, order.cells]).to(model.device)
     inputs_BHW = _corrupted(run, codes_BHW, rows, epochs)
     codes_BN = order.from_raster(codes_BHW)
     with torch.autocast(model.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        prediction = model(order.from_raster(inputs_BHW), conditions, order, drop)
+        teacher_BNV = None
+        if model.branch is not None and stage.distill_weight:
+            teacher_BNV = _teacher_logits(parallel, codes_BHW, conditions, drop)[:, order.cells]
+        prediction = parallel(order.from_raster(inputs_BHW), conditions, order, drop, blank_BN)
         if model.branch is None:
             return raster_loss(prediction, codes_BN)
-        teacher_BNV = None
-        if stage.distill_weight:
-            teacher_BNV = _teacher_logits(model, codes_BHW, conditions, drop)[:, order.cells]
         return adaptation_loss(prediction, codes_BN, stage, teacher_BNV)
 
 
 @torch.no_grad()
-def _teacher_logits(model: FlasharModel, codes_BHW: Tensor, conditions: Conditions, drop: Tensor) -> Tensor:
+def _teacher_logits(parallel: Parallel, codes_BHW: Tensor, conditions: Conditions, drop: Tensor) -> Tensor:
     """Raster logits [B, N, V] of the base, which a stage that distills keeps frozen."""
+    model = parallel.model
     raster = model.config.order_grid.raster()
     model.eval()
     logits = model(raster.from_raster(codes_BHW), conditions, raster, drop).logits
@@ -167,7 +220,12 @@ def _corrupted(run: TrainingRun, codes_BHW: Tensor, rows: Any, epochs: Any) -> T
     return torch.from_numpy(noisy).to(codes_BHW.device).reshape(codes_BHW.shape)
 
 
-def _validate(run: TrainingRun, stage: str, step: int) -> None:
-    with torch.compiler.set_stance("force_eager"):  # compiled for the shapes of training steps alone
-        losses = validation_losses(run.model, run.validation, run.optim.micro_batch_size, run.dtype)
+def _validate(run: TrainingRun, ema: Ema | None, stage: str, step: int) -> None:
+    # Blocks are compiled for the shapes of training steps alone.
+    with torch.compiler.set_stance("force_eager"), _averaged(ema):
+        losses = validation_losses(run.model, run.validation, run.engine.micro_batch_size, run.dtype)
     run.report("validation", {"stage": stage, "step": step} | losses)
+
+
+def _averaged(ema: Ema | None) -> AbstractContextManager[None]:
+    return nullcontext() if ema is None else ema.swapped_in()

@@ -6,11 +6,10 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.recipe import OptimSettings, StageSettings
-
-ADAM_BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two moments
 
 
 def build_optimizer(model: FlasharModel, stage: StageSettings, optim: OptimSettings) -> torch.optim.AdamW:
@@ -40,6 +39,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, stage: StageSettings, st
     for group in optimizer.param_groups:
         group["lr"] = stage.lr * factor * group["lr_factor"]
     return stage.lr * factor
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> float:
+    """Scales all gradients together to a norm of at most ``largest`` (0: only measures); returns their norm before."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf"))
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _decay_groups(part: nn.Module, factor: float, weight_decay: float) -> list[dict]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flashar_cli.nn.hashing import hash_bits, hash_uniform
 
-_CLASS_DROP, _CORRUPT, _CORRUPT_CODE = 1, 2, 3
+_CLASS_DROP, _CORRUPT, _CORRUPT_CODE, _TOKEN_DROP = 1, 2, 3, 4
 
 
 def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -32,6 +32,14 @@ def condition_drop(
 ) -> NDArray[np.bool_]:
     """bool [B]: which rows lose their condition, for classifier-free guidance."""
     return hash_uniform(seed, _CLASS_DROP, epochs, rows) < probability
+
+
+def token_drop(
+    probability: float, num_cells: int, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """bool [B, N]: which context tokens lose their embedding, in raster order."""
+    cells = np.arange(num_cells)[None, :]
+    return hash_uniform(seed, _TOKEN_DROP, epochs[:, None], rows[:, None], cells) < probability
 
 
 def corrupt_codes(

@@ -1,77 +1,211 @@
-"""Training state on disk: what a killed run resumes from. It never becomes part of a checkpoint."""
+"""Training state on disk: what a killed run resumes from. It never becomes part of a checkpoint.
+
+Written with torch.distributed.checkpoint, so that another number of processes can read it.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.pickles import save_pickle
+from flashar_cli.training.ema import Ema
+from flashar_cli.training.parallel import barrier
 from flashar_cli.training.stages import Stage
+from flashar_cli.world import current_world
 
-FILE_NAME = "training-state.pt"
+# Without a process group it says at every call that it assumes a single process, which no_dist tells it already.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+FOLDER = "state"
+PROGRESS_FILE = "progress.json"
+PREFIX, UNFINISHED = "saved-", ".unfinished-"
 
 
 class TrainingState:
-    """One file in ``directory``: stage, steps done in it, model and optimizer. ``settings`` identifies the run; state
-    of another run is refused, or ignored with ``discard_other``.
+    """The last ``keep`` states of a run in ``directory / "state"``, each a folder: stage, steps done in it, model,
+    optimizer, averages. ``settings`` identifies the run; state of another run is refused, or ignored with
+    ``discard_other``. Every process of the run holds one; ``asynchronous`` writes while training goes on.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], discard_other: bool = False) -> None:
-        self.path = directory / FILE_NAME
-        self.settings = settings
+    def __init__(
+        self,
+        directory: Path,
+        settings: dict[str, Any],
+        discard_other: bool = False,
+        keep: int = 2,
+        asynchronous: bool = False,
+    ) -> None:
+        self.folder = directory / FOLDER
+        self.settings, self.keep, self.asynchronous = settings, keep, asynchronous
         self.loaded: dict[str, Any] | None = None
-        if self.path.exists():
-            try:
-                self.loaded = torch.load(self.path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises many types for a damaged file; all mean the same here
-                raise FlasharError(
-                    f"training state {self.path} cannot be read ({type(error).__name__}); delete it to start anew"
-                ) from None
-            if self.loaded["settings"] != settings and discard_other:
-                self.loaded = None
-            elif self.loaded["settings"] != settings:
-                changed = [k for k in settings if settings[k] != self.loaded["settings"].get(k)]
-                raise FlasharError(
-                    f"{self.path} belongs to a run with other settings ({', '.join(changed)} differ); "
-                    "use the same command to resume, another --out, or --overwrite"
-                )
+        self._pending: tuple[Future[Any], Path] | None = None
+        finished = self._finished()
+        if not finished:
+            return
+        self.loaded = _read_progress(finished[-1])
+        known = self.loaded["settings"]
+        if known != settings and discard_other:
+            self.loaded = None
+            if current_world().is_main:
+                shutil.rmtree(self.folder)
+        elif known != settings:
+            changed = [key for key in settings if settings[key] != known.get(key)]
+            raise FlasharError(
+                f"{self.folder} belongs to a run with other settings ({', '.join(changed)} differ); "
+                "use the same command to resume, another --out, or --overwrite"
+            )
 
-    def load_model(self, model: FlasharModel) -> int | None:
-        """Puts saved weights into the model; returns the stage index, None where nothing was saved."""
+    @property
+    def last(self) -> Path | None:
+        """The newest state that is whole."""
+        finished = self._finished()
+        return finished[-1] if finished else None
+
+    def is_behind(self, stage: int) -> bool:
+        """Whether a stage is done with, its validation included: then no optimizer was saved with it."""
         if self.loaded is None:
-            return None
-        model.load_state_dict(self.loaded["model"])
-        return self.loaded["stage"]
+            return False
+        return stage < self.loaded["stage"] or (stage == self.loaded["stage"] and not self.loaded["has_optimizer"])
 
     def steps_done(self, stage: int) -> int:
-        """Steps already done of a stage; a large number for stages that lie behind."""
-        if self.loaded is None or stage > self.loaded["stage"]:
-            return 0
-        return self.loaded["step"] if stage == self.loaded["stage"] else 2**62
+        """Steps already done of a stage that is not behind."""
+        return self.loaded["step"] if self.loaded is not None and self.loaded["stage"] == stage else 0
 
     def total_steps(self, stages: Sequence[Stage]) -> int:
         """Optimizer steps done in all stages together."""
-        return sum(min(stage.steps, self.steps_done(index)) for index, stage in enumerate(stages))
+        return sum(
+            stage.steps if self.is_behind(index) else self.steps_done(index) for index, stage in enumerate(stages)
+        )
 
-    def load_optimizer(self, stage: int, optimizer: torch.optim.Optimizer) -> None:
+    def load_model(self, model: FlasharModel, ema: Ema | None) -> bool:
+        """Puts saved weights and averages back; False where nothing was saved."""
+        if self.loaded is None:
+            return False
+        saved: dict[str, Any] = {"model": get_model_state_dict(model)}
+        if ema is not None:
+            saved["ema"] = ema.averages
+        self._read(saved)
+        set_model_state_dict(model, saved["model"])
+        return True
+
+    def load_optimizer(self, stage: int, model: FlasharModel, optimizer: torch.optim.Optimizer) -> None:
         """Puts the saved optimizer of this stage back, where there is one."""
-        if self.loaded is not None and self.loaded["stage"] == stage and self.loaded["optimizer"] is not None:
-            optimizer.load_state_dict(self.loaded["optimizer"])
+        if self.loaded is None or self.loaded["stage"] != stage or not self.loaded["has_optimizer"]:
+            return
+        saved = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        self._read(saved)
+        set_optimizer_state_dict(model, optimizer, saved["optimizer"])
 
-    def save(self, stage: int, step: int, model: FlasharModel, optimizer: torch.optim.Optimizer | None) -> None:
-        """Replaces the file atomically."""
-        document = {
+    def save(
+        self, stage: int, step: int, model: FlasharModel, optimizer: torch.optim.Optimizer | None, ema: Ema | None
+    ) -> None:
+        """Writes a new state and then removes the oldest; all processes call it together. Raises FlasharError where
+        the disk refuses.
+        """
+        self.finish()
+        name = f"{stage:02d}-{step:08d}"
+        temporary, target = self.folder / (UNFINISHED + name), self.folder / (PREFIX + name)
+        document: dict[str, Any] = {"model": get_model_state_dict(model)}
+        if optimizer is not None:
+            document["optimizer"] = get_optimizer_state_dict(model, optimizer)
+        if ema is not None:
+            document["ema"] = ema.averages
+        progress = {
             "settings": self.settings,
             "stage": stage,
             "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict() if optimizer else None,
+            "has_optimizer": optimizer is not None,
         }
-        with atomic_file(self.path) as file:
-            save_pickle(document, file)
+        try:
+            if current_world().is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                with atomic_file(temporary / PROGRESS_FILE) as file:
+                    file.write(json.dumps(progress, indent=2).encode())
+            barrier()
+            single = not dist.is_initialized()
+            if self.asynchronous:
+                writing = dcp.async_save(document, checkpoint_id=temporary, no_dist=single)
+                assert isinstance(writing, Future)
+                self._pending = (writing, target)
+                return
+            dcp.save(document, checkpoint_id=temporary, no_dist=single)
+            self._publish(temporary, target)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            raise _not_written(self.folder, error) from None
+
+    def poll(self) -> None:
+        """Gives a state that is written by now its name. To be called often while training goes on."""
+        if self._pending is not None and self._pending[0].done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for a state that is still being written. Raises FlasharError where the disk refused."""
+        if self._pending is None:
+            return
+        (writing, target), self._pending = self._pending, None
+        try:
+            writing.result()
+            self._publish(target.with_name(target.name.replace(PREFIX, UNFINISHED, 1)), target)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            raise _not_written(self.folder, error) from None
+
+    def _publish(self, temporary: Path, target: Path) -> None:
+        if not current_world().is_main:
+            return
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        for old in self._finished()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def _finished(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{PREFIX}*")) if self.folder.is_dir() else []
+
+    def _read(self, document: dict[str, Any]) -> None:
+        assert self.last is not None
+        try:
+            dcp.load(document, checkpoint_id=self.last, no_dist=not dist.is_initialized())
+        except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
+            raise _unreadable(self.last, error) from None
+
+
+def _read_progress(state: Path) -> dict[str, Any]:
+    try:
+        progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
+        assert {"settings", "stage", "step", "has_optimizer"} <= progress.keys()
+    except (OSError, ValueError, AttributeError, AssertionError) as error:
+        raise _unreadable(state, error) from None
+    return progress
+
+
+def _unreadable(state: Path, error: BaseException) -> FlasharError:
+    return FlasharError(
+        f"training state {state} cannot be read ({type(error).__name__}); delete it to resume from the one before it, "
+        f"or {state.parent} to start anew"
+    )
+
+
+def _not_written(folder: Path, error: BaseException) -> FlasharError:
+    """The disk's own words, where torch.distributed.checkpoint wraps them."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().split("\n")[0]
+    return FlasharError(f"training state in {folder} could not be written: {reason}; the last one before it is whole")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training.losses import cross_entropy, gate_entropy, gate_values
+from flashar_cli.training.parallel import sum_over_processes
+from flashar_cli.world import World, current_world
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_losses(
     model: FlasharModel,
     data: CodeSet,
@@ -20,23 +23,33 @@ def validation_losses(
 ) -> dict[str, float]:
     """Nats per token on all pictures of ``data``: ``raster``; with a branch also ``fused``, ``horizontal`` and
     ``vertical`` (each over the cells it predicts), and ``gate_mean``, ``gate_std``, ``gate_entropy_bits`` and
-    ``gate_corner``. ``raster_only`` leaves the branch out.
+    ``gate_corner``. ``raster_only`` leaves the branch out. Several processes share the batches; all get the result.
     """
     model.eval()
+    world = current_world() if dist.is_initialized() else World()
     grid = model.config.order_grid
-    records = [_batch_losses(model, data, rows, grid.raster(), dtype) for rows in _slices(len(data), batch_size)]
+    orders = [grid.raster()]
     if model.branch is not None and not raster_only:
-        diagonal = [_batch_losses(model, data, rows, grid.diagonal(), dtype) for rows in _slices(len(data), batch_size)]
-        records = [first | second for first, second in zip(records, diagonal, strict=True)]
-    weights = [record.pop("_weight") for record in records]
-    return {
-        name: sum(weight * record[name] for weight, record in zip(weights, records, strict=True)) / sum(weights)
-        for name in records[0]
-    }
+        orders.append(grid.diagonal())
+    sums: dict[str, float] = {}
+    for rows, weight in _turns(len(data), batch_size, world):
+        for order in orders:
+            for name, value in _batch_losses(model, data, rows, order, dtype).items():
+                sums[name] = sums.get(name, 0.0) + weight * value
+    return dict(zip(sums, sum_over_processes([value / len(data) for value in sums.values()]), strict=True))
 
 
-def _slices(total: int, batch_size: int) -> list[slice]:
-    return [slice(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+def _turns(total: int, batch_size: int, world: World) -> list[tuple[slice, int]]:
+    """The batches of this process with the number of pictures each counts for. Sharded models need every process in
+    every forward, so one that has run out repeats the first batch for nothing.
+    """
+    batches = [slice(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    rounds = -(-len(batches) // world.size)
+    indices = [turn * world.size + world.rank for turn in range(rounds)]
+    return [
+        (batches[index], batches[index].stop - batches[index].start) if index < len(batches) else (batches[0], 0)
+        for index in indices
+    ]
 
 
 def _batch_losses(
@@ -46,12 +59,11 @@ def _batch_losses(
     codes_BN = order.from_raster(codes_BHW)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         prediction = model(codes_BN, conditions, order)
-    record = {"_weight": float(len(codes_BN))}
     if prediction.vertical is None:
-        return record | {"raster": float(cross_entropy(prediction.logits, codes_BN))}
+        return {"raster": float(cross_entropy(prediction.logits, codes_BN))}
     gates, corner = gate_values(prediction), prediction.gate
     assert corner is not None
-    return record | {
+    return {
         "fused": float(cross_entropy(prediction.logits, codes_BN)),
         "horizontal": float(cross_entropy(prediction.horizontal, codes_BN, prediction.targets.has_horizontal)),
         "vertical": float(cross_entropy(prediction.vertical, codes_BN, prediction.targets.has_vertical)),

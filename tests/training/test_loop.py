@@ -12,10 +12,11 @@ import torch
 from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
-from flashar_cli.recipe import OptimSettings, StageSettings
+from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.losses import adaptation_loss
-from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes
+from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes, token_drop
+from flashar_cli.training.signals import Terminated
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
@@ -29,7 +30,9 @@ def drawn_set(count: int = 24, height: int = 3, width: int = 4) -> CodeSet:
     return CodeSet(codes.astype(np.int32), np.array([f"p{k:03d}" for k in range(count)]), rng.integers(0, 10, count))
 
 
-def make_run(folder, stages, branch=True, seed=0, save_every=100, **optim) -> TrainingRun:
+def make_run(
+    folder, stages, branch=True, seed=0, save_every=100, engine=None, asynchronous=False, **optim
+) -> TrainingRun:
     model = build_model(random_config(3, 4, branch=False, tokenizer=False))
     if branch:
         model.add_branch(BranchConfig(layer=1, gate="hidden", gate_dim=default_gate_dim("hidden", 32, 32)), seed)
@@ -40,9 +43,10 @@ def make_run(folder, stages, branch=True, seed=0, save_every=100, **optim) -> Tr
         validation=data.take(slice(16, 24)),
         stages=stages,
         optim=OptimSettings(**{"batch_size": 6, "corruption": 0.1, "dropout": 0.1, **optim}),
+        engine=EngineSettings(**(engine or {})),
         seed=seed,
         dtype=torch.float32,
-        state=TrainingState(folder, {"seed": seed}),
+        state=TrainingState(folder, {"seed": seed}, asynchronous=asynchronous),
         save_every=save_every,
         validate_every=100,
         report=lambda kind, record: None,
@@ -90,20 +94,21 @@ class Killed(Exception):
     """Stands for a power cut: nothing of the run gets to clean up."""
 
 
+@pytest.mark.parametrize("asynchronous", (False, True))
 @pytest.mark.parametrize("kill_at", (2, 5, 7))
-def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill_at):
-    whole = make_run(tmp_path / "whole", TWO_STAGES)
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, kill_at, asynchronous):
+    whole = make_run(tmp_path / "whole", TWO_STAGES, ema_decay=0.9)
     run_stages(whole)
 
     def die(kind, record):
         if kind == "step" and record["step"] == kill_at:
             raise Killed
 
-    cut = make_run(tmp_path / "cut", TWO_STAGES, save_every=1)
+    cut = make_run(tmp_path / "cut", TWO_STAGES, save_every=1, asynchronous=asynchronous, ema_decay=0.9)
     cut.report = die
     with pytest.raises(Killed):
         run_stages(cut)
-    resumed = make_run(tmp_path / "cut", TWO_STAGES, save_every=1)
+    resumed = make_run(tmp_path / "cut", TWO_STAGES, save_every=1, ema_decay=0.9)
     assert resumed.state.loaded is not None
     run_stages(resumed)
     expected = whole.model.state_dict()
@@ -114,14 +119,67 @@ def test_state_of_another_run_is_refused(tmp_path):
     run_stages(make_run(tmp_path, TWO_STAGES))
     with pytest.raises(FlasharError, match="seed differ"):
         make_run(tmp_path, TWO_STAGES, seed=1)
-    (tmp_path / "training-state.pt").write_bytes(b"half a file")
+    last = TrainingState(tmp_path, {"seed": 0}).last
+    (last / "progress.json").write_bytes(b"half a file")
     with pytest.raises(FlasharError, match="cannot be read"):
         make_run(tmp_path, TWO_STAGES)
 
 
+def test_damaged_weights_of_a_state_are_one_line(tmp_path):
+    run_stages(make_run(tmp_path, TWO_STAGES[:1]))
+    for part in TrainingState(tmp_path, {"seed": 0}).last.glob("*.distcp"):
+        part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(FlasharError, match="cannot be read"):
+        run_stages(make_run(tmp_path, TWO_STAGES))
+
+
+def test_only_the_last_states_are_kept(tmp_path):
+    run_stages(make_run(tmp_path, TWO_STAGES, save_every=1))
+    assert [path.name for path in sorted((tmp_path / "state").iterdir())] == ["saved-01-00000003", "saved-01-00000004"]
+
+
+def test_averages_follow_the_weights_and_become_the_model(tmp_path):
+    seen = []
+    run = make_run(tmp_path, TWO_STAGES[1:], ema_decay=0.5)
+    start = weights(run.model)
+    run.report = lambda kind, record: seen.append(weights(run.model)) if kind == "step" else None
+    run_stages(run)
+    expected = start
+    for step, now in enumerate(seen):
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now}
+    for name, tensor in run.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path):
+    runs = [
+        make_run(tmp_path / str(flag), TWO_STAGES, engine={"activation_checkpointing": flag}) for flag in (False, True)
+    ]
+    for run in runs:
+        run_stages(run)
+    first, second = (run.model.state_dict() for run in runs)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name])
+
+
+def test_dropped_tokens_are_not_seen(tmp_path):
+    model = make_run(tmp_path, TWO_STAGES).model.eval()
+    order = model.config.order_grid.diagonal()
+    rows = np.arange(2)
+    codes, conditions = drawn_set().take(rows).tensors(torch.device("cpu"))
+    blank = torch.from_numpy(token_drop(0.5, 12, 0, np.zeros(2, np.int64), rows)[:, order.cells])
+    codes_BN = order.from_raster(codes)
+    other = torch.where(blank, (codes_BN + 5) % 32, codes_BN)
+    with torch.no_grad():
+        first, second = (model(part, conditions, order, None, blank).logits for part in (codes_BN, other))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, model(codes_BN, conditions, order).logits)
+
+
 def test_accumulation_equals_one_large_batch(tmp_path):
     runs = [
-        make_run(tmp_path / str(micro), TWO_STAGES, micro_batch_size=micro, dropout=0.0, batch_size=6)
+        make_run(tmp_path / str(micro), TWO_STAGES, engine={"micro_batch_size": micro}, dropout=0.0, batch_size=6)
         for micro in (6, 2)
     ]
     for run in runs:
@@ -134,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = make_run(tmp_path, TWO_STAGES)
     with torch.no_grad():
         run.model.backbone.norm.weight[0] = torch.nan
-    with pytest.raises(FlasharError, match=r"loss is nan at step 0 \(p0"):
+    with pytest.raises(FlasharError, match=r"loss is not finite at step 0 \(p0.*no state was saved yet"):
         run_stages(run)
 
 
@@ -207,21 +265,28 @@ def test_metrics_are_json_lines(tmp_path):
     assert (tmp_path / "m.jsonl").read_text() == ""
 
 
-def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path):
+@pytest.mark.parametrize(("number", "raised"), ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)))
+@pytest.mark.parametrize("at", (2, 3))  # 3 is the last step of its stage
+def test_signals_wait_for_the_end_of_the_step(tmp_path, number, raised, at):
     run = make_run(tmp_path, TWO_STAGES)
     reached = []
 
     def interrupt(kind, record):
         if kind == "step":
             reached.append(record["step"])
-            if record["step"] == 2:
-                signal.raise_signal(signal.SIGINT)
+            if record["step"] == at:
+                signal.raise_signal(number)
 
     run.report = interrupt
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         run_stages(run)
-    assert reached == [0, 1, 2]
-    assert TrainingState(tmp_path, {"seed": 0}).total_steps(TWO_STAGES) == 3
+    assert reached == list(range(at + 1))
+    assert TrainingState(tmp_path, {"seed": 0}).total_steps(TWO_STAGES) == at + 1
+    validated = []
+    resumed = make_run(tmp_path, TWO_STAGES)
+    resumed.report = lambda kind, record: validated.append(record["step"]) if kind == "validation" else None
+    run_stages(resumed)
+    assert validated == [4, 8]
 
 
 def test_distillation_needs_a_frozen_backbone():

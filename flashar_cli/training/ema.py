@@ -1,0 +1,46 @@
+"""An exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averages of a model's parameters, each where and as its parameter is: sharded ones stay sharded.
+
+    The decay of update k is ``min(decay, (1 + k) / (10 + k))``, so that early averages follow the weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.averages: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, num_updates: int) -> None:
+        """Takes one optimizer step in; ``num_updates`` is the number of steps before it."""
+        decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
+        for name, parameter in self.model.named_parameters():
+            self.averages[name].lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The model has the averages for weights while the context lasts."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges weights and averages."""
+        for name, parameter in self.model.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.averages[name])
+            self.averages[name].copy_(kept)

@@ -1,0 +1,173 @@
+"""One model trained by several processes: PyTorch's DDP or FSDP2, and the few exchanges that the loop needs.
+
+Everything here also works in a single process without a process group, where it does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.nn.layers import Block
+from flashar_cli.recipe import EngineSettings
+from flashar_cli.training.memory import training_bytes
+from flashar_cli.world import World, current_world
+
+# Share of a device's memory that weights, gradients and moments may take before they are sharded.
+MOST_UNSHARDED = 0.6
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[World]:
+    """The process group of the processes that `torchrun` or ``--nproc`` started, while the context lasts.
+
+    CPU tensors go over gloo and CUDA tensors over NCCL. Raises FlasharError where another process is gone.
+    """
+    world = current_world()
+    if world.size == 1:
+        yield world
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield world
+    except (RuntimeError, dist.DistError) as error:
+        if not _is_lost_connection(error):
+            raise
+        raise FlasharError(
+            f"process {world.rank} of {world.size} lost another one ({str(error).splitlines()[0][:120]}); "
+            "run the same command again to resume"
+        ) from None
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_processes(values: Sequence[float]) -> list[float]:
+    """Each value summed over all processes, in float64."""
+    if not dist.is_initialized():
+        return list(values)
+    total = torch.tensor(list(values), dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One value of each process, in order of rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Waits for the other processes."""
+    sum_over_processes([0.0])
+
+
+class Parallel:
+    """A model as the processes of a run train it together. ``world`` says which of them this one is."""
+
+    def __init__(self, model: FlasharModel, engine: EngineSettings, dtype: torch.dtype) -> None:
+        self.world = current_world() if dist.is_initialized() else World()
+        self.model = model
+        self.sharded = self.world.size > 1 and _choose_sharding(model, engine)
+        self._forward: nn.Module = model
+        if self.sharded:
+            _shard(model, dtype)
+
+    def start_stage(self) -> None:
+        """To be called once ``requires_grad`` says what the stage trains: DDP looks at it only when it starts."""
+        if self.world.size > 1 and not self.sharded:
+            device_ids = [self.model.device.index] if self.model.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(
+                self.model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The model's forward; its backward averages gradients over processes."""
+        return self._forward(*arguments)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """For all but the last micro-batch of a step: gradients stay on this process meanwhile."""
+        if isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        if self.sharded:
+            return self._without_reduction()
+        return nullcontext()
+
+    @contextmanager
+    def _without_reduction(self) -> Iterator[None]:
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
+
+
+def whole_state(model: FlasharModel) -> dict[str, torch.Tensor] | None:
+    """All weights on the first process, on the CPU where they were sharded; None on the others. All must call it."""
+    if not is_sharded(model):
+        return model.state_dict() if current_world().is_main else None
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return state if current_world().is_main else None
+
+
+def whole_model(model: FlasharModel) -> FlasharModel | None:
+    """A model to generate with on the first process: itself, or an unsharded copy; None on the others. All must call
+    it.
+    """
+    state = whole_state(model)
+    if state is None or not is_sharded(model):
+        return model if state is not None else None
+    with torch.device("meta"):
+        copy = FlasharModel(model.config)
+    copy.load_state_dict({name: tensor.to(model.device) for name, tensor in state.items()}, assign=True)
+    return copy.eval()
+
+
+def is_sharded(model: FlasharModel) -> bool:
+    """Whether FSDP2 holds the weights."""
+    return isinstance(model, FSDPModule)
+
+
+def _choose_sharding(model: FlasharModel, engine: EngineSettings) -> bool:
+    if engine.strategy != "auto":
+        return engine.strategy == "fsdp"
+    if model.device.type != "cuda":
+        return False
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return training_bytes(num_parameters, num_parameters) > MOST_UNSHARDED * torch.cuda.mem_get_info(model.device)[1]
+
+
+def _shard(model: FlasharModel, dtype: torch.dtype) -> None:
+    """Each block by itself, then the rest. Gradients are reduced in float32."""
+    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+    # Inputs stay as they are: rotation tables are float32, and autocast has the products in ``dtype`` anyway.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # Resharded after a forward even at the root, so that a validation leaves the weights as the optimizer knows them.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(
+        words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
+    )
