@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ from numpy.typing import NDArray
 
 from flashar_cli import __version__, checkpoint
 from flashar_cli.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, ClassPrefix, Provenance, default_gate_dim
+from flashar_cli.config import (
+    BackboneConfig,
+    BranchConfig,
+    ClassPrefix,
+    ModelConfig,
+    Provenance,
+    default_gate_dim,
+)
 from flashar_cli.data.codes import CodeSet, split_validation
 from flashar_cli.data.pictures import contact_sheet, write_png
 from flashar_cli.decoding.generate import generate_tokens
@@ -24,10 +32,10 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.preflight import check_base
-from flashar_cli.recipe import AdaptRecipe
+from flashar_cli.recipe import AdaptRecipe, BranchSettings
 from flashar_cli.tokenizers.pixels import to_uint8
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
-from flashar_cli.training.memory import training_bytes
+from flashar_cli.training.memory import estimate_memory
 from flashar_cli.training.metrics import MetricsFile
 from flashar_cli.training.parallel import barrier, process_group, whole_model, whole_state
 from flashar_cli.training.stages import Stage
@@ -54,17 +62,8 @@ class AdaptJob:
 
     @property
     def branch(self) -> BranchConfig:
-        """Where the branch starts: the recipe's layer, else the probe's, else L - depth. Raises FlasharError."""
-        wanted, backbone = self.recipe.branch, self.loaded.config.backbone
-        layer = next(
-            value
-            for value in (wanted.layer, self.recommended_layer, max(0, backbone.num_layers - wanted.depth))
-            if value is not None
-        )
-        if layer > backbone.num_layers:
-            raise FlasharError(f"--branch-layer is {layer}; expected 0..{backbone.num_layers}")
-        gate_dim = default_gate_dim(wanted.gate, backbone.dim, backbone.vocab_size)
-        return BranchConfig(layer=layer, depth=wanted.depth, gate=wanted.gate, gate_dim=gate_dim)
+        """The branch to add. Raises FlasharError."""
+        return choose_branch(self.recipe.branch, self.recommended_layer, self.loaded.config.backbone)
 
     @property
     def run_dir(self) -> Path:
@@ -80,27 +79,44 @@ def check_job(job: AdaptJob, overwrite: bool) -> None:
     assert job.branch
 
 
-def describe(job: AdaptJob, num_images: int) -> dict[str, Any]:
-    """What a run will do, for ``--dry-run``: shapes, steps, memory."""
-    base = sum(parameter.numel() for parameter in job.loaded.model.parameters())
+def choose_branch(wanted: BranchSettings, recommended: int | None, backbone: BackboneConfig) -> BranchConfig:
+    """Where the branch starts: the recipe's layer, else the probe's, else L - depth. Raises FlasharError."""
+    layer = next(
+        value for value in (wanted.layer, recommended, max(0, backbone.num_layers - wanted.depth)) if value is not None
+    )
+    if layer > backbone.num_layers:
+        raise FlasharError(f"--branch-layer is {layer}; expected 0..{backbone.num_layers}")
+    gate_dim = default_gate_dim(wanted.gate, backbone.dim, backbone.vocab_size)
+    return BranchConfig(layer=layer, depth=wanted.depth, gate=wanted.gate, gate_dim=gate_dim)
+
+
+def describe(
+    base: ModelConfig,
+    branch: BranchConfig,
+    recipe: AdaptRecipe,
+    num_processes: int,
+    device_bytes: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What a run will do on devices of this size, for ``--dry-run``: shapes, steps, memory."""
+    config = base.model_copy(update={"branch": branch})
     with torch.device("meta"):
-        config = job.loaded.config.model_copy(update={"branch": job.branch})
-        total = sum(parameter.numel() for parameter in FlasharModel(config).parameters())
-    optim = job.recipe.optim
+        before, after = (sum(p.numel() for p in FlasharModel(each).parameters()) for each in (base, config))
+    optim, engine = recipe.optim, recipe.engine
+    share = math.ceil(optim.batch_size / num_processes)
+    memory = estimate_memory(config, engine, optim.batch_size, num_processes, device_bytes, dtype)
     return {
-        "base": job.base_name,
-        "branch": job.branch.model_dump(),
-        "branch_parameters": total - base,
-        "steps": job.recipe.stage_steps,
+        "branch": branch.model_dump(),
+        "parameters": {"base": before, "branch": after - before},
+        "steps": recipe.stage_steps,
         "images_per_step": optim.batch_size,
-        "forwards_per_step": -(-optim.batch_size // min(job.recipe.engine.micro_batch_size, optim.batch_size)),
-        "num_images": num_images,
-        "weights_and_optimizer_bytes": {
-            "stage1": training_bytes(total - base, total),
-            "stage2": training_bytes(total, total),
-        },
-        "recipe": job.recipe.model_dump(mode="json"),
-        "out": str(job.out),
+        "processes": num_processes,
+        "dtype": str(dtype).removeprefix("torch."),
+        "forwards_per_step": math.ceil(share / min(engine.micro_batch_size, share)),
+        "memory_per_device": memory.document(),
+        "device_bytes": device_bytes,
+        "fits": memory.total_bytes <= device_bytes,
+        "recipe": recipe.model_dump(mode="json"),
     }
 
 

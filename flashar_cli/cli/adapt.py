@@ -17,6 +17,7 @@ from flashar_cli.world import current_world
 
 if TYPE_CHECKING:
     from flashar_cli.adaptation import AdaptJob
+    from flashar_cli.config import ModelConfig
     from flashar_cli.data.codes import CodeSet
     from flashar_cli.recipe import AdaptRecipe
 
@@ -24,6 +25,7 @@ EXAMPLES = """Examples:  flashar adapt llamagen-tiny --data shapes:20000 --out a
 flashar adapt --base llamagen-xl --data ./imagenet/train --probe probe.json --out llamagen-xl-flashar  |
 flashar adapt llamagen-tiny --recipe llamagen-tiny --set stage2.lr=1e-3 --dry-run"""
 
+ASSUMED_DEVICE_BYTES = 80 * 2**30
 VALIDATION_COLUMNS = ("raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std")
 
 
@@ -88,8 +90,14 @@ def command(
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     from flashar_cli import adaptation, checkpoint, hub, runtime
     from flashar_cli.data.prepare import plan_codes
+    from flashar_cli.families import PRESETS
     from flashar_cli.probing import read_recommendation
 
+    if dry_run and hub.local_path(name) is None and name in PRESETS:
+        settings = _recipe(name, PRESETS[name].family, recipe, overrides)
+        output.note(f"{name} is not on this machine: its shape is the preset's, and --data is not opened")
+        output.document(_plan(PRESETS[name].config(), settings, None, nproc, device, dtype))
+        return
     directory = hub.resolve(name)
     settings = _recipe(name, checkpoint.read_config(directory).family, recipe, overrides)
     source = settings.data.source
@@ -122,7 +130,8 @@ def command(
     adaptation.check_job(job, overwrite)
     plan = plan_codes(loaded, source, settings.data.subset, seed)
     if dry_run:
-        output.document(adaptation.describe(job, plan.num_images))
+        document = _plan(loaded.config, settings, recommended, nproc, device, dtype)
+        output.document(document | {"num_images": plan.num_images, "out": str(job.out)})
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, raise_terminated)
@@ -143,6 +152,29 @@ def command(
     ]
     output.table("validation, nats per token", ["after", *VALIDATION_COLUMNS], rows)
     output.result(f"wrote {job.out}: fused loss {last['fused']:.4f}, raster base {validations[0]['raster']:.4f}")
+
+
+def _plan(
+    base: ModelConfig,
+    settings: AdaptRecipe,
+    recommended: int | None,
+    nproc: int | None,
+    device: str,
+    dtype: options.Dtype,
+) -> dict[str, Any]:
+    """What ``--dry-run`` prints. Where there is no GPU to ask, the plan is for bfloat16 on ones of 80 GiB."""
+    import torch
+
+    from flashar_cli.adaptation import choose_branch, describe
+
+    where = options.resolve_device(device)
+    if where.type == "cuda":
+        device_bytes, precision = torch.cuda.mem_get_info(where)[1], options.resolve_dtype(dtype, where)
+    else:
+        device_bytes = ASSUMED_DEVICE_BYTES
+        precision = torch.bfloat16 if dtype is options.Dtype.auto else options.resolve_dtype(dtype, where)
+    branch = choose_branch(settings.branch, recommended, base.backbone)
+    return describe(base, branch, settings, nproc or current_world().size, device_bytes, precision)
 
 
 def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:

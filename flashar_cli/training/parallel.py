@@ -21,11 +21,8 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.layers import Block
 from flashar_cli.recipe import EngineSettings
-from flashar_cli.training.memory import training_bytes
+from flashar_cli.training.memory import needs_sharding
 from flashar_cli.world import World, current_world
-
-# Share of a device's memory that weights, gradients and moments may take before they are sharded.
-MOST_UNSHARDED = 0.6
 
 
 @contextmanager
@@ -152,7 +149,7 @@ def _choose_sharding(model: FlasharModel, engine: EngineSettings) -> bool:
     if model.device.type != "cuda":
         return False
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return training_bytes(num_parameters, num_parameters) > MOST_UNSHARDED * torch.cuda.mem_get_info(model.device)[1]
+    return needs_sharding(num_parameters, torch.cuda.mem_get_info(model.device)[1])
 
 
 def _shard(model: FlasharModel, dtype: torch.dtype) -> None:

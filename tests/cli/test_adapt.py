@@ -114,7 +114,21 @@ def test_dry_run(run_cli, tmp_path):
     result = run_cli("adapt", "llamagen-tiny", "--out", tmp_path / "out", *steps, "--dry-run")
     plan = json.loads(result.out)
     assert plan["steps"] == {"stage1": 20, "stage2": 80} and plan["branch"]["layer"] == 5
-    assert plan["weights_and_optimizer_bytes"]["stage2"] > plan["weights_and_optimizer_bytes"]["stage1"]
+    size = sum(plan["parameters"].values())
+    assert plan["memory_per_device"]["weights_and_optimizer_bytes"] == 16 * size and plan["fits"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_a_preset_needs_no_weights(run_cli, tmp_path):
+    arguments = ("adapt", "llamagen-xl", "--out", tmp_path / "out", "--batch-size", 256, "--dry-run")
+    alone, shared = (json.loads(run_cli(*arguments, *more).out) for more in ((), ("--nproc", 8)))
+    assert alone["processes"] == 1 and alone["forwards_per_step"] == 8 and shared["forwards_per_step"] == 1
+    # 36 + 1 blocks of width 1280, two heads and a table of 16384 codes: about 0.8 G parameters of 16 bytes.
+    assert 12e9 < alone["memory_per_device"]["weights_and_optimizer_bytes"] < 15e9
+    sharded = json.loads(run_cli(*arguments, "--nproc", 8, "--set", "engine.strategy=fsdp").out)["memory_per_device"]
+    whole = shared["memory_per_device"]
+    assert sharded["strategy"] == "fsdp" and whole["strategy"] == "ddp"
+    assert sharded["weights_and_optimizer_bytes"] == -(-whole["weights_and_optimizer_bytes"] // 8)
     assert not list(tmp_path.iterdir())
 
 

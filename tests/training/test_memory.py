@@ -1,0 +1,57 @@
+"""Memory estimates against what autograd really stores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashar_cli.config import BranchConfig
+from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.recipe import EngineSettings
+from flashar_cli.training import memory
+from tests.tiny_models import random_config
+
+
+def config_of(num_layers: int, height: int, width: int):
+    config = random_config(height, width, branch=False, tokenizer=False)
+    backbone = config.backbone.model_copy(
+        update={"num_layers": num_layers, "dim": 64, "num_heads": 4, "num_kv_heads": 4}
+    )
+    return config.model_copy(
+        update={"backbone": backbone, "branch": BranchConfig(layer=num_layers, gate="hidden", gate_dim=64)}
+    )
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("shape", ((3, 5), (5, 3), (8, 8)))
+def test_extrapolation_meets_the_deep_model(shape, dtype):
+    config = config_of(5, *shape)
+    model = FlasharModel(config)
+    initialise(model, 0)
+    per_picture = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
+    tokens = config.prefix.length + config.order_grid.num_cells - 1
+    gradients = tokens * 2 * 4 * config.backbone.vocab_size
+    assert memory.activation_bytes(config, False, dtype) - gradients == pytest.approx(per_picture, rel=0.05)
+
+
+def test_recomputing_takes_less(tmp_path):
+    config = config_of(8, 4, 4)
+    assert memory.activation_bytes(config, True, torch.float32) < 0.5 * memory.activation_bytes(
+        config, False, torch.float32
+    )
+
+
+def test_shards_divide_what_the_optimizer_holds():
+    config, engine = config_of(4, 4, 4), EngineSettings(strategy="fsdp", micro_batch_size=4)
+    alone = memory.estimate_memory(config, engine, 8, 1, 2**30, torch.float32)
+    shared = memory.estimate_memory(config, engine, 8, 4, 2**30, torch.float32)
+    assert (alone.strategy, shared.strategy) == ("single", "fsdp")
+    assert shared.weights_and_optimizer_bytes == -(-alone.weights_and_optimizer_bytes // 4)
+    assert shared.activation_bytes * 2 == alone.activation_bytes  # 2 pictures a process, instead of 4
+
+
+def test_auto_shards_what_would_not_fit():
+    config, engine = config_of(4, 4, 4), EngineSettings()
+    size = sum(parameter.numel() for parameter in FlasharModel(config).parameters())
+    for device_bytes, strategy in ((100 * size, "ddp"), (16 * size, "fsdp")):
+        assert memory.estimate_memory(config, engine, 8, 2, device_bytes, torch.float32).strategy == strategy
