@@ -41,10 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="train the raster base of llamagen-tiny on drawn shapes")
     parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER_DIR")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--steps", type=int, default=2000, help="at a high learning rate, the first half of a cosine")
-    parser.add_argument("--anneal-steps", type=int, default=1000, help="from half of it down to zero")
+    parser.add_argument("--steps", type=int, default=3600, help="at a high learning rate, the first half of a cosine")
+    parser.add_argument("--anneal-steps", type=int, default=1800, help="from half of it down to zero")
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--num-images", type=int, default=20_000)
+    parser.add_argument("--num-images", type=int, default=40_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; needs a C++ compiler")
@@ -62,7 +62,7 @@ def main() -> None:
         "seed": args.seed,
         "num_images": args.num_images,
     }
-    recipe = {**settings, "num_images": args.num_images, "script": "scripts/train_tiny_gpt.py"}
+    recipe = {**settings, "script": "scripts/train_tiny_gpt.py"}
     config = ModelConfig(
         family="llamagen",
         backbone=BACKBONE,
