@@ -64,6 +64,7 @@ class EngineSettings(Config):
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto", description="of several processes: whole copies, or shards; auto: shards where copies don't fit"
     )
+    attention: Literal["sdpa", "flex"] = Field("sdpa", description="flex: FlexAttention, which skips masked blocks")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory")
     compile: bool = Field(False, description="torch.compile the blocks: a wait at the start, then faster steps")
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.config import BranchConfig, ModelConfig
@@ -21,8 +22,11 @@ from flashar_cli.models.transformer import Transformer, run_blocks
 from flashar_cli.nn.attention import AttentionBackend
 from flashar_cli.nn.kv_cache import KVCache
 from flashar_cli.nn.layers import Attention
-from flashar_cli.nn.masks import order_mask, with_valid_keys
+from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps, with_valid_keys
 from flashar_cli.nn.rope import rope_table_2d
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class HiddenStates(NamedTuple):
@@ -59,6 +63,7 @@ class FlasharModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.attention: AttentionBackend = "sdpa"
         self.prefix = build_prefix(config.prefix, config.backbone.dim)
         self.backbone = Transformer(config.backbone)
         self.branch = VerticalBranch(config.branch, config.backbone) if config.branch else None
@@ -73,6 +78,7 @@ class FlasharModel(nn.Module):
 
     def set_attention(self, backend: AttentionBackend) -> None:
         """Chooses the attention back-end of every block."""
+        self.attention = backend
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
@@ -101,7 +107,7 @@ class FlasharModel(nn.Module):
         self,
         x_BSD: Tensor,
         rope: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | BlockMask | None,
         use_branch: bool,
         cache: KVCache | None = None,
         start: int = 0,
@@ -135,6 +141,15 @@ class FlasharModel(nn.Module):
         both = (targets.has_horizontal & targets.has_vertical)[:, None]
         gate = torch.where(both, gate, targets.has_horizontal[:, None].float())
         return Prediction(gate * logits_h + (1 - gate) * logits_v, logits_h, logits_v, gate, targets)
+
+    def _teacher_forced_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor | BlockMask:
+        """The mask of a forward without a cache, in the form that the back-end wants."""
+        if self.attention != "flex":
+            return self.attention_mask(order, valid_BP, length)
+        if valid_BP is None:
+            return _order_block_mask(order, self.config.prefix.length, length, self.device)
+        steps = sequence_steps(order, self.config.prefix.length, self.device)[:length]
+        return order_block_mask(steps, F.pad(valid_BP, (0, length - valid_BP.shape[1]), value=True))
 
     def attention_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor:
         """bool mask of the first ``length`` positions of a sequence in this order; ``valid_BP`` marks real captions."""
@@ -172,7 +187,7 @@ class FlasharModel(nn.Module):
         x_BSD, valid_BP = self.embed(codes_BN, conditions, drop, blank_BN)
         length = x_BSD.shape[1]
         targets = grid_targets(order, x_BSD.device)
-        mask = self.attention_mask(order, valid_BP, length)
+        mask = self._teacher_forced_mask(order, valid_BP, length)
         hidden = self.hidden_states(x_BSD, self.rope(order)[:length], mask, targets.uses_branch)
         return self.fuse(hidden.since(self.config.prefix.length - 1), targets)
 
@@ -204,3 +219,9 @@ def _rope(order: Order, prefix_length: int, head_dim: int, base: float, device: 
 @torch.inference_mode(False)
 def _order_mask(order: Order, prefix_length: int, device: torch.device) -> Tensor:
     return order_mask(order, prefix_length, device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _order_block_mask(order: Order, prefix_length: int, length: int, device: torch.device) -> BlockMask:
+    return order_block_mask(sequence_steps(order, prefix_length, device)[:length], None)

@@ -5,11 +5,16 @@ Letters: B batch, S sequence, D model dim, V codebook size.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from flashar_cli.config import BackboneConfig
 from flashar_cli.nn.kv_cache import LayerCache
 from flashar_cli.nn.layers import Block, RMSNorm
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Transformer(nn.Module):
@@ -27,7 +32,7 @@ def run_blocks(
     blocks: nn.ModuleList,
     x_BSD: Tensor,
     rope: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | BlockMask | None,
     caches: list[LayerCache] | None,
     start: int,
 ) -> list[Tensor]:

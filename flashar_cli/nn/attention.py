@@ -6,7 +6,8 @@ Letters: B batch, A query heads, G key/value heads, Q queries, K keys, E head di
 from __future__ import annotations
 
 import math
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +15,26 @@ from torch import Tensor
 
 from flashar_cli.errors import FlasharError
 
-AttentionBackend = Literal["sdpa", "eager"]
-BACKENDS: tuple[AttentionBackend, ...] = ("sdpa", "eager")
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+AttentionBackend = Literal["sdpa", "flex", "eager"]
+BACKENDS: tuple[AttentionBackend, ...] = ("sdpa", "flex", "eager")
 
 
-def attend(q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, backend: AttentionBackend) -> Tensor:
+def attend(
+    q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | BlockMask | None, backend: AttentionBackend
+) -> Tensor:
     """Softmax attention with scale 1 / sqrt(E); returns [B, A, Q, E].
 
-    ``mask`` is bool and broadcasts to [B, A, Q, K] (True: may attend), or None for no mask at all. ``sdpa`` is
-    PyTorch's fused kernel, ``eager`` the written-out reference in float32.
+    ``mask`` is bool and broadcasts to [B, A, Q, K] (True: may attend), or None for no mask at all, or a BlockMask.
+    ``sdpa`` is PyTorch's fused kernel, ``eager`` the written-out reference in float32. ``flex`` is FlexAttention where
+    there is a BlockMask, as in training, and ``sdpa`` elsewhere.
     """
-    if backend == "sdpa":
-        grouped = q_BAQE.shape[1] != k_BGKE.shape[1]
+    grouped = q_BAQE.shape[1] != k_BGKE.shape[1]
+    if mask is not None and not isinstance(mask, Tensor):
+        return _flex_attention(q_BAQE.is_cuda)(q_BAQE, k_BGKE, v_BGKE, block_mask=mask, enable_gqa=grouped)
+    if backend in ("sdpa", "flex"):
         return F.scaled_dot_product_attention(q_BAQE, k_BGKE, v_BGKE, attn_mask=mask, enable_gqa=grouped)
     if backend == "eager":
         groups = q_BAQE.shape[1] // k_BGKE.shape[1]
@@ -35,3 +44,22 @@ def attend(q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, 
             scores = scores.masked_fill(~mask, -torch.inf)
         return (scores.softmax(dim=-1) @ values.float()).type_as(q_BAQE)
     raise FlasharError(f"unknown attention back-end '{backend}'; expected one of {', '.join(BACKENDS)}")
+
+
+def check_backend(backend: AttentionBackend, device: torch.device, head_dim: int) -> None:
+    """Raises FlasharError where a back-end can't train a model of this head size on this device."""
+    if backend != "flex":
+        return
+    if device.type != "cuda":
+        raise FlasharError("engine.attention is flex, which trains on CUDA only; use sdpa")
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise FlasharError(
+            f"engine.attention is flex, which takes head sizes 16, 32, 64, ..., not {head_dim}; use sdpa"
+        )
+
+
+@cache
+def _flex_attention(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention

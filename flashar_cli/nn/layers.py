@@ -6,6 +6,8 @@ Parameter names follow upstream LlamaGen (FoundationVision/LlamaGen autoregressi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from flashar_cli.config import BackboneConfig
 from flashar_cli.nn.attention import AttentionBackend, attend
 from flashar_cli.nn.kv_cache import LayerCache
 from flashar_cli.nn.rope import apply_rope
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class RMSNorm(nn.Module):
@@ -54,7 +59,12 @@ class Attention(nn.Module):
         self.backend: AttentionBackend = "sdpa"
 
     def forward(
-        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+        self,
+        x_BSD: Tensor,
+        rope: Tensor,
+        mask: Tensor | BlockMask | None = None,
+        cache: LayerCache | None = None,
+        start: int = 0,
     ) -> Tensor:
         """``rope`` [S, E // 2, 2] are the rows of the queries; with a cache the S positions are stored at ``start``."""
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
@@ -82,14 +92,19 @@ class Block(nn.Module):
         self.recompute = False
 
     def forward(
-        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+        self,
+        x_BSD: Tensor,
+        rope: Tensor,
+        mask: Tensor | BlockMask | None = None,
+        cache: LayerCache | None = None,
+        start: int = 0,
     ) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x_BSD, rope, mask, cache, start, use_reentrant=False)
         return self._forward(x_BSD, rope, mask, cache, start)
 
     def _forward(
-        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | None, cache: LayerCache | None, start: int
+        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None, start: int
     ) -> Tensor:
         x_BSD = x_BSD + self._drop(self.attention(self.attention_norm(x_BSD), rope, mask, cache, start))
         return x_BSD + self._drop(self.feed_forward(self.ffn_norm(x_BSD)))

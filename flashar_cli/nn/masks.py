@@ -5,10 +5,20 @@ Letters: B batch, P prefix tokens, S = P + N sequence. True means: may attend.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from flashar_cli.grid import Order
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+def sequence_steps(order: Order, prefix_length: int, device: torch.device) -> Tensor:
+    """int64 [S]: the step of every position; each prefix token is a step of its own before the image's first."""
+    return torch.tensor([*range(-prefix_length, 0), *order.step_of_position], device=device)
 
 
 def order_mask(order: Order, prefix_length: int, device: torch.device) -> Tensor:
@@ -16,8 +26,7 @@ def order_mask(order: Order, prefix_length: int, device: torch.device) -> Tensor
     image token whose step is not after its own (paper: section 3, the diagonal mask). With the raster order this is
     the ordinary causal mask.
     """
-    # Each prefix token is a step of its own before the image's first.
-    steps = torch.tensor([*range(-prefix_length, 0), *order.step_of_position], device=device)
+    steps = sequence_steps(order, prefix_length, device)
     return steps[None, :] <= steps[:, None]
 
 
@@ -28,3 +37,15 @@ def with_valid_keys(mask_SS: Tensor, valid_BS: Tensor) -> Tensor:
     # Kept for parity: FoundationVision/LlamaGen autoregressive/models/generate.py masks caption padding this way.
     diagonal = torch.eye(mask_SS.shape[0], dtype=torch.bool, device=mask_SS.device)
     return (mask_SS & valid_BS[:, None, None, :]) | diagonal
+
+
+def order_block_mask(steps_S: Tensor, valid_BS: Tensor | None) -> BlockMask:
+    """``order_mask``, or ``with_valid_keys`` of it, for FlexAttention, which skips blocks that are all False."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        in_order = steps_S[key] <= steps_S[query]
+        return in_order if valid_BS is None else (in_order & valid_BS[batch, key]) | (query == key)
+
+    batch = None if valid_BS is None else len(valid_BS)
+    return create_block_mask(may_attend, batch, None, len(steps_S), len(steps_S), device=str(steps_S.device))

@@ -21,6 +21,7 @@ from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import check_backend
 from flashar_cli.nn.layers import Block
 from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.ema import Ema
@@ -64,6 +65,8 @@ def run_stages(run: TrainingRun) -> None:
 
     Raises FlasharError on a loss that is not finite, KeyboardInterrupt and Terminated once a signal's state is saved.
     """
+    check_backend(run.engine.attention, run.model.device, run.model.config.backbone.head_dim)
+    run.model.set_attention(run.engine.attention)
     for block in run.model.modules():
         if isinstance(block, Block):
             block.dropout = run.optim.dropout
@@ -92,6 +95,7 @@ def run_stages(run: TrainingRun) -> None:
     run.state.finish()
     if ema is not None:
         ema.swap()
+    run.model.set_attention("sdpa")
     run.model.requires_grad_(True)
     run.model.eval()
 
