@@ -132,12 +132,15 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
 
     Raises FlasharError where ``out`` holds something else, and for more bad pictures than the job allows.
     """
-    _prepare(job, out, world, overwrite)
     mine = [shard for shard in _missing(job, out) if shard % world.size == world.rank]
+    captioner = None
+    if mine and job.caption_prefix is not None:  # before anything is written: it may not be there
+        captioner = CaptionEncoder(next(job.tokenizer.parameters()).device)
+    _prepare(job, out, world, overwrite)
     if mine:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # about single pictures: what matters is counted
-            _encode_shards(job, out, mine, progress or (lambda count: None))
+            _encode_shards(job, out, mine, captioner, progress or (lambda count: None))
     _finish(job, out)
     return sum(len(job.shard_rows(shard)) for shard in mine)
 
@@ -151,8 +154,6 @@ def wait_for_manifest(job: EncodeJob, out: Path) -> dict[str, Any]:
 
 def count_missing(job: EncodeJob, out: Path) -> int:
     """Pictures that no process has encoded yet."""
-    if _differences(job, out) != []:
-        return len(job.rows)
     return sum(len(job.shard_rows(shard)) for shard in _missing(job, out))
 
 
@@ -216,7 +217,11 @@ def _record_path(out: Path, shard: int) -> Path:
 
 
 def _missing(job: EncodeJob, out: Path) -> list[int]:
-    """Shards whose files are not what was written down when they were finished, or were not finished."""
+    """Shards whose files are not what was written down when they were finished, or were not finished; all, where
+    ``out`` is not of this job.
+    """
+    if _differences(job, out) != []:
+        return list(range(job.num_shards))
     manifest = _load(out / MANIFEST)
     records = (
         [_load(_record_path(out, shard)) for shard in range(job.num_shards)] if manifest is None else manifest["shards"]
@@ -231,8 +236,9 @@ def _is_intact(out: Path, record: dict[str, Any]) -> bool:
     )
 
 
-def _encode_shards(job: EncodeJob, out: Path, shards: list[int], progress: Progress) -> None:
-    captioner = None if job.caption_prefix is None else CaptionEncoder(next(job.tokenizer.parameters()).device)
+def _encode_shards(
+    job: EncodeJob, out: Path, shards: list[int], captioner: CaptionEncoder | None, progress: Progress
+) -> None:
     rows = np.concatenate([job.shard_rows(shard) for shard in shards])
     height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
     work = partial(_views, job.augmentation, height, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -78,3 +79,15 @@ def shape_folder(folder: Path, count: int = 20, seed: int = 5) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw(seed, index)).save(folder / name / f"{index:04d}.png")
     return folder
+
+
+def captioned_pictures(folder: Path, count: int) -> Path:
+    """Drawn pictures and the JSONL manifest of their captions, which is returned."""
+    folder.mkdir()
+    words = ("a red star", "Ring", "a blue ring a star", "red")
+    lines = []
+    for index in range(count):
+        Image.fromarray(draw(7, index)).save(folder / f"{index}.png")
+        lines.append(json.dumps({"image": f"{index}.png", "caption": words[index % 4]}))
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    return folder / "list.jsonl"
