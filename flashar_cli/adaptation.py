@@ -21,9 +21,10 @@ from flashar_cli.config import (
     ClassPrefix,
     ModelConfig,
     Provenance,
+    Subset,
     default_gate_dim,
 )
-from flashar_cli.data.codes import CodeSet, split_validation
+from flashar_cli.data.codes import CodeSet, ids_sha256, split_validation
 from flashar_cli.data.pictures import contact_sheet, write_png
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.errors import FlasharError
@@ -178,30 +179,33 @@ def _adapt(
             save_every=recipe.save_every,
             validate_every=recipe.validate_every,
             report=record,
-            stage_done=lambda name: write_samples(job, job.run_dir / f"samples-{name}.png"),
+            stage_done=lambda name: write_samples(job, job.run_dir / f"samples-{name}.png", validation),
         )
     )
     weights = whole_state(model)
     if weights is not None:
-        _save(job, weights, fingerprint, overwrite)
+        _save(job, weights, fingerprint, data.ids, overwrite)
         shutil.rmtree(job.run_dir)
     barrier()
     return metrics.validations if metrics is not None else []
 
 
-def write_samples(job: AdaptJob, path: Path) -> None:
-    """A contact sheet of FlashAR samples at the checkpoint's generation defaults, classes in turn. All processes call
-    it, the first one writes.
+def write_samples(job: AdaptJob, path: Path, validation: CodeSet) -> None:
+    """A contact sheet of FlashAR samples at the checkpoint's generation defaults: classes in turn, or the captions of
+    the validation pictures. All processes call it, the first one writes.
     """
     loaded = job.loaded
     prefix = loaded.config.prefix
-    if loaded.tokenizer is None or not isinstance(prefix, ClassPrefix):
+    if loaded.tokenizer is None:
         return
     model = whole_model(loaded.model)
     if model is None:
         return
     model.eval()
-    conditions = Conditions(labels=torch.arange(min(prefix.num_classes, SHEET_IMAGES)))
+    if isinstance(prefix, ClassPrefix):
+        conditions = Conditions(labels=torch.arange(min(prefix.num_classes, SHEET_IMAGES)))
+    else:
+        conditions = validation.take(slice(0, SHEET_IMAGES)).tensors(torch.device("cpu"))[1]
     params = SamplingParams(**loaded.config.generation.model_dump())
     order = loaded.config.order_grid.diagonal()
     batch_size = min(SHEET_IMAGES, job.recipe.engine.micro_batch_size)
@@ -212,13 +216,16 @@ def write_samples(job: AdaptJob, path: Path) -> None:
     write_png(path, contact_sheet(np.stack(sheets), columns=10), {"base": job.base_name, "decoder": "flashar"})
 
 
-def _save(job: AdaptJob, weights: dict[str, torch.Tensor], fingerprint: str, overwrite: bool) -> None:
+def _save(
+    job: AdaptJob, weights: dict[str, torch.Tensor], fingerprint: str, ids: NDArray[np.str_], overwrite: bool
+) -> None:
     provenance = Provenance(
         tool_version=__version__,
         source=job.base_name,
         source_sha256=job.base_sha256,
         recipe=job.recipe.model_dump(mode="json") | {"seed": job.seed},
         data_fingerprint=fingerprint,
+        subset=Subset(size=len(ids), seed=job.seed, ids_sha256=ids_sha256(ids)),
     )
     config = job.loaded.config.model_copy(update={"provenance": provenance})
     extras = {path.name: path for path in job.run_dir.iterdir() if path.suffix in (".jsonl", ".png")}

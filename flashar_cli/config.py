@@ -115,6 +115,14 @@ class GenerationDefaults(Config):
     top_p: float = Field(1.0, gt=0, le=1)
 
 
+class Subset(Config):
+    """Which pictures a model was adapted on, bad ones left out."""
+
+    size: int = Field(gt=0)
+    seed: int = Field(ge=0, description="the seed that chose them")
+    ids_sha256: str = Field(description="SHA-256 of their ids in alphabetical order, one a line")
+
+
 class Provenance(Config):
     """Where the weights come from. Informative; nothing is computed from it."""
 
@@ -123,6 +131,7 @@ class Provenance(Config):
     source_sha256: str | None = None
     recipe: dict[str, Any] | None = None
     data_fingerprint: str | None = None
+    subset: Subset | None = None
     notes: str | None = None
 
 

@@ -80,7 +80,16 @@ class BranchSettings(Config):
 class DataSettings(Config):
     """What to train on."""
 
-    source: str | None = Field(None, description="as --data: shapes[:N], a folder, code shards, a `datasets` id")
+    source: str | None = Field(
+        None, description="as --data: shapes[:N], a folder, .parquet, .tar, .jsonl, code shards, a `datasets` id"
+    )
+    split: str | None = Field(None, description="of a `datasets` id or Parquet files; null: train, or all files")
+    image_column: str = "image"
+    label_column: str = "label"
+    caption_column: str = "caption"
+    augment: str = Field("center", description="views of a picture, one an epoch: center, center-flip or ten-crop")
+    crop_ratio: float = Field(1.1, description="of ten-crop: size of the picture that is cut / size of a crop")
+    max_bad: str = Field("1%", description="unreadable pictures to skip at most: a percentage or a count")
     subset: int | None = Field(80_000, gt=0, description="pictures, class by class; null: all")
     num_validation: int = Field(512, gt=0, description="pictures of the subset that are kept for validation")
 

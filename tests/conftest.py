@@ -11,7 +11,27 @@ import torch
 
 from flashar_cli import checkpoint
 from flashar_cli.tokenizers.vq import VQTokenizer
-from tests.tiny_models import build_model, random_config
+from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
+
+
+@pytest.fixture
+def small_text_encoder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T5 encoder of the published layout, small, in place of flan-t5-xl."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    from flashar_cli.data import captions
+
+    folder = tmp_path_factory.mktemp("t5")
+    words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "star": 4, "blue": 5, "ring": 6}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(0)
+    T5EncoderModel(T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
+        folder
+    )
+    monkeypatch.setattr(captions, "TEXT_ENCODER", str(folder))
 
 
 @pytest.fixture
@@ -26,3 +46,14 @@ def write_tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def caption_checkpoint(tmp_path: Path) -> Path:
+    """A random base that reads the captions of ``small_text_encoder``."""
+    config = random_config(branch=False).model_copy(update={"prefix": CAPTION_PREFIX})
+    assert config.tokenizer is not None
+    checkpoint.save(
+        tmp_path / "t2i", config, build_model(config).state_dict(), VQTokenizer(config.tokenizer).state_dict()
+    )
+    return tmp_path / "t2i"

@@ -7,6 +7,7 @@ import torch
 from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
+    CaptionPrefix,
     ClassPrefix,
     GenerationDefaults,
     GridConfig,
@@ -25,6 +26,7 @@ TINY_VQ = VQConfig(
     num_res_blocks=1,
     latent_channels=16,
 )
+CAPTION_PREFIX = CaptionPrefix(feature_dim=16, length=6)
 
 
 def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> ModelConfig:

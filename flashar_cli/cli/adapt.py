@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from flashar_cli.adaptation import AdaptJob
     from flashar_cli.config import ModelConfig
     from flashar_cli.data.codes import CodeSet
-    from flashar_cli.recipe import AdaptRecipe
+    from flashar_cli.data.prepare import EncodeOptions
+    from flashar_cli.recipe import AdaptRecipe, DataSettings
 
 EXAMPLES = """Examples:  flashar adapt llamagen-tiny --data shapes:20000 --out adapted  |
 flashar adapt --base llamagen-xl --data ./imagenet/train --probe probe.json --out llamagen-xl-flashar  |
@@ -34,9 +35,7 @@ def command(
     base: options.Base = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data", help="shapes[:N], a folder of pictures or code shards, or a `datasets` id. Default: the recipe's."
-        ),
+        typer.Option("--data", help=f"{options.DATA_HELP}, or a folder of code shards. Default: the recipe's."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Checkpoint to write. Default: ./NAME-flashar.")
@@ -102,9 +101,7 @@ def command(
     settings = _recipe(name, checkpoint.read_config(directory).family, recipe, overrides)
     source = settings.data.source
     if source is None:
-        raise FlasharError(
-            "no --data was passed and the recipe names none; expected a folder, a `datasets` id or shapes:N"
-        )
+        raise FlasharError("no --data was passed and the recipe names none; expected " + options.DATA_HELP)
     runtime.set_threads(threads)
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)
@@ -128,14 +125,14 @@ def command(
         stored_dtype=checkpoint.stored_dtype(directory),
     )
     adaptation.check_job(job, overwrite)
-    plan = plan_codes(loaded, source, settings.data.subset, seed)
+    plan = plan_codes(loaded, source, settings.data.subset, seed, _encode_options(settings.data))
     if dry_run:
         document = _plan(loaded.config, settings, recommended, nproc, device, dtype)
         output.document(document | {"num_images": plan.num_images, "out": str(job.out)})
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
     signal.signal(signal.SIGTERM, raise_terminated)
-    output.note(f"reading {source}; what is not yet encoded is encoded into {hub.cache_dir() / 'codes'}")
+    output.note(plan.note)
     with output.progress(plan.num_images, "images") as bar:
         codes = plan.codes(bar.update)
     output.note(f"{len(codes)} pictures; branch before block {job.branch.layer} of {loaded.config.backbone.num_layers}")
@@ -184,6 +181,19 @@ def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) ->
     if recipe is None:
         recipe = next((known for known in (name, f"{family}-80k") if known in shipped_recipes()), None)
     return load_recipe(recipe, overrides, AdaptRecipe)
+
+
+def _encode_options(data: DataSettings) -> EncodeOptions:
+    from flashar_cli.data.augment import Augmentation
+    from flashar_cli.data.encoding import MaxBad
+    from flashar_cli.data.prepare import EncodeOptions
+    from flashar_cli.data.sources.base import Columns
+
+    return EncodeOptions(
+        columns=Columns(data.split, data.image_column, data.label_column, data.caption_column),
+        augmentation=Augmentation(data.augment, data.crop_ratio),
+        max_bad=MaxBad(data.max_bad),
+    )
 
 
 def _run(job: AdaptJob, codes: CodeSet, overwrite: bool) -> list[dict[str, Any]]:

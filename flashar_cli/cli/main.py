@@ -14,7 +14,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.training.signals import Terminated
 
 # Each command is a function of the module of its name; torch is imported inside it.
-COMMANDS = ("ls", "inspect", "convert", "probe", "adapt", "generate", "bench", "compare")
+COMMANDS = ("ls", "inspect", "convert", "encode", "probe", "adapt", "generate", "bench", "compare")
 
 INTERRUPTED = 130  # 128 + SIGINT
 # Typer brings its own click or uses an installed one; either way this is its usage error.

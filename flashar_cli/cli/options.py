@@ -38,6 +38,16 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DATA_HELP = "shapes[:N], a folder of pictures, .parquet or .tar files, a .jsonl manifest, a `datasets` id"
+Split = Annotated[
+    str | None, typer.Option("--split", help="Of a `datasets` id (default: train) or of Parquet files (default: all).")
+]
+ImageColumn = Annotated[str, typer.Option("--image-column", metavar="NAME", help="Where a source keeps pictures.")]
+LabelColumn = Annotated[str, typer.Option("--label-column", metavar="NAME", help="Where it keeps classes.")]
+CaptionColumn = Annotated[str, typer.Option("--caption-column", metavar="NAME", help="Where it keeps captions.")]
+MaxBad = Annotated[
+    str, typer.Option("--max-bad", metavar="N|P%", help="Unreadable pictures to skip at most; more stop the run.")
+]
 Nproc = Annotated[
     int | None, typer.Option("--nproc", metavar="N", help="Processes on this machine, one a GPU; or use torchrun.")
 ]

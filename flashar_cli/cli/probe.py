@@ -20,7 +20,7 @@ def command(
         str | None,
         typer.Option(
             "--data",
-            help="shapes[:N] (default for models of shapes), a folder of pictures or code shards, or a `datasets` id.",
+            help=f"{options.DATA_HELP}, or a folder of code shards. Default for models of shapes: shapes.",
         ),
     ] = None,
     out: Annotated[
@@ -42,6 +42,11 @@ def command(
     branch_depth: Annotated[int, typer.Option("--branch-depth", min=1, help="Blocks the branch will have.")] = 1,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures a step.")] = 16,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the probes.")] = 3e-3,
+    split: options.Split = None,
+    image_column: options.ImageColumn = "image",
+    label_column: options.LabelColumn = "label",
+    caption_column: options.CaptionColumn = "caption",
+    max_bad: options.MaxBad = "1%",
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -55,9 +60,11 @@ def command(
     One for the right and one for the lower neighbour on every hidden state of the frozen backbone, in one pass.
     """
     from flashar_cli import checkpoint, hub, probing, runtime
-    from flashar_cli.data.prepare import plan_codes
+    from flashar_cli.data.encoding import MaxBad
+    from flashar_cli.data.prepare import EncodeOptions, plan_codes
     from flashar_cli.data.shapes import CLASS_NAMES
-    from flashar_cli.data.sources import SHAPES
+    from flashar_cli.data.sources.base import Columns
+    from flashar_cli.data.sources.shapes import SHAPES
     from flashar_cli.errors import FlasharError
     from flashar_cli.files import refuse_existing
     from flashar_cli.preflight import check_base
@@ -80,7 +87,7 @@ def command(
     report_path, plot_path = out / "probe.json", out / "probe.png"
     refuse_existing(report_path, overwrite)
     if data is None and config.class_names != CLASS_NAMES:
-        raise FlasharError("no --data was passed; expected a folder, a `datasets` id or shapes[:N]")
+        raise FlasharError("no --data was passed; expected " + options.DATA_HELP)
     data = data or SHAPES
     probes = len(settings.layers) * len(probing.DIRECTIONS)
     need = probing.memory_bytes(config, settings) / 2**30
@@ -94,12 +101,14 @@ def command(
     import torch
 
     loaded = checkpoint.load(directory, where, torch.float32)
-    plan = plan_codes(loaded, data, num_images, seed)
+    columns = Columns(split, image_column, label_column, caption_column)
+    plan = plan_codes(loaded, data, num_images, seed, EncodeOptions(columns=columns, max_bad=MaxBad(max_bad)))
     if dry_run:
         layers_used = list(settings.layers)
         document = {"memory_gib": round(need, 3), "layers": layers_used, "num_images": plan.num_images}
         output.document(document | {"data": data, "out": str(out)})
         return
+    output.note(plan.note)
     with output.progress(plan.num_images, "images") as bar:
         codes = plan.codes(bar.update)
     loss = check_base(loaded.model, codes, batch_size, precision)

@@ -42,36 +42,53 @@ def read_caption_features(path: Path) -> Conditions:
     return Conditions(features=tensors[FEATURES_KEY].float(), mask=tensors[MASK_KEY].float())
 
 
+class CaptionEncoder:
+    """flan-t5-xl, loaded once. Raises FlasharError where it is not at hand."""
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            from transformers import AutoTokenizer, T5EncoderModel
+        except ImportError:
+            raise FlasharError(
+                "captions need the transformers package; install it (generate also takes --caption-features)"
+            ) from None
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(TEXT_ENCODER)
+            encoder: torch.nn.Module = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FlasharError(
+                f"the text encoder {TEXT_ENCODER} can't be loaded ({reason}); put it into the Hugging Face cache "
+                "(generate also takes --caption-features)"
+            ) from None
+        self._encoder = encoder.to(device).eval()
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Features bfloat16 [B, P, F] and mask int64 [B, P] of captions, padded on the right to ``length``.
+
+        Source: FoundationVision/LlamaGen language/t5.py.
+        """
+        batch = self._tokenizer(
+            [caption.strip().lower() for caption in captions],
+            max_length=length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self._device)
+        encoded = self._encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return encoded.last_hidden_state.cpu(), batch["attention_mask"].cpu()
+
+
 def encode_captions(captions: Sequence[str], length: int, device: torch.device) -> Conditions:
     """flan-t5-xl features of captions, left-padded to ``length`` positions.
 
-    Source: FoundationVision/LlamaGen language/t5.py and autoregressive/sample/sample_t2i.py. Raises FlasharError where
-    the text encoder is not at hand.
+    Source: FoundationVision/LlamaGen autoregressive/sample/sample_t2i.py. Raises FlasharError where the text encoder is
+    not at hand.
     """
-    try:
-        from transformers import AutoTokenizer, T5EncoderModel
-    except ImportError:
-        raise FlasharError("--prompt needs the transformers package; install it, or pass --caption-features") from None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(TEXT_ENCODER)
-        encoder: torch.nn.Module = T5EncoderModel.from_pretrained(TEXT_ENCODER, dtype=torch.bfloat16)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FlasharError(
-            f"the text encoder {TEXT_ENCODER} can't be loaded ({reason}); put it into the Hugging Face cache, "
-            "or pass --caption-features"
-        ) from None
-    encoder.to(device).eval()
-    batch = tokenizer(
-        [caption.strip().lower() for caption in captions],
-        max_length=length,
-        padding="max_length",
-        truncation=True,
-        return_tensors="pt",
-    ).to(device)
-    with torch.inference_mode():
-        features = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    return Conditions(*(None, *left_pad(features.float().cpu(), batch["attention_mask"].float().cpu())))
+    features, mask = CaptionEncoder(device)(captions, length)
+    return Conditions(*(None, *left_pad(features.float(), mask.float())))
 
 
 def left_pad(features_BPF: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:

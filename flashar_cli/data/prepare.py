@@ -5,8 +5,8 @@ Letters: M pictures.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,100 +16,124 @@ from numpy.typing import NDArray
 
 from flashar_cli import hub
 from flashar_cli.checkpoint import Loaded
-from flashar_cli.config import ClassPrefix
+from flashar_cli.config import ClassPrefix, ModelConfig
+from flashar_cli.data.augment import Augmentation
 from flashar_cli.data.codes import CodeSet, choose_rows
+from flashar_cli.data.encoding import (
+    CENTER,
+    ONE_PERCENT,
+    EncodeJob,
+    MaxBad,
+    Progress,
+    count_missing,
+    encode,
+    tokenizer_sha256,
+    wait_for_manifest,
+)
 from flashar_cli.data.shards import is_shards, read_shards
-from flashar_cli.data.sources import PictureSource, center_crop, open_pictures
+from flashar_cli.data.sources.base import Columns, Wanted
+from flashar_cli.data.sources.open import open_pictures
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
-from flashar_cli.tokenizers.pixels import from_uint8
-from flashar_cli.tokenizers.vq import VQTokenizer
+from flashar_cli.world import current_world
 
-ENCODE_BATCH = 64
-Progress = Callable[[int], None]
+NAMES = Columns()
+MOST_WORKERS = 16  # threads that decode pictures
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How pictures are found, cut and encoded; the defaults are those of `flashar encode`."""
+
+    columns: Columns = NAMES
+    augmentation: Augmentation = CENTER
+    batch_size: int = 64
+    shard_size: int = 1024
+    dtype: torch.dtype = torch.float32
+    max_bad: MaxBad = ONE_PERCENT
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Which pictures a run will use, chosen and checked, none of them encoded yet. ``codes`` encodes or reads them."""
+    """Which pictures a run will use, chosen and checked, none of them encoded yet. ``codes`` encodes or reads them;
+    ``note`` says in one line which of the two it will be.
+    """
 
     num_images: int
+    note: str
     codes: Callable[[Progress], CodeSet]
 
 
-def plan_codes(loaded: Loaded, data: str, subset: int | None, seed: int) -> DataPlan:
+def plan_codes(
+    loaded: Loaded, data: str, subset: int | None, seed: int, options: EncodeOptions | None = None
+) -> DataPlan:
     """Opens ``data`` and chooses ``subset`` pictures (all for None), class by class as equally as possible, shuffled by
     the seed.
 
-    Pictures are encoded once and kept in the cache, by tokenizer and source; code shards are read as they are. Raises
-    FlasharError where data and model don't fit.
+    Pictures are encoded once, in float32, and kept in the cache, by tokenizer and source; code shards are read as they
+    are. Raises FlasharError where data and model don't fit.
     """
-    config = loaded.config
-    if not isinstance(config.prefix, ClassPrefix):
-        raise FlasharError("this model is caption-conditional; probing and adapting need a class-conditional one")
-    num_classes, grid = config.prefix.num_classes, config.order_grid
-    path = Path(data)
+    config, path = loaded.config, Path(data)
+    prefix = None if isinstance(config.prefix, ClassPrefix) else config.prefix
     if path.is_dir() and is_shards(path):
-        wanted = None if loaded.tokenizer is None else tokenizer_sha256(loaded.tokenizer)
-        stored = read_shards(path, grid, config.backbone.vocab_size, wanted)
-        assert stored.labels is not None
+        sha256 = None if loaded.tokenizer is None else tokenizer_sha256(loaded.tokenizer)
+        stored = read_shards(path, config.order_grid, config.backbone.vocab_size, sha256, prefix)
         rows = choose_rows(stored.ids, stored.labels, subset, seed)
-        _check_labels(stored.labels[rows], num_classes, data)
-        return DataPlan(len(rows), lambda progress: stored.take(rows))
+        _check_labels(stored.labels, rows, config, data)
+        return DataPlan(len(rows), f"{data} holds code shards", lambda progress: stored.take(rows))
+    job = plan_encoding(loaded, data, subset, seed, options or EncodeOptions())
+    cache = hub.cache_dir() / "codes" / job.key()
+    missing = count_missing(job, cache)
+    note = f"{len(job.rows)} pictures of {data}: " + (
+        f"encoding {missing} into {cache}" if missing else f"their codes are in {cache}"
+    )
+
+    def codes(progress: Progress) -> CodeSet:
+        encode(job, cache, current_world(), progress=progress)
+        wait_for_manifest(job, cache)
+        sha256 = job.settings["tokenizer_sha256"]
+        data = read_shards(cache, job.grid, config.backbone.vocab_size, sha256, prefix)
+        return data.take(choose_rows(data.ids, data.labels, None, seed))
+
+    return DataPlan(len(job.rows), note, codes)
+
+
+def plan_encoding(loaded: Loaded, data: str, subset: int | None, seed: int, options: EncodeOptions) -> EncodeJob:
+    """Opens a source of pictures and chooses ``subset`` of them, all for None. Raises FlasharError."""
+    config = loaded.config
     if loaded.tokenizer is None:
         raise FlasharError(f"--data {data} holds pictures, but the model has no tokenizer; pass code shards")
-    tokenizer, source = loaded.tokenizer, open_pictures(data, num_classes, config.class_names)
-    rows = choose_rows(source.ids, source.labels, subset, seed)
-    _check_labels(source.labels[rows], num_classes, data)
-    return DataPlan(len(rows), lambda progress: _encoded(source, rows, tokenizer, (grid.height, grid.width), progress))
+    classes = config.prefix if isinstance(config.prefix, ClassPrefix) else None
+    wanted = Wanted(classes.num_classes if classes else None, config.class_names)
+    source = open_pictures(data, wanted, options.columns)
+    rows = np.sort(choose_rows(source.ids, source.labels, subset, seed))
+    _check_labels(source.labels, rows, config, data)
+    return EncodeJob(
+        source=source,
+        data=data,
+        rows=rows,
+        seed=seed if len(rows) < len(source.ids) else None,
+        tokenizer=loaded.tokenizer,
+        grid=config.order_grid,
+        caption_prefix=None if isinstance(config.prefix, ClassPrefix) else config.prefix,
+        augmentation=options.augmentation,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        dtype=options.dtype,
+        max_bad=options.max_bad,
+        workers=options.workers or _default_workers(),
+    )
 
 
-def tokenizer_sha256(tokenizer: VQTokenizer) -> str:
-    """SHA-256 of a tokenizer's weights in float32, in order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _default_workers() -> int:
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // current_world().size))
 
 
-@torch.inference_mode()
-def encode(
-    source: PictureSource, rows: NDArray[np.int64], tokenizer: VQTokenizer, grid: tuple[int, int], progress: Progress
-) -> NDArray[np.int32]:
-    """Codes int32 [M, H, W] of some pictures, cropped to the grid's size."""
-    height, width = (side * tokenizer.config.downsample for side in grid)
-    device = next(tokenizer.parameters()).device
-
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, len(rows), ENCODE_BATCH):
-            chosen = rows[start : start + ENCODE_BATCH].tolist()
-            yield np.stack([center_crop(source.picture(row), height, width) for row in chosen])
-
-    codes = []
-    for pictures in batches():
-        codes.append(tokenizer.encode(from_uint8(pictures).to(device)).cpu().numpy().astype(np.int32))
-        progress(len(pictures))
-    return np.concatenate(codes)
-
-
-def _encoded(
-    source: PictureSource, rows: NDArray[np.int64], tokenizer: VQTokenizer, grid: tuple[int, int], progress: Progress
-) -> CodeSet:
-    ids, labels = source.ids[rows], source.labels[rows]
-    key = hashlib.sha256(
-        "\n".join([tokenizer_sha256(tokenizer), source.fingerprint, f"{grid[0]}x{grid[1]}", *ids.tolist()]).encode()
-    ).hexdigest()
-    cache = hub.cache_dir() / "codes" / f"{key[:32]}.npz"
-    if cache.exists():
-        return CodeSet(codes=np.load(cache)["codes"].astype(np.int32), ids=ids, labels=labels)
-    codes = encode(source, rows, tokenizer, grid, progress)
-    with atomic_file(cache) as file:
-        np.savez_compressed(file, codes=codes)
-    return CodeSet(codes=codes, ids=ids, labels=labels)
-
-
-def _check_labels(labels: NDArray[np.int64], num_classes: int, name: str) -> None:
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+def _check_labels(labels: NDArray[np.int64] | None, rows: NDArray[np.int64], config: ModelConfig, name: str) -> None:
+    if labels is None or not isinstance(config.prefix, ClassPrefix) or not len(rows):
+        return
+    lowest, highest = labels[rows].min(), labels[rows].max()
+    if lowest < 0 or highest >= config.prefix.num_classes:
         raise FlasharError(
-            f"--data {name} has labels {labels.min()}..{labels.max()}; this model knows 0..{num_classes - 1}"
+            f"--data {name} has labels {lowest}..{highest}; this model knows 0..{config.prefix.num_classes - 1}"
         )

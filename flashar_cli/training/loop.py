@@ -29,7 +29,7 @@ from flashar_cli.training.interrupt import DeferredInterrupt
 from flashar_cli.training.losses import Losses, adaptation_loss, raster_loss
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from flashar_cli.training.parallel import Parallel, gather_objects, sum_over_processes
-from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes, token_drop
+from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_codes, token_drop
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
@@ -184,7 +184,8 @@ def batch_losses(
 ) -> Losses:
     """Losses of some rows of the training set, with dropped conditions and tokens and corrupted context."""
     model, optim = run.model, run.optim
-    codes_BHW, conditions = run.train.take(rows).tensors(model.device)
+    views = choose_view(run.train.num_views, run.seed, epochs, rows)
+    codes_BHW, conditions = run.train.take(rows).tensors(model.device, views)
     grid = model.config.order_grid
     order = grid.raster() if model.branch is None else grid.diagonal()
     drop = torch.from_numpy(condition_drop(optim.class_drop, run.seed, epochs, rows)).to(model.device)

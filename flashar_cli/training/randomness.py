@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flashar_cli.nn.hashing import hash_bits, hash_uniform
 
-_CLASS_DROP, _CORRUPT, _CORRUPT_CODE, _TOKEN_DROP = 1, 2, 3, 4
+_CLASS_DROP, _CORRUPT, _CORRUPT_CODE, _VIEW, _TOKEN_DROP = 1, 2, 3, 4, 5
 
 
 def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -25,6 +25,11 @@ def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple
         permutation = np.random.default_rng([seed, int(epoch)]).permutation(num_samples)
         rows[epochs == epoch] = permutation[within[epochs == epoch]]
     return rows, epochs
+
+
+def choose_view(num_views: int, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64 [B]: which of its views each row shows in its epoch."""
+    return (hash_bits(seed, _VIEW, epochs, rows) % np.uint64(num_views)).astype(np.int64)
 
 
 def condition_drop(

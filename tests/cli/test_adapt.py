@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from flashar_cli import checkpoint, hub
 from flashar_cli.errors import FlasharError
+from tests.data.pictures import shape_folder
 
 SMALL_RUN = (
     "--data",
@@ -173,17 +174,6 @@ def test_recommendation_is_the_best_layer_that_adds_no_depth():
     assert recommend(rows, 3) == 3
 
 
-def shape_folder(folder, count=20):
-    """Drawn pictures in sub-folders named by class."""
-    from flashar_cli.data.shapes import CLASS_NAMES, draw
-
-    for index in range(count):
-        name = CLASS_NAMES[index % 10]
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw(5, index)).save(folder / name / f"{index}.png")
-    return folder
-
-
 def test_a_folder_of_pictures(run_cli, tmp_path):
     folder = shape_folder(tmp_path / "pictures")
     arguments = ("--data", folder, "--batch-size", 4, "--set", "data.num_validation=8", "--out", tmp_path / "out")
@@ -191,30 +181,34 @@ def test_a_folder_of_pictures(run_cli, tmp_path):
     assert result.code == 0, result.err
     recipe = checkpoint.read_config(tmp_path / "out").provenance.recipe
     assert recipe is not None and recipe["data"]["source"] == str(folder)
+    assert "20 pictures of" in result.err and "encoding 20 into" in result.err
+    again = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2, "--overwrite")
+    assert again.code == 0 and "their codes are in" in again.err
 
 
 def test_an_unreadable_picture_writes_nothing(run_cli, tmp_path):
     folder = shape_folder(tmp_path / "pictures")
-    (folder / "ring" / "5.png").write_bytes((folder / "ring" / "5.png").read_bytes()[:60])
+    (folder / "ring" / "0005.png").write_bytes((folder / "ring" / "0005.png").read_bytes()[:60])
     for command in ("adapt", "probe"):
         result = run_cli(command, "llamagen-tiny", "--data", folder, "--out", tmp_path / "out")
-        assert result.code == 2 and "ring/5.png cannot be read as a picture" in result.err
+        assert result.code == 2 and "ring/0005.png cannot be read as a picture" in result.err
         assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_code_shards(run_cli, tmp_path):
-    from flashar_cli.checkpoint import load
-    from flashar_cli.data.prepare import plan_codes, tokenizer_sha256
-    from flashar_cli.data.shards import write_shards
-
-    loaded = load(hub.resolve("llamagen-tiny"), torch.device("cpu"), torch.float32)
-    codes = plan_codes(loaded, "shapes:40", None, 0).codes(lambda count: None)
-    (tmp_path / "shards").mkdir()
-    write_shards(tmp_path / "shards", codes, loaded.config.order_grid, tokenizer_sha256(loaded.tokenizer), 16)
-    arguments = ("--data", tmp_path / "shards", "--subset", 30, "--batch-size", 4, "--set", "data.num_validation=8")
+def test_code_shards_of_many_views(run_cli, tmp_path):
+    shards = tmp_path / "shards"
+    assert (
+        run_cli("encode", "llamagen-tiny", "--data", "shapes:40", "--augment", "center-flip", "--out", shards).code == 0
+    )
+    arguments = ("--data", shards, "--subset", 30, "--batch-size", 4, "--set", "data.num_validation=8")
     result = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2, "--out", tmp_path / "out")
     assert result.code == 0, result.err
     assert "30 pictures" in result.err
+    subset = checkpoint.read_config(tmp_path / "out").provenance.subset
+    assert subset is not None and (subset.size, subset.seed) == (30, 0) and len(subset.ids_sha256) == 64
+    (shards / "codes-00000.parquet").unlink()
+    result = run_cli("probe", "llamagen-tiny", "--data", shards, "--out", tmp_path / "probe")
+    assert result.code == 2 and "codes-00000.parquet is missing" in result.err
 
 
 def test_a_full_disk_during_training_is_one_line(run_cli, tmp_path, monkeypatch):

@@ -8,23 +8,6 @@ from flashar_cli.data import captions
 from flashar_cli.errors import FlasharError
 
 
-@pytest.fixture
-def small_text_encoder(tmp_path, monkeypatch):
-    """A T5 encoder of the published layout, small, in place of flan-t5-xl."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "star": 4}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    T5EncoderModel(T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
-        tmp_path
-    )
-    monkeypatch.setattr(captions, "TEXT_ENCODER", str(tmp_path))
-
-
 def test_captions_become_left_padded_features(small_text_encoder):
     cpu = torch.device("cpu")
     conditions = captions.encode_captions(["a red star", "Star"], 6, cpu)

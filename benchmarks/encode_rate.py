@@ -1,0 +1,101 @@
+"""How close encoding a folder of pictures comes to the tokenizer alone: python benchmarks/encode_rate.py [--out FILE]
+
+Two arms alternate A B A B in one process: the tokenizer on pictures that lie decoded and cropped in memory, and the
+engine of `flashar encode` on the same pictures as files, shards and checksums included. Drawn shapes, saved as PNG at
+the model's size or, with --side, larger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flashar_cli import checkpoint, hub
+from flashar_cli.data.encoding import EncodeJob, encode
+from flashar_cli.data.prepare import EncodeOptions, plan_encoding
+from flashar_cli.data.shapes import CLASS_NAMES, draw
+from flashar_cli.tokenizers.pixels import from_uint8
+from flashar_cli.world import World
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="encode rate of files against the tokenizer's own")
+    parser.add_argument("--model", default="llamagen-tiny")
+    parser.add_argument("--num-images", type=int, default=2000)
+    parser.add_argument("--side", type=int, default=64, help="pixels of the pictures on disk")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the report here too")
+    args = parser.parse_args()
+
+    loaded = checkpoint.load(hub.resolve(args.model), torch.device("cpu"), torch.float32)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "pictures"
+        for index in range(args.num_images):
+            name = folder / CLASS_NAMES[index % 10]
+            name.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw(0, index, size=args.side)).save(name / f"{index:05d}.png")
+        job = plan_encoding(loaded, str(folder), None, 0, EncodeOptions())
+        height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
+        images = []
+        for name in job.source.ids.tolist():
+            with Image.open(folder / name) as image:
+                images.append(job.augmentation.views(image.convert("RGB"), height, width)[0])
+        pictures = np.stack(images)
+        _alone(job, pictures[: 4 * job.batch_size])  # warm-up, of the other arm as well
+        seconds: dict[str, list[float]] = {"tokenizer": [], "encode": []}
+        for repeat in range(args.repeats):
+            started = time.perf_counter()
+            _alone(job, pictures)
+            seconds["tokenizer"].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            encode(job, Path(work) / f"codes-{repeat}", World())
+            seconds["encode"].append(time.perf_counter() - started)
+    rate = {arm: args.num_images / statistics.median(values) for arm, values in seconds.items()}
+    report = {
+        "model": args.model,
+        "num_images": args.num_images,
+        "picture_side": args.side,
+        "batch_size": job.batch_size,
+        "workers": job.workers,
+        "torch_threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "tokenizer_s": seconds["tokenizer"],
+        "encode_s": seconds["encode"],
+        "tokenizer_images_per_s": rate["tokenizer"],
+        "encode_images_per_s": rate["encode"],
+        "share": rate["encode"] / rate["tokenizer"],
+    }
+    text = json.dumps(report, indent=2) + "\n"
+    sys.stdout.write(text)
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+
+
+@torch.inference_mode()
+def _alone(job: EncodeJob, pictures: np.ndarray) -> None:
+    """The tokenizer and what it cannot do without: uint8 pictures to its input."""
+    for start in range(0, len(pictures), job.batch_size):
+        job.tokenizer.encode(from_uint8(pictures[start : start + job.batch_size]))
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A folder of pictures, a sub-folder a class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashar_cli.data.sources.base import EXTENSIONS, Fetch, digest
+from flashar_cli.errors import FlasharError
+
+
+class ImageFolder:
+    """Pictures of a folder, a sub-folder a class: named as the model's classes, or by number, or one for each class of
+    the model in alphabetical order.
+    """
+
+    def __init__(self, root: Path, num_classes: int, class_names: Sequence[str] | None) -> None:
+        self.root = root
+        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+        if not files:
+            raise FlasharError(
+                f"--data {root} holds no pictures ({', '.join(EXTENSIONS)}), no .parquet, .tar or .jsonl files, "
+                "and no manifest.json of code shards"
+            )
+        names = [path.relative_to(root).parts[0] if path.parent != root else "" for path in files]
+        number = _class_numbers(set(names), root, num_classes, class_names)
+        self.ids = np.array([path.relative_to(root).as_posix() for path in files])
+        self.labels = np.array([number[name] for name in names], dtype=np.int64)
+        self.captions = None
+        self.fingerprint = digest(
+            f"{name} {path.stat().st_size}" for name, path in zip(self.ids.tolist(), files, strict=True)
+        )
+
+    def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
+        """Files, read when fetched."""
+        for name in self.ids[rows].tolist():
+            yield (self.root / name).read_bytes
+
+
+def _class_numbers(
+    folders: set[str], root: Path, num_classes: int, class_names: Sequence[str] | None
+) -> dict[str, int]:
+    """The class of each sub-folder. Raises FlasharError where that would be a guess."""
+    if class_names is not None and folders <= set(class_names):
+        return {name: list(class_names).index(name) for name in folders}
+    if all(name.isdecimal() and int(name) < num_classes for name in folders):
+        return {name: int(name) for name in folders}
+    if len(folders) == num_classes and "" not in folders:
+        return {name: index for index, name in enumerate(sorted(folders))}
+    if "" in folders and folders != {""}:
+        raise FlasharError(f"--data {root} has pictures beside its class folders; move them into one, or away")
+    if num_classes == 1 and folders == {""}:
+        return {"": 0}
+    known = f"the model's class names ({', '.join(class_names[:3])}, ...), " if class_names else ""
+    raise FlasharError(
+        f"--data {root} has {len(folders - {''})} class folders and the model {num_classes} classes; "
+        f"name the folders by {known}class number, or have one for each class"
+    )

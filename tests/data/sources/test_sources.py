@@ -1,0 +1,223 @@
+"""Every source lists the same things and hands out the pictures asked for, in order."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from itertools import chain
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flashar_cli.data.decode import BadPicture, decode
+from flashar_cli.data.sources.base import Columns, Wanted
+from flashar_cli.data.sources.folder import ImageFolder
+from flashar_cli.data.sources.open import open_pictures
+from flashar_cli.errors import FlasharError
+from tests.data.pictures import encoded
+
+CLASSES = Wanted(4, ("ant", "bee", "cat", "dog"))
+CAPTIONS = Wanted(None)
+LABELS = [3, 1, 0, 1, 2, 2]
+
+
+def picture(index: int) -> Image.Image:
+    return Image.new("RGB", (12, 12), (index, 0, 0))
+
+
+def content(index: int) -> bytes:
+    return encoded(picture(index))
+
+
+def tar_file(path, samples, folder=""):
+    with tarfile.open(path, "w") as archive:
+        for name, data in samples:
+            member = tarfile.TarInfo(folder + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def make_source(kind, folder, wanted):
+    text = [f"caption {index}" if wanted.captions else label for index, label in enumerate(LABELS)]
+    name = "caption" if wanted.captions else "label"
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for part, rows in enumerate((range(4), range(4, 6))):
+            images = [{"bytes": content(row), "path": None} for row in rows]
+            table = pa.table({"image": images, name: [text[row] for row in rows]})
+            pq.write_table(table, folder / f"train-{part}.parquet", row_group_size=3)
+    elif kind == "hub":
+        import datasets
+
+        shown = datasets.Value("string") if wanted.captions else datasets.ClassLabel(num_classes=4)
+        features = datasets.Features({"image": datasets.Image(), name: shown})
+        rows = datasets.Dataset.from_dict({"image": [picture(i) for i in range(6)], name: text}, features=features)
+        return rows
+    elif kind == "tar":
+        samples = []
+        for index, value in enumerate(text):
+            beside = (f"{index}.txt" if wanted.captions else f"{index}.cls", str(value).encode())
+            if index == 4:
+                beside = (f"{index}.json", json.dumps({name: value}).encode())
+            samples.append([(f"{index}.PNG", content(index)), beside])
+        tar_file(folder / "a.tar", [*chain(*samples[:4])], "train/")
+        tar_file(folder / "b.tar", [*chain(*samples[4:])])
+    else:
+        lines = []
+        (folder / "pics").mkdir()
+        for index, value in enumerate(text):
+            (folder / "pics" / f"{index}.png").write_bytes(content(index))
+            lines.append(json.dumps({"image": f"pics/{index}.png", name: value}))
+        (folder / "list.jsonl").write_text("\n".join(lines) + "\n\n")
+        return folder / "list.jsonl"
+    return folder
+
+
+@pytest.mark.parametrize("kind", ("parquet", "hub", "tar", "jsonl"))
+@pytest.mark.parametrize("wanted", (CLASSES, CAPTIONS), ids=("classes", "captions"))
+def test_a_source(kind, wanted, tmp_path, monkeypatch):
+    made = make_source(kind, tmp_path, wanted)
+    name = str(made)
+    if kind == "hub":
+        import datasets
+
+        name = "someone/pictures"
+
+        def load_dataset(name, split, streaming, columns=None):
+            assert streaming and split == "train"
+            return (made if columns is None else made.select_columns(columns)).to_iterable_dataset()
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = open_pictures(name, wanted)
+    assert len(set(source.ids.tolist())) == 6 and len(source.fingerprint) == 64
+    if wanted.captions:
+        assert source.labels is None and list(source.captions) == [f"caption {index}" for index in range(6)]
+    else:
+        assert source.captions is None and source.labels.tolist() == LABELS
+    for rows in ([0, 1, 2, 3, 4, 5], [1, 4], [5], []):
+        fetched = [decode(fetch()).getpixel((0, 0))[0] for fetch in source.pictures(np.array(rows, np.int64))]
+        assert fetched == rows
+    assert open_pictures(name, wanted).fingerprint == source.fingerprint
+    missing = "caption" if not wanted.captions else "label"
+    with pytest.raises(FlasharError, match=missing):
+        open_pictures(name, CAPTIONS if not wanted.captions else CLASSES)
+
+
+def test_a_data_set_on_disk_streams_like_one_of_the_hub(tmp_path):
+    from flashar_cli.data.sources.hub import HubDataset
+
+    rows = make_source("hub", tmp_path, CLASSES)
+    rows.to_parquet(tmp_path / "data.parquet")
+    source = HubDataset(str(tmp_path), Columns(), CLASSES)
+    assert source.labels.tolist() == LABELS
+    assert [decode(fetch()).getpixel((0, 0))[0] for fetch in source.pictures(np.array([2, 5]))] == [2, 5]
+
+
+def test_an_unreachable_data_set(monkeypatch):
+    import datasets
+
+    def unreachable(*args, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(FlasharError, match="nor a data set that can be loaded"):
+        open_pictures("someone/pictures", CLASSES)
+
+
+def test_columns_splits_and_names_of_parquet(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for split, label in (("train", "dog"), ("test", "ant")):
+        pq.write_table(pa.table({"jpg": [content(1)], "what": [label]}), tmp_path / f"{split}-0.parquet")
+    columns = Columns("test", image="jpg", label="what")
+    assert open_pictures(str(tmp_path), CLASSES, columns).labels.tolist() == [0]
+    assert len(open_pictures(str(tmp_path), CLASSES, Columns(image="jpg", label="what")).ids) == 2
+    for wrong, words in (
+        (Columns("valid", "jpg", "what"), "--split valid"),
+        (Columns(None, "png", "what"), "--image-column"),
+        (Columns(None, "jpg", "label"), "--label-column"),
+    ):
+        with pytest.raises(FlasharError, match=words):
+            open_pictures(str(tmp_path), CLASSES, wrong)
+    with pytest.raises(FlasharError, match="label 'dog', which is no class"):
+        open_pictures(str(tmp_path), Wanted(4), Columns("train", "jpg", "what"))
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(FlasharError, match="cannot be read as Parquet"):
+        open_pictures(str(tmp_path), CLASSES, Columns(image="jpg", label="what"))
+
+
+def test_broken_tars_and_manifests(tmp_path):
+    tar_file(tmp_path / "a.tar", [("x.png", content(0)), ("x.cls", b"1"), ("y.png", content(0))])
+    with pytest.raises(FlasharError, match=r"sample y of .*a.tar has neither .cls nor .json"):
+        open_pictures(str(tmp_path), CLASSES)
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(FlasharError, match="uncompressed tar"):
+        open_pictures(str(tmp_path / "a.tar"), CLASSES)
+    lines = tmp_path / "list.jsonl"
+    for text, words in (
+        ('{"image": "a.png"}', "line 1"),
+        ("{", "line 1"),
+        ("", "is empty"),
+        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "two pictures 'a'"),
+        ('{"image": "a", "label": 1.5}', "not whole numbers"),
+    ):
+        lines.write_text(text)
+        with pytest.raises(FlasharError, match=words):
+            open_pictures(str(lines), CLASSES)
+
+
+def test_a_file_that_is_missing_is_a_bad_picture_not_an_end(tmp_path):
+    (tmp_path / "list.jsonl").write_text('{"image": "gone.png", "label": 1}')
+    fetch = next(iter(open_pictures(str(tmp_path / "list.jsonl"), CLASSES).pictures(np.array([0]))))
+    with pytest.raises(OSError):
+        fetch()
+
+
+def test_image_folder(tmp_path):
+    for name, count in (("zebra", 2), ("ant", 1)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            Image.new("L", (20, 10), 200).save(tmp_path / name / f"{index}.png")
+    folder = ImageFolder(tmp_path, 2, None)
+    assert folder.ids.tolist() == ["ant/0.png", "zebra/0.png", "zebra/1.png"] and folder.labels.tolist() == [0, 1, 1]
+    assert ImageFolder(tmp_path, 3, ("zebra", "ant", "cat")).labels.tolist() == [1, 0, 0]
+    for num_classes, names in ((3, None), (3, ("zebra", "cat", "dog")), (1, None)):
+        with pytest.raises(FlasharError, match="2 class folders"):
+            ImageFolder(tmp_path, num_classes, names)
+    (tmp_path / "ant" / "0.png").write_bytes(b"\x89PNG")
+    with pytest.raises(BadPicture):
+        decode(next(iter(folder.pictures(np.array([0]))))())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FlasharError, match="holds no pictures"):
+        open_pictures(str(tmp_path / "empty"), Wanted(2))
+    with pytest.raises(FlasharError, match="no captions"):
+        open_pictures(str(tmp_path), CAPTIONS)
+    Image.new("L", (20, 10), 200).save(tmp_path / "stray.png")
+    with pytest.raises(FlasharError, match="beside its class folders"):
+        ImageFolder(tmp_path, 2, None)
+
+
+def test_folders_named_by_class_number(tmp_path):
+    for name in ("7", "12"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    assert ImageFolder(tmp_path, 20, None).labels.tolist() == [12, 7]
+    with pytest.raises(FlasharError, match="class number"):
+        ImageFolder(tmp_path, 10, None)
+
+
+@pytest.mark.parametrize("data", ("shapes:many", "./nowhere", "/no/such/folder", "gone.parquet", "shapes:0"))
+def test_unknown_sources(data):
+    with pytest.raises(FlasharError, match="--data"):
+        open_pictures(data, Wanted(10))
+
+
+def test_shapes_have_no_captions():
+    assert open_pictures("shapes:3", Wanted(10)).labels.tolist() == [0, 1, 2]
+    with pytest.raises(FlasharError, match="no captions"):
+        open_pictures("shapes", CAPTIONS)
