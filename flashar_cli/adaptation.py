@@ -116,6 +116,7 @@ def describe(
         "forwards_per_step": math.ceil(share / min(engine.micro_batch_size, share)),
         "memory_per_device": memory.document(),
         "device_bytes": device_bytes,
+        "largest_micro_batch_size": memory.largest_micro_batch(device_bytes),
         "fits": memory.total_bytes <= device_bytes,
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -128,7 +128,8 @@ def shipped_recipes() -> list[str]:
 
 
 def load_recipe(name: str | None, overrides: list[str], kind: type[RecipeT]) -> RecipeT:
-    """A shipped recipe by name, or a TOML file; None: the defaults. ``overrides`` are ``stage1.lr=1e-4`` and so on.
+    """A shipped recipe by name, or a TOML file; None: the defaults. ``overrides`` are ``stage1.lr=1e-4`` and so on. A
+    recipe with ``extends = NAME`` holds what differs from that one.
 
     Raises FlasharError for an unknown recipe, file, key (with a suggestion) or value.
     """
@@ -142,18 +143,31 @@ def load_recipe(name: str | None, overrides: list[str], kind: type[RecipeT]) -> 
         raise FlasharError(f"recipe {name or 'defaults'}: {explain(error)}") from None
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
     path = recipes_dir() / f"{name}.toml"
     if not path.is_file():
         path = Path(name)
+    if name in below:
+        raise FlasharError(f"recipe {name} extends itself, by way of {below[-1]}")
     if not path.is_file():
         near = difflib.get_close_matches(name, shipped_recipes(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"shipped ones: {', '.join(shipped_recipes())}"
         raise FlasharError(f"there is no recipe '{name}'; {hint}")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FlasharError(f"recipe {path} is not valid TOML: {error}") from None
+    parent = document.pop("extends", None)
+    return document if parent is None else _merged(_read(str(parent), (*below, name)), document)
+
+
+def _merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``changes`` take the place of single values, in tables too."""
+    merged = dict(document)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _override(document: dict[str, Any], item: str, kind: type[Config]) -> None:

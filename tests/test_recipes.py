@@ -49,3 +49,23 @@ def test_a_recipe_file_of_ones_own(tmp_path):
     path.write_text("steps = = 7")
     with pytest.raises(FlasharError, match="not valid TOML"):
         load_recipe(str(path), [], AdaptRecipe)
+
+
+def test_a_recipe_extends_another(tmp_path):
+    own, other = tmp_path / "own.toml", tmp_path / "other.toml"
+    own.write_text(f'extends = "{other}"\nsteps = 7\n[stage2]\nlr = 1e-5\n')
+    other.write_text("steps = 9\n[stage2]\nlr = 3e-5\nwarmup_steps = 4\n")
+    recipe = load_recipe(str(own), ["stage2.warmup_steps=5"], AdaptRecipe)
+    assert (recipe.steps, recipe.stage2.lr, recipe.stage2.warmup_steps) == (7, 1e-5, 5)
+    assert recipe.stage2.backbone_lr_factor == 0.2
+    other.write_text(f'extends = "{own}"\n')
+    with pytest.raises(FlasharError, match="extends itself"):
+        load_recipe(str(own), [], AdaptRecipe)
+
+
+@pytest.mark.parametrize("size", ("b", "l", "xl", "xxl"))
+def test_every_size_has_both_recipes(size):
+    short, paper = (load_recipe(f"llamagen-{size}-{kind}", [], AdaptRecipe) for kind in ("80k", "paper"))
+    assert short.data.subset == 80_000 and short.steps == 10_000
+    epochs = paper.steps * paper.optim.batch_size / paper.data.subset
+    assert epochs == pytest.approx(25, abs=1e-3) and paper.optim.batch_size == 512 and paper.stage2.lr == 2e-5

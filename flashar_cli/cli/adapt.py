@@ -175,11 +175,11 @@ def _plan(
 
 
 def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:
-    """The named recipe, else the one of this preset, else that of the model's family, else the defaults."""
+    """The named recipe, else that of this preset, else that of the model's family, else the defaults."""
     from flashar_cli.recipe import AdaptRecipe, load_recipe, shipped_recipes
 
     if recipe is None:
-        recipe = next((known for known in (name, f"{family}-80k") if known in shipped_recipes()), None)
+        recipe = next((known for known in (name, f"{name}-80k", f"{family}-80k") if known in shipped_recipes()), None)
     return load_recipe(recipe, overrides, AdaptRecipe)
 
 

@@ -20,6 +20,8 @@ WEIGHT_BYTES = 4  # float32
 ADAM_BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two moments
 # Share of a device that weights, gradients and moments may take before they are sharded.
 MOST_UNSHARDED = 0.6
+# Share of a device that a plan may fill: the rest is for what the allocator can't use and the libraries keep.
+MOST_FILLED = 0.9
 
 
 def training_bytes(num_trained: int, num_parameters: int) -> int:
@@ -41,11 +43,19 @@ class MemoryEstimate:
     strategy: str
     weights_and_optimizer_bytes: int
     copies_bytes: int
-    activation_bytes: int
+    activation_bytes_per_image: int
+    images_per_forward: int
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_and_optimizer_bytes + self.copies_bytes + self.activation_bytes
+        """All of it, at ``images_per_forward``."""
+        fixed = self.weights_and_optimizer_bytes + self.copies_bytes
+        return fixed + self.images_per_forward * self.activation_bytes_per_image
+
+    def largest_micro_batch(self, device_bytes: int) -> int:
+        """Pictures a forward that a device of this size has room for; 0 where not even one."""
+        fixed = self.weights_and_optimizer_bytes + self.copies_bytes
+        return max(0, int((MOST_FILLED * device_bytes - fixed) // self.activation_bytes_per_image))
 
     def document(self) -> dict[str, object]:
         """For JSON."""
@@ -76,12 +86,12 @@ def estimate_memory(
         copies = (narrow or WEIGHT_BYTES) * (2 * block + rest) + WEIGHT_BYTES * (block + rest)
     else:
         copies = narrow * size
-    pictures = min(engine.micro_batch_size, -(-batch_size // num_processes))
     return MemoryEstimate(
         strategy="fsdp" if sharded else "ddp" if num_processes > 1 else "single",
         weights_and_optimizer_bytes=-(-training_bytes(size, size) // (num_processes if sharded else 1)),
         copies_bytes=copies,
-        activation_bytes=pictures * activation_bytes(config, engine.activation_checkpointing, dtype),
+        activation_bytes_per_image=activation_bytes(config, engine.activation_checkpointing, dtype),
+        images_per_forward=min(engine.micro_batch_size, -(-batch_size // num_processes)),
     )
 
 

@@ -47,7 +47,9 @@ def test_shards_divide_what_the_optimizer_holds():
     shared = memory.estimate_memory(config, engine, 8, 4, 2**30, torch.float32)
     assert (alone.strategy, shared.strategy) == ("single", "fsdp")
     assert shared.weights_and_optimizer_bytes == -(-alone.weights_and_optimizer_bytes // 4)
-    assert shared.activation_bytes * 2 == alone.activation_bytes  # 2 pictures a process, instead of 4
+    assert (alone.images_per_forward, shared.images_per_forward) == (4, 2)
+    room = alone.total_bytes / memory.MOST_FILLED
+    assert alone.largest_micro_batch(int(room) + 1) == 4 and alone.largest_micro_batch(int(room * 0.99)) == 3
 
 
 def test_auto_shards_what_would_not_fit():
