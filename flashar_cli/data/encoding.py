@@ -132,7 +132,7 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
 
     Raises FlasharError where ``out`` holds something else, and for more bad pictures than the job allows.
     """
-    mine = [shard for shard in _missing(job, out) if shard % world.size == world.rank]
+    mine = _missing(job, out, world)
     captioner = None
     if mine and job.caption_prefix is not None:  # before anything is written: it may not be there
         captioner = CaptionEncoder(next(job.tokenizer.parameters()).device)
@@ -154,7 +154,7 @@ def wait_for_manifest(job: EncodeJob, out: Path) -> dict[str, Any]:
 
 def count_missing(job: EncodeJob, out: Path) -> int:
     """Pictures that no process has encoded yet."""
-    return sum(len(job.shard_rows(shard)) for shard in _missing(job, out))
+    return sum(len(job.shard_rows(shard)) for shard in _missing(job, out, World()))
 
 
 def tokenizer_sha256(tokenizer: VQTokenizer) -> str:
@@ -216,17 +216,20 @@ def _record_path(out: Path, shard: int) -> Path:
     return out / WORK / f"{shard:05d}.json"
 
 
-def _missing(job: EncodeJob, out: Path) -> list[int]:
-    """Shards whose files are not what was written down when they were finished, or were not finished; all, where
-    ``out`` is not of this job.
+def _missing(job: EncodeJob, out: Path, world: World) -> list[int]:
+    """Shards of this process whose files are not what was written down when they were finished, or that were not
+    finished; all of its shards where ``out`` is not of this job.
     """
+    mine = range(world.rank, job.num_shards, world.size)
     if _differences(job, out) != []:
-        return list(range(job.num_shards))
+        return list(mine)
     manifest = _load(out / MANIFEST)
-    records = (
-        [_load(_record_path(out, shard)) for shard in range(job.num_shards)] if manifest is None else manifest["shards"]
-    )
-    return [shard for shard, record in enumerate(records) if record is None or not _is_intact(out, record)]
+    missing = []
+    for shard in mine:
+        record = _load(_record_path(out, shard)) if manifest is None else manifest["shards"][shard]
+        if record is None or not _is_intact(out, record):
+            missing.append(shard)
+    return missing
 
 
 def _is_intact(out: Path, record: dict[str, Any]) -> bool:
