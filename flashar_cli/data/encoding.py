@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from flashar_cli.config import CaptionPrefix
+from flashar_cli.data import captions
 from flashar_cli.data.augment import Augmentation
-from flashar_cli.data.captions import CaptionEncoder
 from flashar_cli.data.codes import ids_sha256
 from flashar_cli.data.decode import BadPicture, decode
 from flashar_cli.data.features import feature_bytes
@@ -106,7 +106,8 @@ class EncodeJob:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that the written bytes follow from."""
-        captions = self.caption_prefix
+        prefix = self.caption_prefix
+        features = prefix and {"text_encoder": captions.TEXT_ENCODER} | prefix.model_dump(exclude={"kind"})
         return {
             "format_version": FORMAT_VERSION,
             "grid": [self.grid.height, self.grid.width],
@@ -115,7 +116,7 @@ class EncodeJob:
             "source_fingerprint": self.source.fingerprint,
             "subset": {"size": len(self.rows), "seed": self.seed, "ids_sha256": ids_sha256(self.source.ids[self.rows])},
             "augmentation": self.augmentation.describe(),
-            "captions": None if captions is None else {"length": captions.length, "feature_dim": captions.feature_dim},
+            "captions": features,
             "dtype": str(self.dtype).removeprefix("torch."),
             "batch_size": self.batch_size,
             "shard_size": self.shard_size,
@@ -135,7 +136,7 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
     mine = _missing(job, out, world)
     captioner = None
     if mine and job.caption_prefix is not None:  # before anything is written: it may not be there
-        captioner = CaptionEncoder(next(job.tokenizer.parameters()).device)
+        captioner = captions.CaptionEncoder(next(job.tokenizer.parameters()).device)
     _prepare(job, out, world, overwrite)
     if mine:
         with warnings.catch_warnings():
@@ -240,7 +241,7 @@ def _is_intact(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _encode_shards(
-    job: EncodeJob, out: Path, shards: list[int], captioner: CaptionEncoder | None, progress: Progress
+    job: EncodeJob, out: Path, shards: list[int], captioner: captions.CaptionEncoder | None, progress: Progress
 ) -> None:
     rows = np.concatenate([job.shard_rows(shard) for shard in shards])
     height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
@@ -279,7 +280,7 @@ def _encode_shard(
     out: Path,
     shard: int,
     pictures: Iterator[NDArray[np.uint8] | BadPicture],
-    captioner: CaptionEncoder | None,
+    captioner: captions.CaptionEncoder | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Writes one shard; returns what the manifest will say of it, and its bad pictures."""
