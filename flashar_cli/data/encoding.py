@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 
 from flashar_cli.config import CaptionPrefix
+from flashar_cli.data import captions
 from flashar_cli.data.augment import Augmentation
-from flashar_cli.data.captions import CaptionEncoder
 from flashar_cli.data.codes import ids_sha256
 from flashar_cli.data.decode import BadPicture, decode
 from flashar_cli.data.features import feature_bytes
@@ -106,7 +106,8 @@ class EncodeJob:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that the written bytes follow from."""
-        captions = self.caption_prefix
+        prefix = self.caption_prefix
+        features = prefix and {"text_encoder": captions.TEXT_ENCODER} | prefix.model_dump(exclude={"kind"})
         return {
             "format_version": FORMAT_VERSION,
             "grid": [self.grid.height, self.grid.width],
@@ -115,7 +116,7 @@ class EncodeJob:
             "source_fingerprint": self.source.fingerprint,
             "subset": {"size": len(self.rows), "seed": self.seed, "ids_sha256": ids_sha256(self.source.ids[self.rows])},
             "augmentation": self.augmentation.describe(),
-            "captions": None if captions is None else {"length": captions.length, "feature_dim": captions.feature_dim},
+            "captions": features,
             "dtype": str(self.dtype).removeprefix("torch."),
             "batch_size": self.batch_size,
             "shard_size": self.shard_size,
@@ -132,10 +133,10 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
 
     Raises FlasharError where ``out`` holds something else, and for more bad pictures than the job allows.
     """
-    mine = [shard for shard in _missing(job, out) if shard % world.size == world.rank]
+    mine = _missing(job, out, world)
     captioner = None
     if mine and job.caption_prefix is not None:  # before anything is written: it may not be there
-        captioner = CaptionEncoder(next(job.tokenizer.parameters()).device)
+        captioner = captions.CaptionEncoder(next(job.tokenizer.parameters()).device)
     _prepare(job, out, world, overwrite)
     if mine:
         with warnings.catch_warnings():
@@ -154,7 +155,7 @@ def wait_for_manifest(job: EncodeJob, out: Path) -> dict[str, Any]:
 
 def count_missing(job: EncodeJob, out: Path) -> int:
     """Pictures that no process has encoded yet."""
-    return sum(len(job.shard_rows(shard)) for shard in _missing(job, out))
+    return sum(len(job.shard_rows(shard)) for shard in _missing(job, out, World()))
 
 
 def tokenizer_sha256(tokenizer: VQTokenizer) -> str:
@@ -216,17 +217,20 @@ def _record_path(out: Path, shard: int) -> Path:
     return out / WORK / f"{shard:05d}.json"
 
 
-def _missing(job: EncodeJob, out: Path) -> list[int]:
-    """Shards whose files are not what was written down when they were finished, or were not finished; all, where
-    ``out`` is not of this job.
+def _missing(job: EncodeJob, out: Path, world: World) -> list[int]:
+    """Shards of this process whose files are not what was written down when they were finished, or that were not
+    finished; all of its shards where ``out`` is not of this job.
     """
+    mine = range(world.rank, job.num_shards, world.size)
     if _differences(job, out) != []:
-        return list(range(job.num_shards))
+        return list(mine)
     manifest = _load(out / MANIFEST)
-    records = (
-        [_load(_record_path(out, shard)) for shard in range(job.num_shards)] if manifest is None else manifest["shards"]
-    )
-    return [shard for shard, record in enumerate(records) if record is None or not _is_intact(out, record)]
+    missing = []
+    for shard in mine:
+        record = _load(_record_path(out, shard)) if manifest is None else manifest["shards"][shard]
+        if record is None or not _is_intact(out, record):
+            missing.append(shard)
+    return missing
 
 
 def _is_intact(out: Path, record: dict[str, Any]) -> bool:
@@ -237,7 +241,7 @@ def _is_intact(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _encode_shards(
-    job: EncodeJob, out: Path, shards: list[int], captioner: CaptionEncoder | None, progress: Progress
+    job: EncodeJob, out: Path, shards: list[int], captioner: captions.CaptionEncoder | None, progress: Progress
 ) -> None:
     rows = np.concatenate([job.shard_rows(shard) for shard in shards])
     height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
@@ -276,7 +280,7 @@ def _encode_shard(
     out: Path,
     shard: int,
     pictures: Iterator[NDArray[np.uint8] | BadPicture],
-    captioner: CaptionEncoder | None,
+    captioner: captions.CaptionEncoder | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Writes one shard; returns what the manifest will say of it, and its bad pictures."""

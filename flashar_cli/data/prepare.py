@@ -30,7 +30,7 @@ from flashar_cli.data.encoding import (
     tokenizer_sha256,
     wait_for_manifest,
 )
-from flashar_cli.data.shards import is_shards, read_shards
+from flashar_cli.data.shards import is_shards, read_manifest, read_shards
 from flashar_cli.data.sources.base import Columns, Wanted
 from flashar_cli.data.sources.open import open_pictures
 from flashar_cli.errors import FlasharError
@@ -73,15 +73,17 @@ def plan_codes(
     Pictures are encoded once, in float32, and kept in the cache, by tokenizer and source; code shards are read as they
     are. Raises FlasharError where data and model don't fit.
     """
-    config, path = loaded.config, Path(data)
+    config, path = loaded.config, Path(data).expanduser()
+    options = options or EncodeOptions()
     prefix = None if isinstance(config.prefix, ClassPrefix) else config.prefix
     if path.is_dir() and is_shards(path):
+        _check_options(path, options)
         sha256 = None if loaded.tokenizer is None else tokenizer_sha256(loaded.tokenizer)
         stored = read_shards(path, config.order_grid, config.backbone.vocab_size, sha256, prefix)
         rows = choose_rows(stored.ids, stored.labels, subset, seed)
         _check_labels(stored.labels, rows, config, data)
         return DataPlan(len(rows), f"{data} holds code shards", lambda progress: stored.take(rows))
-    job = plan_encoding(loaded, data, subset, seed, options or EncodeOptions())
+    job = plan_encoding(loaded, data, subset, seed, options)
     cache = hub.cache_dir() / "codes" / job.key()
     missing = count_missing(job, cache)
     note = f"{len(job.rows)} pictures of {data}: " + (
@@ -123,6 +125,17 @@ def plan_encoding(loaded: Loaded, data: str, subset: int | None, seed: int, opti
         max_bad=options.max_bad,
         workers=options.workers or _default_workers(),
     )
+
+
+def _check_options(shards: Path, options: EncodeOptions) -> None:
+    """Raises FlasharError where pictures were to be cut or found otherwise than the shards were made."""
+    options.columns.refuse(str(shards), "a folder of code shards")
+    made = read_manifest(shards).get("augmentation")
+    if options.augmentation != CENTER and made != options.augmentation.describe():
+        raise FlasharError(
+            f"--data {shards} was encoded with augmentation {(made or CENTER.describe())['name']}, the recipe says "
+            f"{options.augmentation.name}; encode again, or leave data.augment out"
+        )
 
 
 def _default_workers() -> int:

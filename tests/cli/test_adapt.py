@@ -87,6 +87,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
         (("--probe", "nowhere.json"), "--probe nowhere.json cannot be read"),
         (("--data", "./nowhere"), "--data ./nowhere"),
         (("--subset", 0), "data.subset"),
+        (("--set", "data.augment=five-crop"), "--augment is five-crop"),
+        (("--set", "data.split=test"), "no use for --split"),
         (("--dtype", "float16"), "too narrow"),
         (("--set", "stage2.distill_weight=0.1"), "frozen backbone"),
     ),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,15 @@ def test_two_processes_share_the_shards_and_lost_ones_come_back(write_tiny_check
     assert count_missing(job, out) == 12
     assert encode(job, out, World(0, 2)) == 6 and encode(job, out, World(1, 2)) == 6
     assert contents(out) == contents(tmp_path / "one")
+
+
+def test_processes_wait_for_each_other(write_tiny_checkpoint, tmp_path):
+    """The second process may come first: it waits for the folder, the first one for the manifest."""
+    job, out = make_job(write_tiny_checkpoint(), shape_folder(tmp_path / "pictures", 20)), tmp_path / "out"
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(encode, job, out, World(1, 2))
+        assert encode(job, out, World(0, 2)) == 12
+        assert wait_for_manifest(job, out)["counts"]["pictures"] == 20 and late.result() == 8
 
 
 def test_another_plan_is_refused_or_replaces(write_tiny_checkpoint, tmp_path):

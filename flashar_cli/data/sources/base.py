@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,14 @@ class Columns:
     image: str = "image"
     label: str = "label"
     caption: str = "caption"
+
+    def refuse(self, data: str, kind: str, *, but: tuple[str, ...] = ()) -> None:
+        """Raises FlasharError where something is named that this kind of source doesn't have."""
+        named = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        for name in named:
+            if name not in but:
+                option = "--split" if name == "split" else f"--{name}-column"
+                raise FlasharError(f"--data {data} is {kind}, which has no use for {option}; leave it out")
 
     def text(self, wanted: Wanted) -> str:
         """The column that a model reads beside the pictures."""

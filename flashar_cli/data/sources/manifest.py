@@ -20,6 +20,7 @@ class JsonLines:
     """Pictures named by path, relative to the manifest; without an ``id`` that path is their id."""
 
     def __init__(self, path: Path, columns: Columns, wanted: Wanted) -> None:
+        columns.refuse(str(path), "a JSONL manifest", but=("image", "label", "caption"))
         text = columns.text(wanted)
         ids: list[str] = []
         values: list[Any] = []

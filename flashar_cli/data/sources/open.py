@@ -28,6 +28,7 @@ def open_pictures(data: str, wanted: Wanted, columns: Columns | None = None) -> 
     columns = columns or Columns()
     path = Path(data).expanduser()
     if data.partition(":")[0] == SHAPES and not path.exists():
+        columns.refuse(data, "drawn shapes")
         require_labels(data, wanted)
         return parse_shapes(data)
     if path.is_file():
@@ -38,6 +39,7 @@ def open_pictures(data: str, wanted: Wanted, columns: Columns | None = None) -> 
         for suffix in _FOLDERS_OF:
             if next(path.rglob(f"*{suffix}"), None) is not None:
                 return _BY_SUFFIX[suffix](path, columns, wanted)
+        columns.refuse(data, "a folder of pictures")
         return ImageFolder(path, require_labels(data, wanted), wanted.class_names)
     if path.exists() or data.startswith((".", "/", "~")) or path.suffix in _BY_SUFFIX:
         raise FlasharError(

@@ -29,21 +29,24 @@ SUFFIX = ".tar"
 
 
 class TarShards:
-    """One tar file, or all of a folder: pictures (.jpg, .png, .webp, ...) with .cls, .txt or .json beside them.
+    """One tar file, or all of a folder: pictures (.jpg, .png, .webp, ...) with .cls, .txt or .json beside them. A
+    column that is named is an extension, or for labels and captions a key of the .json.
 
     Headers are read once; a picture is then read from its place in the file.
     """
 
     def __init__(self, path: Path, columns: Columns, wanted: Wanted) -> None:
+        columns.refuse(str(path), "tar shards", but=("image", "label", "caption"))
         ids: list[str] = []
         values: list[Any] = []
         self.places: list[tuple[Path, int, int]] = []  # file, offset and size of each picture in bytes
+        pictures = EXTENSIONS if columns.image == Columns().image else (f".{columns.image}",)
         for file in files_below(path, SUFFIX):
             name = relative_name(file, path)
             try:
                 with tarfile.open(file, "r:") as archive, open(file, "rb") as content:
                     for key, members in _samples(archive):
-                        picture = next((members[end] for end in EXTENSIONS if end in members), None)
+                        picture = next((members[end] for end in pictures if end in members), None)
                         if picture is None:
                             continue
                         values.append(_text(content, members, columns, wanted, f"sample {key} of {file}"))
@@ -52,7 +55,7 @@ class TarShards:
             except (OSError, tarfile.TarError) as error:
                 raise FlasharError(f"{file} cannot be read as an uncompressed tar file ({error})") from None
         if not ids:
-            raise FlasharError(f"--data {path} holds no pictures in its {SUFFIX} files ({', '.join(EXTENSIONS)})")
+            raise FlasharError(f"--data {path} holds no pictures in its {SUFFIX} files ({', '.join(pictures)})")
         self.ids = np.array(ids)
         check_unique(self.ids, f"--data {path}")
         self.labels, self.captions = read_text(values, f"--data {path}", wanted)
@@ -91,7 +94,8 @@ def _text(content: IO[bytes], members: dict[str, tarfile.TarInfo], columns: Colu
         content.seek(members[extension].offset_data)
         return content.read(members[extension].size).decode("utf-8").strip()
 
-    plain, key = (".txt", columns.caption) if wanted.captions else (".cls", columns.label)
+    key = columns.text(wanted)
+    plain = (".txt" if wanted.captions else ".cls") if key == Columns().text(wanted) else f".{key}"
     try:
         if plain in members:
             return read(plain)

@@ -171,6 +171,22 @@ def test_broken_tars_and_manifests(tmp_path):
             open_pictures(str(lines), CLASSES)
 
 
+def test_named_parts_of_tars_and_options_without_use(tmp_path):
+    samples = [("x.jpg", b""), ("x.png", content(3)), ("x.cls", b"1"), ("x.fine", b"2"), ("x.json", b'{"kind": "dog"}')]
+    tar_file(tmp_path / "a.tar", samples)
+    source = open_pictures(str(tmp_path), CLASSES, Columns(image="png", label="fine"))
+    assert source.labels.tolist() == [2]
+    assert decode(next(source.pictures(np.array([0])))()).getpixel((0, 0)) == (3, 0, 0)
+    assert open_pictures(str(tmp_path), CLASSES, Columns(label="kind")).labels.tolist() == [3]
+    assert open_pictures(str(tmp_path), CLASSES).labels.tolist() == [1]
+    for data, columns, words in (
+        (str(tmp_path), Columns("train"), "no use for --split"),
+        ("shapes:3", Columns(label="kind"), "no use for --label-column"),
+    ):
+        with pytest.raises(FlasharError, match=words):
+            open_pictures(data, CLASSES, columns)
+
+
 def test_a_file_that_is_missing_is_a_bad_picture_not_an_end(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"image": "gone.png", "label": 1}')
     fetch = next(iter(open_pictures(str(tmp_path / "list.jsonl"), CLASSES).pictures(np.array([0]))))
