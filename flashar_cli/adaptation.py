@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flashar_cli import __version__, checkpoint
+from flashar_cli.benchmarking import environment
 from flashar_cli.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, ClassPrefix, Provenance, default_gate_dim
+from flashar_cli.config import BranchConfig, Provenance, default_gate_dim
 from flashar_cli.data.codes import CodeSet, split_validation
-from flashar_cli.data.pictures import contact_sheet, write_png
-from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import refuse_nonempty
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.preflight import check_base
 from flashar_cli.recipe import AdaptRecipe
-from flashar_cli.tokenizers.pixels import to_uint8
+from flashar_cli.reporting import gates, samples
+from flashar_cli.reporting.figures import has_matplotlib, to_png
+from flashar_cli.reporting.records import Record, stamped, start_record
+from flashar_cli.reporting.report import AdaptReport, render
+from flashar_cli.reporting.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from flashar_cli.reporting.tensorboard import MISSING, EventFiles, has_tensorboard
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
-from flashar_cli.training.metrics import MetricsFile
+from flashar_cli.training.metrics import MetricsFile, read_records
 from flashar_cli.training.optim import ADAM_BYTES_PER_WEIGHT
 from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 
 METRICS_FILE = "metrics.jsonl"
+REPORT_FILE = "report.html"
+GATE_MAP_FILE = "gate-map.png"
 SHEET_IMAGES = 40
+# Of the base, in raster order: slower, and only for comparison.
+BASE_SHEET_IMAGES = 20
 
 
 @dataclass(frozen=True)
 class AdaptJob:
-    """What to adapt, how and where to. ``base_name`` goes into provenance, ``base_sha256`` identifies the base."""
+    """What to adapt, how and where to. ``base_name`` goes into provenance, ``base_sha256`` identifies the base;
+    ``probe`` is the content of the ``probe.json`` that the report shows.
+    """
 
     loaded: Loaded
     base_name: str
@@ -49,6 +56,7 @@ class AdaptJob:
     seed: int
     dtype: torch.dtype
     stored_dtype: torch.dtype
+    probe: dict[str, Any] | None = None
 
     @property
     def branch(self) -> BranchConfig:
@@ -129,10 +137,19 @@ def adapt(
         note(f"resuming from {state.path}")
     metrics = MetricsFile(job.run_dir / METRICS_FILE, state.total_steps(stages))
 
-    def record(kind: str, values: dict[str, Any]) -> None:
-        metrics(kind, values)
-        report(kind, values)
+    events = EventFiles(job.run_dir / TENSORBOARD_FOLDER, read_records(metrics.path))
+    if not has_tensorboard():
+        note(MISSING)
 
+    def record(kind: str, values: Record) -> None:
+        values = stamped(values, model.device)
+        for receive in (metrics, events, report):
+            receive(kind, values)
+
+    if state.loaded is None or not _sheet(job, "base").exists():
+        write_samples(job, "base", "raster", BASE_SHEET_IMAGES)
+    begun = state.total_steps(stages)
+    record("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))
     run_stages(
         TrainingRun(
             model=model,
@@ -146,30 +163,60 @@ def adapt(
             save_every=recipe.save_every,
             validate_every=recipe.validate_every,
             report=record,
-            stage_done=lambda name: write_samples(job, job.run_dir / f"samples-{name}.png"),
+            stage_done=lambda name: write_samples(job, name, "flashar", SHEET_IMAGES),
         )
     )
+    events.close()
+    _write_report(job, train, validation, fingerprint, stages[-1].name)
     _save(job, fingerprint, overwrite)
     shutil.rmtree(job.run_dir)
     return metrics.validations
 
 
-def write_samples(job: AdaptJob, path: Path) -> None:
-    """A contact sheet of FlashAR samples at the checkpoint's generation defaults, classes in turn."""
-    loaded = job.loaded
-    prefix = loaded.config.prefix
-    if loaded.tokenizer is None or not isinstance(prefix, ClassPrefix):
+def write_samples(job: AdaptJob, name: str, decoder: str, count: int) -> None:
+    """``samples-NAME.png``: a sheet at the checkpoint's generation defaults, where the model can make pictures."""
+    if not samples.can_draw(job.loaded):
         return
-    loaded.model.eval()
-    conditions = Conditions(labels=torch.arange(min(prefix.num_classes, SHEET_IMAGES)))
-    params = SamplingParams(**loaded.config.generation.model_dump())
-    order = loaded.config.order_grid.diagonal()
-    batch_size = min(SHEET_IMAGES, job.recipe.optim.micro_batch_size)
-    sheets: list[NDArray[np.uint8]] = []
-    with torch.inference_mode():
-        for codes in generate_tokens(loaded.model, conditions, SHEET_IMAGES, order, params, job.seed, batch_size):
-            sheets.extend(to_uint8(loaded.tokenizer.decode(codes)))
-    write_png(path, contact_sheet(np.stack(sheets), columns=10), {"base": job.base_name, "decoder": "flashar"})
+    batch_size = min(count, job.recipe.optim.micro_batch_size)
+    pictures = samples.draw_samples(job.loaded, decoder, count, batch_size, job.seed)
+    settings = {"base": job.base_name, "decoder": decoder, "weights": name, "seed": job.seed}
+    samples.write_sheet(_sheet(job, name), pictures, settings)
+
+
+def _sheet(job: AdaptJob, name: str) -> Path:
+    return job.run_dir / f"samples-{name}.png"
+
+
+def _write_report(job: AdaptJob, train: CodeSet, validation: CodeSet, fingerprint: str, last_stage: str) -> None:
+    """``report.html`` and ``gate-map.png``, of the adapted model and what the run has left behind."""
+    model, config = job.loaded.model, job.loaded.config
+    with torch.compiler.set_stance("force_eager"):  # compiled for the shapes of training steps alone
+        gates_HW = gates.gate_map(model, validation, job.recipe.optim.micro_batch_size, job.dtype)
+    if has_matplotlib():
+        text = {"flashar": json.dumps({"gate_mean": gates_HW.round(6).tolist()})}
+        (job.run_dir / GATE_MAP_FILE).write_bytes(to_png(gates.gate_figure(gates_HW), text))
+    pictures = None
+    if samples.can_draw(job.loaded):
+        sheets = [samples.read_sheet(_sheet(job, name), config, BASE_SHEET_IMAGES) for name in ("base", last_stage)]
+        pictures = (sheets[0], sheets[1])
+    report = AdaptReport(
+        base_name=job.base_name,
+        base_sha256=job.base_sha256,
+        config=config,
+        recipe=job.recipe.model_dump(mode="json"),
+        seed=job.seed,
+        dtype=str(job.dtype).removeprefix("torch."),
+        data_fingerprint=fingerprint,
+        num_train=len(train),
+        num_validation=len(validation),
+        hardware=environment.hardware(model.device),
+        software=environment.software(),
+        records=read_records(job.run_dir / METRICS_FILE),
+        gates_HW=gates_HW,
+        probe=job.probe,
+        samples=pictures,
+    )
+    (job.run_dir / REPORT_FILE).write_text(render(report), encoding="utf-8")
 
 
 def _save(job: AdaptJob, fingerprint: str, overwrite: bool) -> None:
@@ -181,7 +228,8 @@ def _save(job: AdaptJob, fingerprint: str, overwrite: bool) -> None:
         data_fingerprint=fingerprint,
     )
     config = job.loaded.config.model_copy(update={"provenance": provenance})
-    extras = {path.name: path for path in job.run_dir.iterdir() if path.suffix in (".jsonl", ".png")}
+    extras = {path.name: path for path in job.run_dir.iterdir() if path.suffix in (".jsonl", ".png", ".html")}
+    extras |= {f"{TENSORBOARD_FOLDER}/{path.name}": path for path in (job.run_dir / TENSORBOARD_FOLDER).glob("*")}
     tokenizer = None
     if job.loaded.tokenizer is not None:
         tokenizer = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.tokenizer.state_dict().items()}

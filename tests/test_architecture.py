@@ -28,7 +28,7 @@ LAYERS = (
     ("training", "evaluation.shape_classifier"),
     ("decoding",),
     ("api",),
-    ("preflight", "probing", "adaptation", "evaluation", "benchmarking"),
+    ("preflight", "probing", "adaptation", "evaluation", "benchmarking", "reporting"),
     ("cli", "__main__"),
 )
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}

@@ -66,7 +66,8 @@ def command(
 ) -> None:
     """Adapt a raster model to parallel decoding, in two stages.
 
-    Stage 1 trains branch and gate, stage 2 everything. Type the same command again to resume an interrupted run.
+    Stage 1 trains branch and gate, stage 2 everything. Type the same command again to resume an interrupted run. The
+    checkpoint holds report.html: curves, gate map, samples of both decoders, settings.
     """
     name = options.required_model(model, base)
     flags = {
@@ -81,7 +82,7 @@ def command(
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
     from flashar_cli import adaptation, checkpoint, hub, runtime
     from flashar_cli.data.prepare import plan_codes
-    from flashar_cli.probing import read_recommendation
+    from flashar_cli.probing import read_probe, read_recommendation
 
     directory = hub.resolve(name)
     settings = _recipe(name, checkpoint.read_config(directory).family, recipe, overrides)
@@ -98,9 +99,10 @@ def command(
     if precision is torch.float16:
         raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
     loaded, sha256 = checkpoint.load(directory, where, torch.float32), checkpoint.weights_sha256(directory)
-    recommended = None
+    recommended, probed = None, None
     if probe is not None:
         recommended = read_recommendation(probe, loaded.config, sha256, settings.branch.depth)
+        probed = read_probe(probe)
     job = adaptation.AdaptJob(
         loaded=loaded,
         base_name=Path(name).name,
@@ -111,6 +113,7 @@ def command(
         seed=seed,
         dtype=precision,
         stored_dtype=checkpoint.stored_dtype(directory),
+        probe=probed,
     )
     adaptation.check_job(job, overwrite)
     plan = plan_codes(loaded, source, settings.data.subset, seed)
@@ -123,9 +126,9 @@ def command(
         codes = plan.codes(bar.update)
     output.note(f"{len(codes)} pictures; branch before block {job.branch.layer} of {loaded.config.backbone.num_layers}")
     validations = _run(job, codes, overwrite)
-    last = validations[-1]
+    last, report = validations[-1], job.out / adaptation.REPORT_FILE
     if json:
-        output.document({"out": str(job.out), "validation": last})
+        output.document({"out": str(job.out), "report": str(report), "validation": last})
         return
     rows = [
         [f"{v['stage']} {v['step']}", *(f"{v[key]:.4f}" if key in v else "-" for key in VALIDATION_COLUMNS)]
@@ -133,6 +136,7 @@ def command(
     ]
     output.table("validation, nats per token", ["after", *VALIDATION_COLUMNS], rows)
     output.result(f"wrote {job.out}: fused loss {last['fused']:.4f}, raster base {validations[0]['raster']:.4f}")
+    output.note(f"the report is {report}")
 
 
 def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:
@@ -147,13 +151,20 @@ def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) ->
 def _run(job: AdaptJob, codes: CodeSet, overwrite: bool) -> list[dict[str, Any]]:
     from flashar_cli import adaptation
 
-    with output.progress(job.recipe.steps, "steps") as bar:
+    def tell(kind: str, record: dict[str, Any]) -> None:
+        if kind == "validation":
+            losses = ", ".join(f"{key} {record[key]:.4f}" for key in VALIDATION_COLUMNS if key in record)
+            output.note(f"{record['stage']} step {record['step']}: {losses}")
 
-        def report(kind: str, record: dict[str, Any]) -> None:
-            if kind == "validation":
-                losses = ", ".join(f"{key} {record[key]:.4f}" for key in VALIDATION_COLUMNS if key in record)
-                output.note(f"{record['stage']} step {record['step']}: {losses}")
-            else:
-                bar.advance_to(record["step"] + 1)
+    console = output.terminal()
+    if console is None:
+        return adaptation.adapt(job, codes, overwrite, tell, output.note)
+    from flashar_cli.reporting.live import LiveView
 
-        return adaptation.adapt(job, codes, overwrite, report, output.note)
+    with LiveView(console) as view:
+
+        def show(kind: str, record: dict[str, Any]) -> None:
+            tell(kind, record)
+            view(kind, record)
+
+        return adaptation.adapt(job, codes, overwrite, show, output.note)

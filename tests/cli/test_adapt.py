@@ -33,7 +33,14 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     out = tmp_path / "adapted"
     result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, "--steps", 4, "--branch-layer", 4, "--out", out, "--json")
     assert result.code == 0, result.err
-    validation = json.loads(result.out)["validation"]
+    document = json.loads(result.out)
+    validation = document["validation"]
+    assert document["report"] == str(out / "report.html")
+    report = (out / "report.html").read_text()
+    assert "llamagen-tiny" in report and report.count("data:image/png") >= 40  # twenty pairs of samples
+    with Image.open(out / "gate-map.png") as picture:
+        gates = json.loads(picture.text["flashar"])["gate_mean"]
+    assert len(gates) == 16 and gates[0][1] == 1 and gates[1][0] == 0
     assert validation["stage"] == "stage2" and validation["step"] == 4
     assert set(validation) >= {"raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std"}
     config = checkpoint.read_config(out)
@@ -41,7 +48,8 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     assert config.provenance.source == "llamagen-tiny" and config.provenance.data_fingerprint
     kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("step") == 4 and kinds.count("validation") == 3  # before, between, after
-    for stage in ("stage1", "stage2"):
+    assert kinds[0] == "start" and kinds.count("start") == 1
+    for stage in ("base", "stage1", "stage2"):
         with Image.open(out / f"samples-{stage}.png") as sheet:
             assert sheet.width > 600
     assert not list(tmp_path.glob("*.run"))
@@ -66,9 +74,12 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
     result = run_cli(*command, tmp_path / "cut")
     assert result.code == 130 and "resume with: flashar adapt llamagen-tiny" in result.err
     assert not (tmp_path / "cut").exists()
+    base_samples = (tmp_path / "cut.run" / "samples-base.png").read_bytes()
     monkeypatch.setattr(loop, "_optimizer_step", one_step)
     resumed = run_cli(*command, tmp_path / "cut")
     assert resumed.code == 0 and "resuming" in resumed.err
+    assert (tmp_path / "cut" / "samples-base.png").read_bytes() == base_samples
+    assert "resumed once" in (tmp_path / "cut" / "report.html").read_text()
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
