@@ -147,6 +147,7 @@ def adapt(
             receive(kind, values)
 
     if state.loaded is None or not _sheet(job, "base").exists():
+        note("drawing samples of the base, to compare with")
         write_samples(job, "base", "raster", BASE_SHEET_IMAGES)
     begun = state.total_steps(stages)
     record("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))

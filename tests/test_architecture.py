@@ -32,7 +32,7 @@ LAYERS = (
     ("cli", "__main__"),
 )
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
-OPTIONAL = ("transformers", "datasets", "matplotlib")
+OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard")
 
 
 def modules() -> list[Path]:

@@ -54,7 +54,11 @@ figcaption { color: var(--soft); font-size: .9rem; }
 .pairs figcaption { grid-column: 1 / -1; text-align: center; font-size: .8rem; }
 @media print {
   :root { --ink: #000; --soft: #444; --paper: #fff; --card: #fff; --line: #bbb; }
-  body { max-width: none; padding: 0; font-size: 11pt; }
+  :root { color-scheme: light; }
+  body { max-width: none; padding: 0; font-size: 10.5pt; }
+  .columns { grid-template-columns: 1fr 1fr 1fr; gap: 1rem 1.25rem; }
+  .columns.broad { grid-template-columns: 1fr 1fr; }
+  .pairs { grid-template-columns: repeat(5, 1fr); }
   h2 { break-after: avoid; }
   tr { break-inside: avoid; }
 }

@@ -62,7 +62,7 @@ class LiveView:
             table.add_row("gate", f"mean {gate['gate_mean']:.3f}   spread {gate['gate_std']:.3f}")
         if start is not None and step is not None:
             table.add_row("speed", _speed(start, step))
-            table.add_row("memory", f"{step['peak_memory_bytes'] / 2**30:.2f} GiB at most")
+            table.add_row("memory", f"{step['peak_memory_bytes'] / 2**30:.2f} GiB at the peak")
             table.add_row("left", _clock(remaining_s(start, step)))
         elif start is not None:
             table.add_row("", "validating, then the first step")

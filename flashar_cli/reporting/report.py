@@ -197,7 +197,8 @@ def _class_name(config: ModelConfig, label: int) -> str:
 
 
 def _settings(report: AdaptReport) -> str:
-    recipe = report.recipe
+    # The recipe may leave the layer to the probe; the config says where the branch is.
+    recipe = report.recipe | {"branch": report.branch.model_dump()}
     run = [(key, _value(value)) for key, value in recipe.items() if not isinstance(value, dict)]
     origin = [
         ("base", report.base_name),
