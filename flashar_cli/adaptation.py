@@ -148,7 +148,7 @@ def adapt(
 
     if state.loaded is None or not _sheet(job, "base").exists():
         note("drawing samples of the base, to compare with")
-        write_samples(job, "base", "raster", BASE_SHEET_IMAGES)
+        write_samples(job, model, "base", "raster", BASE_SHEET_IMAGES)
     begun = state.total_steps(stages)
     record("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))
     run_stages(
@@ -164,22 +164,23 @@ def adapt(
             save_every=recipe.save_every,
             validate_every=recipe.validate_every,
             report=record,
-            stage_done=lambda name: write_samples(job, name, "flashar", SHEET_IMAGES),
+            stage_done=lambda name: write_samples(job, model, name, "flashar", SHEET_IMAGES),
         )
     )
     events.close()
-    _write_report(job, train, validation, fingerprint, stages[-1].name)
+    _write_report(job, model, train, validation, fingerprint, stages[-1].name)
     _save(job, fingerprint, overwrite)
     shutil.rmtree(job.run_dir)
     return metrics.validations
 
 
-def write_samples(job: AdaptJob, name: str, decoder: str, count: int) -> None:
+def write_samples(job: AdaptJob, model: FlasharModel, name: str, decoder: str, count: int) -> None:
     """``samples-NAME.png``: a sheet at the checkpoint's generation defaults, where the model can make pictures."""
-    if not samples.can_draw(job.loaded):
+    tokenizer = job.loaded.tokenizer
+    if tokenizer is None or not samples.can_draw(model.config):
         return
     batch_size = min(count, job.recipe.optim.micro_batch_size)
-    pictures = samples.draw_samples(job.loaded, decoder, count, batch_size, job.seed)
+    pictures = samples.draw_samples(model, tokenizer, decoder, count, batch_size, job.seed)
     settings = {"base": job.base_name, "decoder": decoder, "weights": name, "seed": job.seed}
     samples.write_sheet(_sheet(job, name), pictures, settings)
 
@@ -188,16 +189,18 @@ def _sheet(job: AdaptJob, name: str) -> Path:
     return job.run_dir / f"samples-{name}.png"
 
 
-def _write_report(job: AdaptJob, train: CodeSet, validation: CodeSet, fingerprint: str, last_stage: str) -> None:
+def _write_report(
+    job: AdaptJob, model: FlasharModel, train: CodeSet, validation: CodeSet, fingerprint: str, last_stage: str
+) -> None:
     """``report.html`` and ``gate-map.png``, of the adapted model and what the run has left behind."""
-    model, config = job.loaded.model, job.loaded.config
+    config = model.config
     with torch.compiler.set_stance("force_eager"):  # compiled for the shapes of training steps alone
         gates_HW = gates.gate_map(model, validation, job.recipe.optim.micro_batch_size, job.dtype)
     if has_matplotlib():
         text = {"flashar": json.dumps({"gate_mean": gates_HW.round(6).tolist()})}
         (job.run_dir / GATE_MAP_FILE).write_bytes(to_png(gates.gate_figure(gates_HW), text))
     pictures = None
-    if samples.can_draw(job.loaded):
+    if samples.can_draw(config):
         sheets = [samples.read_sheet(_sheet(job, name), config, BASE_SHEET_IMAGES) for name in ("base", last_stage)]
         pictures = (sheets[0], sheets[1])
     report = AdaptReport(

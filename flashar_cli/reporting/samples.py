@@ -13,22 +13,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from flashar_cli.checkpoint import Loaded
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.data.pictures import contact_sheet, write_png
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.pixels import to_uint8
+from flashar_cli.tokenizers.vq import VQTokenizer
 
 COLUMNS, GAP = 10, 2
 MOST_CLASSES = 40
 
 
-def can_draw(loaded: Loaded) -> bool:
+def can_draw(config: ModelConfig) -> bool:
     """Whether pictures can be made: a tokenizer to decode with, and classes to choose from."""
-    return loaded.tokenizer is not None and isinstance(loaded.config.prefix, ClassPrefix)
+    return config.tokenizer is not None and isinstance(config.prefix, ClassPrefix)
 
 
 def sample_labels(config: ModelConfig, count: int) -> list[int]:
@@ -37,20 +38,21 @@ def sample_labels(config: ModelConfig, count: int) -> list[int]:
     return [k % min(config.prefix.num_classes, MOST_CLASSES) for k in range(count)]
 
 
-def draw_samples(loaded: Loaded, decoder: str, count: int, batch_size: int, seed: int) -> NDArray[np.uint8]:
+def draw_samples(
+    model: FlasharModel, tokenizer: VQTokenizer, decoder: str, count: int, batch_size: int, seed: int
+) -> NDArray[np.uint8]:
     """uint8 [B, h, w, 3] by ``raster`` or ``flashar``, at the checkpoint's generation defaults.
 
     Picture k depends on weights, decoder, seed and k alone.
     """
-    assert loaded.tokenizer is not None
-    loaded.model.eval()
-    conditions = Conditions(labels=torch.tensor(sample_labels(loaded.config, count)))
-    params = SamplingParams(**loaded.config.generation.model_dump())
-    order = choose_order(loaded.model, decoder)
+    model.eval()
+    conditions = Conditions(labels=torch.tensor(sample_labels(model.config, count)))
+    params = SamplingParams(**model.config.generation.model_dump())
+    order = choose_order(model, decoder)
     batches = []
     with torch.inference_mode():
-        for codes in generate_tokens(loaded.model, conditions, count, order, params, seed, batch_size):
-            batches.append(to_uint8(loaded.tokenizer.decode(codes)))
+        for codes in generate_tokens(model, conditions, count, order, params, seed, batch_size):
+            batches.append(to_uint8(tokenizer.decode(codes)))
     return np.concatenate(batches)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from flashar_cli.checkpoint import Loaded
 from flashar_cli.reporting.samples import draw_samples, read_sheet, sample_labels, write_sheet
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.tiny_models import TINY_VQ, build_model, random_config
@@ -24,8 +23,8 @@ def test_a_sheet_is_cut_into_its_pictures(tmp_path, height: int, width: int) -> 
 
 def test_the_first_pictures_are_the_same_in_a_larger_sheet() -> None:
     torch.manual_seed(0)
-    loaded = Loaded(build_model(random_config(3, 5)), VQTokenizer(TINY_VQ).eval())
-    few = draw_samples(loaded, "flashar", 4, 4, seed=5)
-    np.testing.assert_array_equal(few, draw_samples(loaded, "flashar", 6, 6, seed=5)[:4])
+    model, tokenizer = build_model(random_config(3, 5)), VQTokenizer(TINY_VQ).eval()
+    few = draw_samples(model, tokenizer, "flashar", 4, 4, seed=5)
+    np.testing.assert_array_equal(few, draw_samples(model, tokenizer, "flashar", 6, 6, seed=5)[:4])
     assert few.shape == (4, 3 * TINY_VQ.downsample, 5 * TINY_VQ.downsample, 3)
-    assert sample_labels(loaded.config, 12) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    assert sample_labels(model.config, 12) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
