@@ -173,6 +173,8 @@ def read_probe(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
         for row in report["layers"]:
             row["layer"], row["lower_loss"] = int(row["layer"]), float(row["lower_loss"])
+        for key, kind in (("recommended_layer", int), ("num_train", int), ("mask", str), ("head", str)):
+            report[key] = kind(report[key])  # what a report shows of it at the end of a long run
         report["model_sha256"] = str(report["model_sha256"])
     except OSError as error:
         raise FlasharError(f"--probe {path} cannot be read ({error.strerror})") from None

@@ -39,13 +39,22 @@ def few_samples(monkeypatch):
 
 def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     out = tmp_path / "adapted"
-    result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, "--steps", 4, "--branch-layer", 4, "--out", out, "--json")
+    probe = {
+        "model_sha256": checkpoint.weights_sha256(hub.resolve("llamagen-tiny")),
+        "layers": [{"layer": m, "right_loss": 2.0, "lower_loss": 3.0 - m} for m in range(6)],
+        **{"recommended_layer": 5, "num_train": 8, "mask": "raster", "head": "full"},
+    }
+    (tmp_path / "probe.json").write_text(json.dumps(probe))
+    arguments = ("--steps", 4, "--branch-layer", 4, "--probe", tmp_path / "probe.json", "--out", out, "--json")
+    result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, *arguments)
     assert result.code == 0, result.err
     document = json.loads(result.out)
     validation = document["validation"]
     assert document["report"] == str(out / "report.html")
     report = (out / "report.html").read_text()
-    assert "llamagen-tiny" in report and report.count("data:image/png") >= 20  # ten pairs of samples
+    assert (
+        "llamagen-tiny" in report and "Probe losses" in report and report.count("data:image/png") >= 20
+    )  # ten pairs of samples
     with Image.open(out / "gate-map.png") as picture:
         gates = json.loads(picture.text["flashar"])["gate_mean"]
     assert len(gates) == 16 and gates[0][1] == 1 and gates[1][0] == 0
@@ -156,6 +165,9 @@ def test_probe(run_cli, tmp_path, head):
     assert read_recommendation(tmp_path / "probe.json", config, sha256, 3) in (0, 3)
     with pytest.raises(FlasharError, match="other weights"):
         read_recommendation(tmp_path / "probe.json", config, "0" * 64, 1)
+    (tmp_path / "half.json").write_text(json.dumps({key: report[key] for key in ("layers", "model_sha256")}))
+    with pytest.raises(FlasharError, match="not a probe.json"):
+        read_recommendation(tmp_path / "half.json", config, sha256, 1)
     again = run_cli("probe", "llamagen-tiny", *arguments, "--out", tmp_path)
     assert again.code == 2 and "--overwrite" in again.err
 
