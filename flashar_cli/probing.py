@@ -23,6 +23,8 @@ from flashar_cli.files import atomic_file
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.transformer import run_blocks
+from flashar_cli.reporting.curves import probe_figure
+from flashar_cli.reporting.figures import to_png
 from flashar_cli.training.memory import ADAM_BYTES_PER_WEIGHT
 
 DIRECTIONS = ("right", "lower")
@@ -165,59 +167,40 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         file.write((json.dumps(report, indent=2) + "\n").encode())
 
 
+def read_probe(path: Path) -> dict[str, Any]:
+    """The content of a ``probe.json``. Raises FlasharError where it is not one."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for row in report["layers"]:
+            row["layer"], row["lower_loss"] = int(row["layer"]), float(row["lower_loss"])
+        for key, kind in (("recommended_layer", int), ("num_train", int), ("mask", str), ("head", str)):
+            report[key] = kind(report[key])  # what a report shows of it at the end of a long run
+        report["model_sha256"] = str(report["model_sha256"])
+    except OSError as error:
+        raise FlasharError(f"--probe {path} cannot be read ({error.strerror})") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise FlasharError(f"--probe {path} is not a probe.json ({error!r}); write one with `flashar probe`") from None
+    return dict(report)
+
+
 def read_recommendation(path: Path, config: ModelConfig, model_sha256: str, branch_depth: int) -> int:
     """What a ``probe.json`` recommends for a branch of this depth.
 
     Raises FlasharError where it is not one, or is of another model.
     """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        rows = [{"layer": int(row["layer"]), "lower_loss": float(row["lower_loss"])} for row in report["layers"]]
-        probed = str(report["model_sha256"])
-    except OSError as error:
-        raise FlasharError(f"--probe {path} cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise FlasharError(f"--probe {path} is not a probe.json ({error!r}); write one with `flashar probe`") from None
-    if probed != model_sha256:
+    report = read_probe(path)
+    if report["model_sha256"] != model_sha256:
         raise FlasharError(
-            f"--probe {path} is of other weights ({probed[:12]}) than this model's ({model_sha256[:12]})"
+            f"--probe {path} is of other weights ({report['model_sha256'][:12]}) "
+            f"than this model's ({model_sha256[:12]})"
         )
-    return recommend(rows, config.backbone.num_layers - branch_depth)
-
-
-def plotting() -> Any:
-    """matplotlib.pyplot, for files alone. Raises FlasharError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise FlasharError("the plot needs the matplotlib package; install it") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return recommend(report["layers"], config.backbone.num_layers - branch_depth)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Validation loss over index m for both neighbours, as a PNG."""
-    plt = plotting()
-
-    layers = [row["layer"] for row in report["layers"]]
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for way, colour in (("right", "#3b6fb6"), ("lower", "#c8553d")):
-        axis.plot(
-            layers,
-            [row.get(f"{way}_loss", math.nan) for row in report["layers"]],
-            "o-",
-            color=colour,
-            label=f"{way} neighbour",
-        )
-    axis.axvline(report["recommended_layer"], color="#777777", linestyle=":", label="recommended")
-    axis.set_xlabel("hidden state before block m")
-    axis.set_ylabel("validation loss, nats per token")
-    axis.legend(frameon=False)
     with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
-    plt.close(figure)
+        file.write(to_png(probe_figure(report)))
 
 
 class _SharedHead(nn.Module):

@@ -37,6 +37,6 @@ cat >&2 <<EOF
 Done in $((SECONDS - started)) s.
   pictures   $OUT/raster/contact-sheet.png and $OUT/flashar/contact-sheet.png
   plot       $OUT/probe/probe.png
-  adapted    $OUT/adapted/
-  report     $OUT/bench.json
+  adapted    $OUT/adapted/, and how it went in $OUT/adapted/report.html
+  speed      $OUT/bench.json
 EOF

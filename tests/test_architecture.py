@@ -28,11 +28,11 @@ LAYERS = (
     ("training", "evaluation.shape_classifier"),
     ("decoding",),
     ("api",),
-    ("preflight", "probing", "adaptation", "evaluation", "benchmarking"),
+    ("preflight", "probing", "adaptation", "evaluation", "benchmarking", "reporting"),
     ("cli", "__main__"),
 )
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
-OPTIONAL = ("transformers", "datasets", "matplotlib")
+OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard")
 
 
 def modules() -> list[Path]:

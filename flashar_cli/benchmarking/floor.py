@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, ModelConfig
+from flashar_cli.config import ModelConfig
 from flashar_cli.grid import NO_SOURCE, Order
+from flashar_cli.models.sizes import block_weights, gate_weights, head_weights, prefix_weights
 
 
 @dataclass(frozen=True)
@@ -57,29 +58,3 @@ def forward_costs(config: ModelConfig, order: Order, rows_per_cell: int, bytes_p
 def floor_s(costs: list[ForwardCost], rates: Rates) -> float:
     """The floor of a whole decode: its forwards are serial."""
     return sum(cost.floor_s(rates) for cost in costs)
-
-
-def block_weights(backbone: BackboneConfig) -> int:
-    """Weights of one transformer block."""
-    attention = backbone.dim * (backbone.num_heads + 2 * backbone.num_kv_heads) * backbone.head_dim + backbone.dim**2
-    return attention + 3 * backbone.dim * backbone.ffn_dim + 2 * backbone.dim
-
-
-def head_weights(backbone: BackboneConfig) -> int:
-    """Weights of one output head with its norm."""
-    return backbone.dim * backbone.vocab_size + backbone.dim
-
-
-def gate_weights(branch: BranchConfig, backbone: BackboneConfig) -> int:
-    """Weights of the fusion gate."""
-    if branch.gate_dim is None:
-        return 1 if branch.gate == "scalar" else 0
-    inputs = 2 * (backbone.dim if branch.gate == "hidden" else backbone.vocab_size)
-    return (inputs + 1) * branch.gate_dim + 1
-
-
-def prefix_weights(config: ModelConfig) -> int:
-    """Weights that only the prefix reads: the projection of caption features."""
-    if not isinstance(config.prefix, CaptionPrefix):
-        return 0
-    return (config.prefix.feature_dim + config.backbone.dim) * config.backbone.dim

@@ -64,7 +64,7 @@ def best_s(work: Callable[[], object], device: torch.device, repeats: int) -> fl
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Copy and matrix-product rates of this machine at this moment, in this dtype. Takes about a second."""
-    return Rates(_copy_bytes_per_s(device), _matmul_flops_per_s(device, dtype))
+    return Rates(_copy_bytes_per_s(device), matmul_flops_per_s(device, dtype))
 
 
 def _copy_bytes_per_s(device: torch.device) -> float:
@@ -74,7 +74,8 @@ def _copy_bytes_per_s(device: torch.device) -> float:
     return 2 * num_bytes / best_s(lambda: target.copy_(source), device, repeats=5)
 
 
-def _matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Rate of a square matrix product on this machine at this moment, in this dtype."""
     side = 8192 if device.type == "cuda" else 1024
     left, right = (torch.full((side, side), 0.01, dtype=dtype, device=device) for _ in range(2))
     return 2 * side**3 / best_s(lambda: left @ right, device, repeats=5)

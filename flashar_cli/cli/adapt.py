@@ -16,7 +16,7 @@ from flashar_cli.training.signals import raise_terminated
 from flashar_cli.world import current_world
 
 if TYPE_CHECKING:
-    from flashar_cli.adaptation import AdaptJob
+    from flashar_cli.adaptation.job import AdaptJob
     from flashar_cli.config import ModelConfig
     from flashar_cli.data.codes import CodeSet
     from flashar_cli.data.prepare import EncodeOptions
@@ -26,7 +26,6 @@ EXAMPLES = """Examples:  flashar adapt llamagen-tiny --data shapes:20000 --out a
 flashar adapt --base llamagen-xl --data ./imagenet/train --probe probe.json --out llamagen-xl-flashar  |
 flashar adapt llamagen-tiny --recipe llamagen-tiny --set stage2.lr=1e-3 --dry-run"""
 
-ASSUMED_DEVICE_BYTES = 80 * 2**30
 VALIDATION_COLUMNS = ("raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std")
 
 
@@ -72,7 +71,8 @@ def command(
 ) -> None:
     """Adapt a raster model to parallel decoding, in two stages.
 
-    Stage 1 trains branch and gate, stage 2 everything. Type the same command again to resume an interrupted run.
+    Stage 1 trains branch and gate, stage 2 everything. Type the same command again to resume an interrupted run. The
+    checkpoint holds report.html: curves, gate map, samples of both decoders, settings.
     """
     name = options.required_model(model, base)
     if not dry_run:
@@ -87,10 +87,12 @@ def command(
         "optim.batch_size": batch_size,
     }
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
-    from flashar_cli import adaptation, checkpoint, hub, runtime
+    from flashar_cli import checkpoint, hub, runtime
+    from flashar_cli.adaptation.artifacts import REPORT_FILE
+    from flashar_cli.adaptation.job import AdaptJob, check_job
     from flashar_cli.data.prepare import plan_codes
     from flashar_cli.families import PRESETS
-    from flashar_cli.probing import read_recommendation
+    from flashar_cli.probing import read_probe, read_recommendation
 
     if dry_run and hub.local_path(name) is None and name in PRESETS:
         settings = _recipe(name, PRESETS[name].family, recipe, overrides)
@@ -110,10 +112,11 @@ def command(
     if precision is torch.float16:
         raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
     loaded, sha256 = checkpoint.load(directory, where, torch.float32), checkpoint.weights_sha256(directory)
-    recommended = None
+    recommended, probed = None, None
     if probe is not None:
         recommended = read_recommendation(probe, loaded.config, sha256, settings.branch.depth)
-    job = adaptation.AdaptJob(
+        probed = read_probe(probe)
+    job = AdaptJob(
         loaded=loaded,
         base_name=Path(name).name,
         base_sha256=sha256,
@@ -123,8 +126,9 @@ def command(
         seed=seed,
         dtype=precision,
         stored_dtype=checkpoint.stored_dtype(directory),
+        probe=probed,
     )
-    adaptation.check_job(job, overwrite)
+    check_job(job, overwrite)
     plan = plan_codes(loaded, source, settings.data.subset, seed, _encode_options(settings.data))
     if dry_run:
         document = _plan(loaded.config, settings, recommended, nproc, device, dtype)
@@ -139,9 +143,9 @@ def command(
     validations = _run(job, codes, overwrite)
     if not current_world().is_main:
         return
-    last = validations[-1]
+    last, report = validations[-1], job.out / REPORT_FILE
     if json:
-        output.document({"out": str(job.out), "validation": last})
+        output.document({"out": str(job.out), "report": str(report), "validation": last})
         return
     rows = [
         [f"{v['stage']} {v['step']}", *(f"{v[key]:.4f}" if key in v else "-" for key in VALIDATION_COLUMNS)]
@@ -149,6 +153,7 @@ def command(
     ]
     output.table("validation, nats per token", ["after", *VALIDATION_COLUMNS], rows)
     output.result(f"wrote {job.out}: fused loss {last['fused']:.4f}, raster base {validations[0]['raster']:.4f}")
+    output.note(f"the report is {report}")
 
 
 def _plan(
@@ -159,19 +164,17 @@ def _plan(
     device: str,
     dtype: options.Dtype,
 ) -> dict[str, Any]:
-    """What ``--dry-run`` prints. Where there is no GPU to ask, the plan is for bfloat16 on ones of 80 GiB."""
+    """What ``--dry-run`` prints. Where there is no GPU to ask, the plan is for bfloat16 on an assumed one."""
     import torch
 
-    from flashar_cli.adaptation import choose_branch, describe
+    from flashar_cli.adaptation.job import choose_branch
+    from flashar_cli.adaptation.plan import describe
 
     where = options.resolve_device(device)
-    if where.type == "cuda":
-        device_bytes, precision = torch.cuda.mem_get_info(where)[1], options.resolve_dtype(dtype, where)
-    else:
-        device_bytes = ASSUMED_DEVICE_BYTES
-        precision = torch.bfloat16 if dtype is options.Dtype.auto else options.resolve_dtype(dtype, where)
+    assumed = where.type != "cuda" and dtype is options.Dtype.auto
+    precision = torch.bfloat16 if assumed else options.resolve_dtype(dtype, where)
     branch = choose_branch(settings.branch, recommended, base.backbone)
-    return describe(base, branch, settings, nproc or current_world().size, device_bytes, precision)
+    return describe(base, branch, settings, nproc or current_world().size, where, precision)
 
 
 def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:
@@ -197,15 +200,22 @@ def _encode_options(data: DataSettings) -> EncodeOptions:
 
 
 def _run(job: AdaptJob, codes: CodeSet, overwrite: bool) -> list[dict[str, Any]]:
-    from flashar_cli import adaptation
+    from flashar_cli.adaptation.run import adapt
 
-    with output.progress(job.recipe.steps, "steps") as bar:
+    def tell(kind: str, record: dict[str, Any]) -> None:
+        if kind == "validation":
+            losses = ", ".join(f"{key} {record[key]:.4f}" for key in VALIDATION_COLUMNS if key in record)
+            output.note(f"{record['stage']} step {record['step']}: {losses}")
 
-        def report(kind: str, record: dict[str, Any]) -> None:
-            if kind == "validation":
-                losses = ", ".join(f"{key} {record[key]:.4f}" for key in VALIDATION_COLUMNS if key in record)
-                output.note(f"{record['stage']} step {record['step']}: {losses}")
-            else:
-                bar.advance_to(record["step"] + 1)
+    console = output.terminal()
+    if console is None:
+        return adapt(job, codes, overwrite, tell, output.note)
+    from flashar_cli.reporting.live import LiveView
 
-        return adaptation.adapt(job, codes, overwrite, report, output.note)
+    with LiveView(console) as view:
+
+        def show(kind: str, record: dict[str, Any]) -> None:
+            tell(kind, record)
+            view(kind, record)
+
+        return adapt(job, codes, overwrite, show, output.note)

@@ -74,6 +74,17 @@ def progress(total: int, unit: str) -> Iterator[Any]:
         yield Handle()
 
 
+def terminal() -> Any:
+    """A Rich console on stderr for a view that redraws itself; None where stderr is no terminal, or another process
+    prints.
+    """
+    if not (current_world().is_main and sys.stderr.isatty()):
+        return None
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)
+
+
 def set_resume_command(arguments: list[str]) -> None:
     """What to type to go on after an interruption."""
     _resume_command[:] = arguments

@@ -68,6 +68,7 @@ def command(
     from flashar_cli.errors import FlasharError
     from flashar_cli.files import refuse_existing
     from flashar_cli.preflight import check_base
+    from flashar_cli.reporting.figures import require_matplotlib
 
     name = options.required_model(model, base)
     directory = hub.resolve(name)
@@ -94,7 +95,7 @@ def command(
     output.note(f"{probes} {head} probes take {need:.2f} GiB with their optimizer, beside the model")
     if need > 16 and head == "full":
         output.note("that is much; --head low-rank or --head shared takes a fraction of it, --layers M-N fewer probes")
-    probing.plotting()  # refused now rather than after the work
+    require_matplotlib()  # refused now rather than after the work
     runtime.set_threads(threads)
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)

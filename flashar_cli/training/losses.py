@@ -16,7 +16,9 @@ from flashar_cli.recipe import StageSettings
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars, nats per token; None where there is no branch or the term is off. ``total`` is what is minimised."""
+    """Scalars, nats per token; None where there is no branch or the term is off. ``total`` is what is minimised.
+    ``gate_mean`` and ``gate_std`` are of the gate values at cells that both heads predict, None where there are none.
+    """
 
     total: Tensor
     fused: Tensor
@@ -24,6 +26,8 @@ class Losses:
     horizontal: Tensor | None = None
     distill: Tensor | None = None
     gate_entropy: Tensor | None = None
+    gate_mean: Tensor | None = None
+    gate_std: Tensor | None = None
 
 
 def cross_entropy(logits_BNV: Tensor, codes_BN: Tensor, counted_N: Tensor | None = None) -> Tensor:
@@ -64,7 +68,9 @@ def adaptation_loss(
     if settings.gate_entropy_weight:
         entropy = gate_entropy(prediction)
         total = total - settings.gate_entropy_weight * entropy
-    return Losses(total, fused, vertical, horizontal, distill, entropy)
+    gates = gate_values(prediction).detach()
+    mean, std = (gates.mean(), gates.std(correction=0)) if gates.numel() else (None, None)
+    return Losses(total, fused, vertical, horizontal, distill, entropy, mean, std)
 
 
 def gate_values(prediction: Prediction) -> Tensor:

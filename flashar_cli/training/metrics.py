@@ -20,7 +20,7 @@ class MetricsFile:
         self.validations: list[dict[str, Any]] = []
         self._echo, self._echo_every = echo, echo_every
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in _read(path) if _is_past(record, resume_at)] if resume_at else []
+        kept = [record for record in read_records(path) if _is_past(record, resume_at)] if resume_at else []
         path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         for record in kept:
             if record.pop("kind") == "validation":
@@ -36,7 +36,7 @@ class MetricsFile:
             print(f"{kind}: {values}", file=self._echo, flush=True)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

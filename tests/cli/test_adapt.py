@@ -30,11 +30,35 @@ def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("FLASHAR_HOME", str(tmp_path_factory.getbasetemp() / "home"))
 
 
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    from flashar_cli.adaptation import artifacts
+
+    monkeypatch.setattr(artifacts, "SHEET_IMAGES", 10)
+    monkeypatch.setattr(artifacts, "BASE_SHEET_IMAGES", 10)
+
+
 def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     out = tmp_path / "adapted"
-    result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, "--steps", 4, "--branch-layer", 4, "--out", out, "--json")
+    probe = {
+        "model_sha256": checkpoint.weights_sha256(hub.resolve("llamagen-tiny")),
+        "layers": [{"layer": m, "right_loss": 2.0, "lower_loss": 3.0 - m} for m in range(6)],
+        **{"recommended_layer": 5, "num_train": 8, "mask": "raster", "head": "full"},
+    }
+    (tmp_path / "probe.json").write_text(json.dumps(probe))
+    arguments = ("--steps", 4, "--branch-layer", 4, "--probe", tmp_path / "probe.json", "--out", out, "--json")
+    result = run_cli("adapt", "llamagen-tiny", *SMALL_RUN, *arguments)
     assert result.code == 0, result.err
-    validation = json.loads(result.out)["validation"]
+    document = json.loads(result.out)
+    validation = document["validation"]
+    assert document["report"] == str(out / "report.html")
+    report = (out / "report.html").read_text()
+    assert (
+        "llamagen-tiny" in report and "Probe losses" in report and report.count("data:image/png") >= 20
+    )  # ten pairs of samples
+    with Image.open(out / "gate-map.png") as picture:
+        gates = json.loads(picture.text["flashar"])["gate_mean"]
+    assert len(gates) == 16 and gates[0][1] == 1 and gates[1][0] == 0
     assert validation["stage"] == "stage2" and validation["step"] == 4
     assert set(validation) >= {"raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std"}
     config = checkpoint.read_config(out)
@@ -42,7 +66,8 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     assert config.provenance.source == "llamagen-tiny" and config.provenance.data_fingerprint
     kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("step") == 4 and kinds.count("validation") == 3  # before, between, after
-    for stage in ("stage1", "stage2"):
+    assert kinds[0] == "start" and kinds.count("start") == 1
+    for stage in ("base", "stage1", "stage2"):
         with Image.open(out / f"samples-{stage}.png") as sheet:
             assert sheet.width > 600
     assert not list(tmp_path.glob("*.run"))
@@ -67,9 +92,12 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
     result = run_cli(*command, tmp_path / "cut")
     assert result.code == 130 and "resume with: flashar adapt llamagen-tiny" in result.err
     assert not (tmp_path / "cut").exists()
+    base_samples = (tmp_path / "cut.run" / "samples-base.png").read_bytes()
     monkeypatch.setattr(loop, "_optimizer_step", one_step)
     resumed = run_cli(*command, tmp_path / "cut")
     assert resumed.code == 0 and "resuming" in resumed.err
+    assert (tmp_path / "cut" / "samples-base.png").read_bytes() == base_samples
+    assert "resumed once" in (tmp_path / "cut" / "report.html").read_text()
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
@@ -154,6 +182,9 @@ def test_probe(run_cli, tmp_path, head):
     assert read_recommendation(tmp_path / "probe.json", config, sha256, 3) in (0, 3)
     with pytest.raises(FlasharError, match="other weights"):
         read_recommendation(tmp_path / "probe.json", config, "0" * 64, 1)
+    (tmp_path / "half.json").write_text(json.dumps({key: report[key] for key in ("layers", "model_sha256")}))
+    with pytest.raises(FlasharError, match="not a probe.json"):
+        read_recommendation(tmp_path / "half.json", config, sha256, 1)
     again = run_cli("probe", "llamagen-tiny", *arguments, "--out", tmp_path)
     assert again.code == 2 and "--overwrite" in again.err
 

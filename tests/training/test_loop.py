@@ -227,6 +227,11 @@ def test_loss_by_hand(tmp_path):
                 distill.append(4 * (target * (target.log() - (student / 2).log_softmax(-1))).sum())
     means = [torch.stack(part).mean() for part in (fused, vertical, horizontal, distill)]
     torch.testing.assert_close(losses.total, means[0] + 0.05 * means[1] + 0.3 * means[2] + 0.2 * means[3])
+    assert prediction.gate is not None and losses.gate_mean is not None and losses.gate_std is not None
+    gates = torch.stack([prediction.gate[:, k, 0] for k in range(12) if order.cells[k] >= 4 and order.cells[k] % 4])
+    both = torch.cat([gates.flatten(), prediction.gate[:, 0, 0]])
+    torch.testing.assert_close(losses.gate_mean, both.mean())
+    torch.testing.assert_close(losses.gate_std, both.std(correction=0))
 
 
 def test_batches_cover_every_epoch_once():

@@ -1,0 +1,62 @@
+"""What to adapt, how, and where to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashar_cli.checkpoint import Loaded
+from flashar_cli.config import BackboneConfig, BranchConfig, default_gate_dim
+from flashar_cli.errors import FlasharError
+from flashar_cli.files import refuse_nonempty
+from flashar_cli.recipe import AdaptRecipe, BranchSettings
+
+
+@dataclass(frozen=True)
+class AdaptJob:
+    """``base_name`` goes into provenance, ``base_sha256`` identifies the base; ``probe`` is the content of the
+    ``probe.json`` that the report shows.
+    """
+
+    loaded: Loaded
+    base_name: str
+    base_sha256: str
+    recipe: AdaptRecipe
+    recommended_layer: int | None
+    out: Path
+    seed: int
+    dtype: torch.dtype
+    stored_dtype: torch.dtype
+    probe: dict[str, Any] | None = None
+
+    @property
+    def branch(self) -> BranchConfig:
+        """The branch to add. Raises FlasharError."""
+        return choose_branch(self.recipe.branch, self.recommended_layer, self.loaded.config.backbone)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where metrics, samples and training state are while the run lasts."""
+        return self.out.with_name(self.out.name + ".run")
+
+
+def check_job(job: AdaptJob, overwrite: bool) -> None:
+    """Everything that can be refused before data is read. Raises FlasharError."""
+    if job.loaded.model.branch is not None:
+        raise FlasharError(f"{job.base_name} has a vertical branch already; adapt its raster base")
+    refuse_nonempty(job.out, overwrite)
+    assert job.branch
+
+
+def choose_branch(wanted: BranchSettings, recommended: int | None, backbone: BackboneConfig) -> BranchConfig:
+    """Where the branch starts: the recipe's layer, else the probe's, else L - depth. Raises FlasharError."""
+    layer = next(
+        value for value in (wanted.layer, recommended, max(0, backbone.num_layers - wanted.depth)) if value is not None
+    )
+    if layer > backbone.num_layers:
+        raise FlasharError(f"--branch-layer is {layer}; expected 0..{backbone.num_layers}")
+    gate_dim = default_gate_dim(wanted.gate, backbone.dim, backbone.vocab_size)
+    return BranchConfig(layer=layer, depth=wanted.depth, gate=wanted.gate, gate_dim=gate_dim)

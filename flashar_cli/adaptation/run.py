@@ -1,0 +1,159 @@
+"""Two-stage adaptation of a raster base, from codes to a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flashar_cli import __version__, checkpoint
+from flashar_cli.adaptation import artifacts
+from flashar_cli.adaptation.job import AdaptJob
+from flashar_cli.config import Provenance, Subset
+from flashar_cli.data.codes import CodeSet, ids_sha256, split_validation
+from flashar_cli.preflight import check_base
+from flashar_cli.reporting.records import Record, stamped, start_record
+from flashar_cli.reporting.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from flashar_cli.reporting.tensorboard import MISSING, EventFiles, has_tensorboard
+from flashar_cli.training.loop import Report, TrainingRun, run_stages
+from flashar_cli.training.metrics import MetricsFile, read_records
+from flashar_cli.training.parallel import barrier, process_group, whole_model
+from flashar_cli.training.stages import Stage
+from flashar_cli.training.state import TrainingState
+from flashar_cli.world import World
+
+
+def adapt(
+    job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Runs, or resumes, both stages and writes the checkpoint; returns all validations, the base's first. All
+    processes of the run call it; the first one reports, writes, and has the result.
+
+    Raises FlasharError where the pre-flight finds that base and data don't belong together.
+    """
+    with process_group(job.loaded.model.device) as world:
+        return _adapt(job, data, overwrite, report, note, world)
+
+
+def _adapt(
+    job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None], world: World
+) -> list[dict[str, Any]]:
+    train, validation = split_validation(data, job.recipe.data.num_validation)
+    model, recipe = job.loaded.model, job.recipe
+    loss = check_base(model, validation, recipe.engine.micro_batch_size, job.dtype)
+    note(f"the base's raster loss on this data is {loss:.3f} nats per token")
+    model.add_branch(job.branch, job.seed)
+    fingerprint = data.fingerprint()
+    stages = [Stage(name, steps, getattr(recipe, name)) for name, steps in recipe.stage_steps.items()]
+    state = TrainingState(
+        job.run_dir,
+        _identity(job, fingerprint),
+        overwrite,
+        recipe.keep_states,
+        asynchronous=model.device.type == "cuda",
+    )
+    barrier()  # nobody writes before everybody has read what there is
+    if state.loaded is not None:
+        note(f"resuming from {state.last}")
+    recorder = _Recorder(job, state.total_steps(stages), report, note) if world.is_main else None
+
+    def record(kind: str, values: Record) -> None:
+        if recorder is not None:
+            recorder(kind, values)
+
+    if world.is_main and (state.loaded is None or not artifacts.sheet_path(job, "base").exists()):
+        note("drawing samples of the base, to compare with")
+        artifacts.write_samples(job, model, validation, "base", "raster", artifacts.BASE_SHEET_IMAGES)
+    begun = state.total_steps(stages)
+    record("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))
+
+    def draw_samples(stage: str) -> None:
+        whole = whole_model(model)
+        if whole is not None:
+            artifacts.write_samples(job, whole, validation, stage, "flashar", artifacts.SHEET_IMAGES)
+
+    run_stages(
+        TrainingRun(
+            model=model,
+            train=train,
+            validation=validation,
+            stages=stages,
+            optim=recipe.optim,
+            engine=recipe.engine,
+            seed=job.seed,
+            dtype=job.dtype,
+            state=state,
+            save_every=recipe.save_every,
+            validate_every=recipe.validate_every,
+            report=record,
+            stage_done=draw_samples,
+        )
+    )
+    adapted = whole_model(model)
+    if adapted is not None and recorder is not None:
+        recorder.close()
+        artifacts.write_report(job, adapted, train, validation, fingerprint, stages[-1].name)
+        _save(job, adapted.state_dict(), fingerprint, data.ids, overwrite)
+        shutil.rmtree(job.run_dir)
+    barrier()
+    return recorder.validations if recorder is not None else []
+
+
+class _Recorder:
+    """Sends every record to the metrics file, the event files and whoever watches."""
+
+    def __init__(self, job: AdaptJob, resume_at: int, report: Report, note: Callable[[str], None]) -> None:
+        self._device = job.loaded.model.device
+        self._metrics = MetricsFile(job.run_dir / artifacts.METRICS_FILE, resume_at)
+        self._events = EventFiles(job.run_dir / TENSORBOARD_FOLDER, read_records(self._metrics.path))
+        self._report = report
+        if not has_tensorboard():
+            note(MISSING)
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        return self._metrics.validations
+
+    def __call__(self, kind: str, values: Record) -> None:
+        values = stamped(values, self._device)
+        for receive in (self._metrics, self._events, self._report):
+            receive(kind, values)
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        self._events.close()
+
+
+def _identity(job: AdaptJob, fingerprint: str) -> dict[str, Any]:
+    """What must be the same for a run to go on. How a step is computed and how often to save may change."""
+    return {
+        "base": job.base_sha256,
+        "recipe": job.recipe.model_dump_json(exclude={"engine", "save_every", "keep_states"}),
+        "branch": job.branch.model_dump_json(),
+        "data": fingerprint,
+        "seed": job.seed,
+        "dtype": str(job.dtype),
+    }
+
+
+def _save(
+    job: AdaptJob, weights: dict[str, torch.Tensor], fingerprint: str, ids: NDArray[np.str_], overwrite: bool
+) -> None:
+    provenance = Provenance(
+        tool_version=__version__,
+        source=job.base_name,
+        source_sha256=job.base_sha256,
+        recipe=job.recipe.model_dump(mode="json") | {"seed": job.seed},
+        data_fingerprint=fingerprint,
+        subset=Subset(size=len(ids), seed=job.seed, ids_sha256=ids_sha256(ids)),
+    )
+    config = job.loaded.config.model_copy(update={"provenance": provenance})
+    tokenizer = None
+    if job.loaded.tokenizer is not None:
+        tokenizer = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.tokenizer.state_dict().items()}
+    state = {name: tensor.to(job.stored_dtype) for name, tensor in weights.items()}
+    checkpoint.save(job.out, config, state, tokenizer, overwrite, artifacts.left_behind(job))

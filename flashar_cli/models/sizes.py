@@ -1,0 +1,31 @@
+"""How many weights each part of a model has, from its config alone: what costs in time and memory are counted in."""
+
+from __future__ import annotations
+
+from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, ModelConfig
+
+
+def block_weights(backbone: BackboneConfig) -> int:
+    """Weights of one transformer block."""
+    attention = backbone.dim * (backbone.num_heads + 2 * backbone.num_kv_heads) * backbone.head_dim + backbone.dim**2
+    return attention + 3 * backbone.dim * backbone.ffn_dim + 2 * backbone.dim
+
+
+def head_weights(backbone: BackboneConfig) -> int:
+    """Weights of one output head with its norm."""
+    return backbone.dim * backbone.vocab_size + backbone.dim
+
+
+def gate_weights(branch: BranchConfig, backbone: BackboneConfig) -> int:
+    """Weights of the fusion gate."""
+    if branch.gate_dim is None:
+        return 1 if branch.gate == "scalar" else 0
+    inputs = 2 * (backbone.dim if branch.gate == "hidden" else backbone.vocab_size)
+    return (inputs + 1) * branch.gate_dim + 1
+
+
+def prefix_weights(config: ModelConfig) -> int:
+    """Weights that only the prefix reads: the projection of caption features."""
+    if not isinstance(config.prefix, CaptionPrefix):
+        return 0
+    return (config.prefix.feature_dim + config.backbone.dim) * config.backbone.dim

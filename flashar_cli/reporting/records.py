@@ -1,0 +1,79 @@
+"""The records of ``metrics.jsonl`` and what follows from them.
+
+Each has a ``kind``: ``start`` (a process begins or resumes the run: what it is about to do, and on what), ``step`` and
+``validation`` (from the training loop). All carry ``step``, ``wall_time`` (seconds since 1970) and
+``peak_memory_bytes``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flashar_cli.benchmarking.timing import matmul_flops_per_s, peak_memory_bytes, peak_rss_bytes
+from flashar_cli.config import ModelConfig
+from flashar_cli.training.flops import training_flops
+from flashar_cli.training.stages import Stage
+from flashar_cli.world import current_world
+
+Record = dict[str, Any]
+
+
+def stamped(record: Record, device: torch.device) -> Record:
+    """The record with the time and the most memory used so far: of the device, or of the process on a CPU."""
+    memory = peak_memory_bytes(device)
+    return record | {
+        "wall_time": time.time(),
+        "peak_memory_bytes": peak_rss_bytes() if memory is None else memory,
+    }
+
+
+def start_record(
+    config: ModelConfig, stages: Sequence[Stage], batch_size: int, step: int, device: torch.device, dtype: torch.dtype
+) -> Record:
+    """What a run from ``step`` on will do; measures the matrix-product rate of this machine (under a second)."""
+    return {
+        "step": step,
+        "stage_steps": {stage.name: stage.steps for stage in stages},
+        "batch_size": batch_size,
+        "flops_per_image": {stage.name: training_flops(config, stage.settings) for stage in stages},
+        "matmul_flops_per_s": matmul_flops_per_s(device, dtype),
+        "num_processes": current_world().size,
+    }
+
+
+def training_s(records: Sequence[Record]) -> float:
+    """Seconds that the run has taken, without the pauses between an interruption and its resumption."""
+    pairs = itertools.pairwise(records)
+    return sum(after["wall_time"] - before["wall_time"] for before, after in pairs if after["kind"] != "start")
+
+
+def flops_per_s(start: Record, step: Record) -> float:
+    """Achieved operations of training per second."""
+    return float(step["images_per_s"] * start["flops_per_image"][step["stage"]])
+
+
+def flops_text(rate: float) -> str:
+    """In TFLOP/s, or GFLOP/s below one of those."""
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
+
+
+def peak_share(start: Record, step: Record) -> float:
+    """Achieved operations as a share of the measured matrix-product rate of all processes."""
+    return flops_per_s(start, step) / (start["matmul_flops_per_s"] * start["num_processes"])
+
+
+def remaining_s(start: Record, step: Record) -> float:
+    """Seconds of optimizer steps still to do, by the present rate; later stages cost as their operations say."""
+    first, total, names = 0, 0.0, list(start["stage_steps"])
+    for name in names:
+        steps = start["stage_steps"][name]
+        if names.index(name) >= names.index(step["stage"]):
+            todo = max(0, steps - max(0, step["step"] + 1 - first))
+            total += todo * start["batch_size"] * start["flops_per_image"][name]
+        first += steps
+    return total / flops_per_s(start, step)

@@ -1,0 +1,26 @@
+"""Counts from a config against the parameters of real modules."""
+
+import pytest
+
+from flashar_cli.config import BackboneConfig, BranchConfig, GateKind, default_gate_dim
+from flashar_cli.models.gate import build_gate
+from flashar_cli.models.sizes import block_weights, gate_weights, head_weights
+from flashar_cli.models.transformer import Transformer
+
+BACKBONE = BackboneConfig(dim=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=50)
+
+
+def num_parameters(module: object) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())  # type: ignore[attr-defined]
+
+
+def test_weights_are_those_of_the_model() -> None:
+    model = Transformer(BACKBONE)
+    assert block_weights(BACKBONE) == num_parameters(model.blocks[0])
+    assert head_weights(BACKBONE) == num_parameters(model.head) + num_parameters(model.norm)
+
+
+@pytest.mark.parametrize("gate", ["hidden", "logits", "scalar", "mean"])
+def test_gate_weights_are_those_of_the_gate(gate: GateKind) -> None:
+    branch = BranchConfig(layer=2, gate=gate, gate_dim=default_gate_dim(gate, 32, 50))
+    assert gate_weights(branch, BACKBONE) == num_parameters(build_gate(branch, BACKBONE))

@@ -1,0 +1,45 @@
+"""Training operations against a count by hand and against PyTorch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.recipe import StageSettings
+from flashar_cli.training.flops import training_flops
+from flashar_cli.training.losses import cross_entropy
+from tests.tiny_models import build_model, random_config
+
+STAGE1 = StageSettings(backbone_lr_factor=0.0)
+STAGE1_DISTILLING = StageSettings(backbone_lr_factor=0.0, distill_weight=0.2)
+STAGE2 = StageSettings(backbone_lr_factor=0.2)
+
+
+def test_by_hand() -> None:
+    """D 32, 2 heads of 16, ffn 48, V 32, a class prefix, 3x5 cells: 15 positions, 15 targets."""
+    block_weights = 32 * 96 + 32 * 32 + 3 * 32 * 48 + 2 * 32
+    block = 2 * block_weights * 15 + 2 * (2 * 15 * 15 * 32)
+    head = 2 * (32 * 32 + 32) * 15
+    gate = 2 * (64 * 64 + 64 + 1) * 15
+    backbone, branch = 2 * block + head, block + head + gate
+    config = random_config(3, 5)
+    assert training_flops(config, STAGE2) == 3 * (backbone + branch)
+    assert training_flops(config, STAGE1) == backbone + 3 * branch
+    assert training_flops(config, STAGE1_DISTILLING) == 2 * backbone + 3 * branch
+    assert training_flops(random_config(3, 5, branch=False), STAGE2) == 3 * backbone
+
+
+@pytest.mark.parametrize("branch", (True, False))
+def test_near_the_counter_of_pytorch(branch: bool) -> None:
+    """It sees real products: no gains of norms, and the first backward lacks the gradient of its input."""
+    config = random_config(4, 4, branch=branch)
+    model = build_model(config)
+    model.set_attention("eager")
+    order = config.order_grid.diagonal() if branch else config.order_grid.raster()
+    codes = torch.zeros(2, 16, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        prediction = model(codes, Conditions(labels=torch.zeros(2, dtype=torch.int64)), order)
+        cross_entropy(prediction.logits, codes).backward()
+    assert counter.get_total_flops() == pytest.approx(2 * training_flops(config, STAGE2), rel=0.05)
