@@ -122,7 +122,5 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
         killed += run(tmp_path / "home", adapt_kills, *adapt)
         assert name == "whole" or killed >= 4, "the machine is too fast for these moments"
     assert content(tmp_path / "codes-whole") == content(tmp_path / "codes-cut")
-    whole, cut = (
-        (tmp_path / f"adapted-{name}" / "model.safetensors").read_bytes() for name in ("whole", "cut")
-    )
+    whole, cut = ((tmp_path / f"adapted-{name}" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut

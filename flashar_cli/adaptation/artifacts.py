@@ -30,9 +30,7 @@ def sheet_path(job: AdaptJob, name: str) -> Path:
     return job.run_dir / f"samples-{name}.png"
 
 
-def write_samples(
-    job: AdaptJob, model: FlasharModel, validation: CodeSet, name: str, decoder: str, count: int
-) -> None:
+def write_samples(job: AdaptJob, model: FlasharModel, validation: CodeSet, name: str, decoder: str, count: int) -> None:
     """A sheet at the checkpoint's generation defaults, where the model has a tokenizer to make pictures with."""
     tokenizer = job.loaded.tokenizer
     if tokenizer is None:
@@ -58,9 +56,7 @@ def write_report(
     pictures, names = None, []
     if job.loaded.tokenizer is not None:
         names = samples.subjects(config, validation, BASE_SHEET_IMAGES)[1]
-        base, adapted = (
-            samples.read_sheet(sheet_path(job, name), config, len(names)) for name in ("base", last_stage)
-        )
+        base, adapted = (samples.read_sheet(sheet_path(job, name), config, len(names)) for name in ("base", last_stage))
         pictures = (base, adapted)
     report = AdaptReport(
         base_name=job.base_name,

@@ -14,7 +14,9 @@ from pathlib import Path
 from flashar_cli.cli import output
 from flashar_cli.errors import FlasharError
 
-GRACE_S = 60.0  # how long the others may take to save once one process has ended badly
+# Once one process has ended badly, the others often fail of the same by themselves; then they are asked to save and
+# leave, and in the end they are killed.
+OWN_END_S, SAVE_S = 3.0, 60.0
 POLL_S = 0.1
 
 
@@ -69,19 +71,22 @@ def _start(nproc: int, logs: Path) -> list[subprocess.Popen[bytes]]:
 
 def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
     """Waits for all; the rank that first ended with another code than 0, None where none did."""
-    failed, deadline = None, 0.0
+    failed, failed_at, asked = None, 0.0, False
     while any(process.poll() is None for process in processes):
         if failed is None:
-            failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
-            if failed is not None:
-                _signal(processes, signal.SIGTERM)
-                deadline = time.monotonic() + GRACE_S
-        elif time.monotonic() > deadline:
+            failed = _failure(processes)
+            failed_at = time.monotonic()
+        elif not asked and time.monotonic() > failed_at + OWN_END_S:
+            _signal(processes, signal.SIGTERM)
+            asked = True
+        elif time.monotonic() > failed_at + OWN_END_S + SAVE_S:
             _signal(processes, signal.SIGKILL)
         time.sleep(POLL_S)
-    if failed is None:
-        failed = next((rank for rank, process in enumerate(processes) if process.returncode), None)
-    return failed
+    return _failure(processes) if failed is None else failed
+
+
+def _failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    return next((rank for rank, process in enumerate(processes) if process.returncode), None)
 
 
 def _signal(processes: list[subprocess.Popen[bytes]], number: int) -> None:

@@ -36,7 +36,9 @@ def test_training_uses_all_views_and_validation_the_first(tmp_path, monkeypatch)
 
     monkeypatch.setattr(loop, "adaptation_loss", spy)
     for epoch in range(4):
-        loop.batch_losses(run, Parallel(run.model, run.engine, run.dtype), TWO_STAGES[1].settings, np.arange(16), np.full(16, epoch))
+        loop.batch_losses(
+            run, Parallel(run.model, run.engine, run.dtype), TWO_STAGES[1].settings, np.arange(16), np.full(16, epoch)
+        )
     shown = np.array(seen)
     assert set(shown.flatten()) == {0, 1, 2} and sum(len(set(column)) > 1 for column in shown.T) > 12
     assert not run.validation.tensors(run.model.device)[0].any()
