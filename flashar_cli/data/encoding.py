@@ -245,7 +245,7 @@ def _encode_shards(
 ) -> None:
     rows = np.concatenate([job.shard_rows(shard) for shard in shards])
     height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
-    work = partial(_views, job.augmentation, height, width)
+    work = partial(_views_or_bad, job.augmentation, height, width)
     ahead = run_ahead(job.source.pictures(rows), work, job.workers, max(2 * job.batch_size, 4 * job.workers))
     num_bad, limit = 0, job.max_bad.of(len(job.rows))
     manifest = _load(out / MANIFEST)
@@ -266,7 +266,7 @@ def _encode_shards(
                 )
 
 
-def _views(augmentation: Augmentation, height: int, width: int, fetch: Fetch) -> NDArray[np.uint8] | BadPicture:
+def _views_or_bad(augmentation: Augmentation, height: int, width: int, fetch: Fetch) -> NDArray[np.uint8] | BadPicture:
     try:
         return augmentation.views(decode(fetch()), height, width)
     except BadPicture as error:
@@ -285,11 +285,11 @@ def _encode_shard(
 ) -> dict[str, Any]:
     """Writes one shard; returns what the manifest will say of it, and its bad pictures."""
     rows, good, bad = job.shard_rows(shard), [], []
-    codes, features = [np.empty((0, job.augmentation.num_views, job.grid.height, job.grid.width), np.int32)], []
+    codes = [np.empty((0, job.augmentation.num_views, job.grid.height, job.grid.width), np.int32)]
     for start in range(0, len(rows), job.batch_size):
-        batch = rows[start : start + job.batch_size]
+        batch = rows[start : start + job.batch_size].tolist()
         views = []
-        for row, result in zip(batch.tolist(), itertools.islice(pictures, len(batch)), strict=True):
+        for row, result in zip(batch, itertools.islice(pictures, len(batch)), strict=True):
             if isinstance(result, BadPicture):
                 bad.append({"id": str(job.source.ids[row]), "reason": str(result)})
             else:
@@ -297,28 +297,31 @@ def _encode_shard(
                 good.append(row)
         if views:
             codes.append(_codes(job, np.stack(views)))
-        if captioner is not None and views:
-            assert job.source.captions is not None and job.caption_prefix is not None
-            texts = [job.source.captions[row] for row in good[-len(views) :]]
-            features.append(captioner(texts, job.caption_prefix.length))
         progress(len(batch))
-    text: Any = job.source.captions if captioner is not None else job.source.labels
-    ids, shown = job.source.ids[good].tolist(), [text[row] for row in good]
+    text: Any = job.source.labels if captioner is None else job.source.captions
+    shown, ids = [text[row] for row in good], job.source.ids[good].tolist()
     table = shard_bytes(np.concatenate(codes), ids, shown, captioner is not None, job.tokenizer.config.codebook_size)
     record = _write(out, f"codes-{shard:05d}.parquet", table)
     record |= {"rows": len(good) * job.augmentation.num_views, "bad": bad}
     if captioner is not None:
-        assert job.caption_prefix is not None
-        empty = torch.zeros(0, job.caption_prefix.length, job.caption_prefix.feature_dim, dtype=torch.bfloat16)
-        joined = torch.cat([part[0] for part in features] or [empty])
-        if joined.shape[2] != job.caption_prefix.feature_dim:
-            raise FlasharError(
-                f"the text encoder gives {joined.shape[2]} values a token; this model reads "
-                f"{job.caption_prefix.feature_dim}"
-            )
-        mask = torch.cat([part[1] for part in features] or [empty[:, :, 0]])
-        record["captions"] = _write(out, f"captions-{shard:05d}.safetensors", feature_bytes(joined, mask))
+        record["captions"] = _write(out, f"captions-{shard:05d}.safetensors", _features(job, captioner, shown))
     return record
+
+
+def _features(job: EncodeJob, captioner: captions.CaptionEncoder, texts: list[str]) -> bytes:
+    """The feature file of a shard's captions. Raises FlasharError where the text encoder doesn't fit the model."""
+    prefix = job.caption_prefix
+    assert prefix is not None
+    empty = torch.zeros(0, prefix.length, prefix.feature_dim, dtype=torch.bfloat16)
+    parts = [(empty, empty[:, :, 0])]
+    for start in range(0, len(texts), job.batch_size):
+        parts.append(captioner(texts[start : start + job.batch_size], prefix.length))
+        feature_dim = parts[-1][0].shape[2]
+        if feature_dim != prefix.feature_dim:
+            raise FlasharError(
+                f"the text encoder gives {feature_dim} values a token; this model reads {prefix.feature_dim}"
+            )
+    return feature_bytes(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
 
 
 @torch.inference_mode()
@@ -347,7 +350,11 @@ def _write(out: Path, name: str, content: bytes) -> dict[str, Any]:
 def _finish(job: EncodeJob, out: Path) -> bool:
     """Writes the manifest where all shards are there; whether it is there now. Raises for too many bad pictures."""
     if (out / MANIFEST).is_file():
-        shutil.rmtree(out / WORK, ignore_errors=True)
+        if (out / WORK / PLAN).is_file():
+            shutil.rmtree(out / WORK, ignore_errors=True)
+        else:  # lost shards are being made again, by other processes too
+            with contextlib.suppress(OSError):
+                (out / WORK).rmdir()
         return True
     paths = [_record_path(out, shard) for shard in range(job.num_shards)]
     found = [_load(path) for path in paths] if all(path.is_file() for path in paths) else [None]
