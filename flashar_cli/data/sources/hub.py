@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class HubDataset:
                 f"data set {name} has no column '{columns.image}'; its columns are {', '.join(present)}; "
                 "choose one with --image-column"
             )
-        values = [row[text] for row in self._only(text)]
+        values = [row[text] for row in self._passing(self._only(text))]
         self.ids = np.array([f"{name}:{self.split}:{index:09d}" for index in range(len(values))])
         self.labels, self.captions = read_text(values, f"data set {name}", wanted)
         version = f"{getattr(rows.info, 'version', None)} {getattr(rows.info, 'dataset_size', None)}"
@@ -45,7 +45,7 @@ class HubDataset:
 
         stream = self._open().select_columns([self.columns.image]).cast_column(self.columns.image, Image(decode=False))
         wanted, first = set(rows.tolist()), int(rows[0])
-        for row, item in enumerate(stream.skip(first), start=first):
+        for row, item in enumerate(self._passing(stream.skip(first)), start=first):
             if row in wanted:
                 yield picture_bytes(item[self.columns.image])
             if row >= rows[-1]:
@@ -63,6 +63,17 @@ class HubDataset:
             reason = " ".join(str(error).split())[:200]
             raise FlasharError(
                 f"--data {self.name} is neither a file nor shapes[:N] nor a data set that can be loaded ({reason})"
+            ) from None
+
+    def _passing(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """The rows of a stream. Raises FlasharError where it breaks off."""
+        try:
+            yield from stream
+        except Exception as error:  # datasets passes on whatever its network and file libraries raise
+            reason = " ".join(str(error).split())[:200]
+            raise FlasharError(
+                f"the stream of data set {self.name} broke off ({type(error).__name__}: {reason}); "
+                "type the same command again to go on"
             ) from None
 
     def _only(self, column: str) -> Any:

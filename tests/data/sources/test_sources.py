@@ -128,6 +128,16 @@ def test_an_unreachable_data_set(monkeypatch):
         open_pictures("someone/pictures", CLASSES)
 
 
+def test_a_stream_that_breaks_off_is_one_line(tmp_path, monkeypatch):
+    from flashar_cli.data.sources.hub import HubDataset
+
+    make_source("hub", tmp_path, CLASSES).to_parquet(tmp_path / "data.parquet")
+    source = HubDataset(str(tmp_path), Columns(), CLASSES)
+    (tmp_path / "data.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(FlasharError, match="broke off|nor a data set"):
+        list(source.pictures(np.arange(6)))
+
+
 def test_columns_splits_and_names_of_parquet(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
