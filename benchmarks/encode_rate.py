@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -22,7 +20,9 @@ import torch
 from PIL import Image
 
 from flashar_cli import checkpoint, hub
-from flashar_cli.data.encoding import EncodeJob, encode
+from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.data.encode_job import EncodeJob
+from flashar_cli.data.encoding import encode
 from flashar_cli.data.prepare import EncodeOptions, plan_encoding
 from flashar_cli.data.shapes import CLASS_NAMES, draw
 from flashar_cli.tokenizers.pixels import from_uint8
@@ -69,9 +69,8 @@ def main() -> None:
         "batch_size": job.batch_size,
         "workers": job.workers,
         "torch_threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "processor": _processor(),
-        "torch": torch.__version__,
+        "hardware": hardware(torch.device("cpu")).model_dump(),
+        "software": software().model_dump(),
         "tokenizer_s": seconds["tokenizer"],
         "encode_s": seconds["encode"],
         "tokenizer_images_per_s": rate["tokenizer"],
@@ -89,12 +88,6 @@ def _alone(job: EncodeJob, pictures: np.ndarray) -> None:
     """The tokenizer and what it cannot do without: uint8 pictures to its input."""
     for start in range(0, len(pictures), job.batch_size):
         job.tokenizer.encode(from_uint8(pictures[start : start + job.batch_size]))
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

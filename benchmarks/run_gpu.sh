@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# GPU tests, then benches that write JSON: benchmarks/run_gpu.sh OUT [--only tests|tiny|xl]
+# GPU tests, then benches that write JSON: benchmarks/run_gpu.sh OUT [--only tests|tiny|xl|train]
 # Every part is stopped after eight minutes; a part that fails does not keep the others from running.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
-    echo "usage: benchmarks/run_gpu.sh OUT [--only tests|tiny|xl]" >&2
+    echo "usage: benchmarks/run_gpu.sh OUT [--only tests|tiny|xl|train]" >&2
     exit 2
 }
 
@@ -13,7 +13,7 @@ usage() {
 OUT=$1
 ONLY=${3:-all}
 [ $# -eq 1 ] || [ "$2" = --only ] || usage
-case $ONLY in all | tests | tiny | xl) ;; *) usage ;; esac
+case $ONLY in all | tests | tiny | xl | train) ;; *) usage ;; esac
 
 PYTHON=${PYTHON:-python}
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -60,5 +60,8 @@ fi
 if begin xl; then
     bench xl-384 llamagen-xl --random-weights --batch-sizes 1,8 --repeats 3
     bench xl-512 llamagen-xl --random-weights --res 512 --batch-sizes 1 --repeats 3
+fi
+if begin train; then
+    run train.log "$PYTHON" benchmarks/train_rate.py --model llamagen-xl --out "$OUT/train-xl.json"
 fi
 exit "$failed"

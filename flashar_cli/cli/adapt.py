@@ -188,7 +188,7 @@ def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) ->
 
 def _encode_options(data: DataSettings) -> EncodeOptions:
     from flashar_cli.data.augment import Augmentation
-    from flashar_cli.data.encoding import MaxBad
+    from flashar_cli.data.encode_job import MaxBad
     from flashar_cli.data.prepare import EncodeOptions
     from flashar_cli.data.sources.base import Columns
 

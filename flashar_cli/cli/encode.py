@@ -12,7 +12,7 @@ from flashar_cli.cli import options, output
 from flashar_cli.cli.launch import launch
 
 if TYPE_CHECKING:
-    from flashar_cli.data.encoding import EncodeJob
+    from flashar_cli.data.encode_job import EncodeJob
 
 EXAMPLES = """Examples:  flashar encode llamagen-tiny --data shapes:2000 --out codes  |
 flashar encode llamagen-xl --data ./imagenet/train --augment ten-crop --subset 80000 --nproc 8 --out codes-80k  |
@@ -47,7 +47,9 @@ def command(
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",
-    dtype: options.DtypeOption = options.Dtype.auto,
+    dtype: Annotated[
+        options.Dtype, typer.Option("--dtype", help="Of the tokenizer; auto: float32, as adapt and probe encode.")
+    ] = options.Dtype.auto,
     threads: options.Threads = None,
     nproc: options.Nproc = None,
     dry_run: options.DryRun = False,
@@ -62,7 +64,8 @@ def command(
     name = options.required_model(model, base)
     from flashar_cli import checkpoint, hub, runtime
     from flashar_cli.data.augment import Augmentation
-    from flashar_cli.data.encoding import MaxBad, count_missing, wait_for_manifest
+    from flashar_cli.data.encode_job import MaxBad
+    from flashar_cli.data.encoding import count_missing, wait_for_manifest
     from flashar_cli.data.encoding import encode as encode_shards
     from flashar_cli.data.prepare import EncodeOptions, plan_encoding
     from flashar_cli.data.sources.base import Columns
@@ -72,9 +75,10 @@ def command(
     directory = hub.resolve(name)
     runtime.set_threads(threads)
     where = options.resolve_device(device)
-    precision = options.resolve_dtype(dtype, where)
     import torch
 
+    # Codes are made once and trained on for long: rounding is not worth the time that it saves.
+    precision = torch.float32 if dtype is options.Dtype.auto else options.resolve_dtype(dtype, where)
     how = EncodeOptions(
         columns=Columns(split, image_column, label_column, caption_column),
         augmentation=augmentation,

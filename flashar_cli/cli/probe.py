@@ -60,7 +60,7 @@ def command(
     One for the right and one for the lower neighbour on every hidden state of the frozen backbone, in one pass.
     """
     from flashar_cli import checkpoint, hub, probing, runtime
-    from flashar_cli.data.encoding import MaxBad
+    from flashar_cli.data.encode_job import MaxBad
     from flashar_cli.data.prepare import EncodeOptions, plan_codes
     from flashar_cli.data.shapes import CLASS_NAMES
     from flashar_cli.data.sources.base import Columns

@@ -3,128 +3,33 @@
 The pictures, in the order of their source, are cut into shards and these into batches; shard s is the work of process
 ``s mod world size``. A finished shard gets its name at once and a small JSON file in a hidden folder beside it; who
 finds all of these writes the manifest. So nothing is exchanged, and what is there after a kill is never done again.
-
-Letters: n pictures of a shard, A views, H grid rows, W grid columns.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from flashar_cli.config import CaptionPrefix
-from flashar_cli.data import captions
-from flashar_cli.data.augment import Augmentation
-from flashar_cli.data.codes import ids_sha256
-from flashar_cli.data.decode import BadPicture, decode
-from flashar_cli.data.features import feature_bytes
+from flashar_cli.data.captions import CaptionEncoder
+from flashar_cli.data.encode_job import EncodeJob
+from flashar_cli.data.encode_shard import WORK, Progress, encode_shard, views_or_bad, write_file
 from flashar_cli.data.run_ahead import run_ahead
-from flashar_cli.data.shards import FORMAT_VERSION, MANIFEST, file_sha256, read_manifest, shard_bytes
-from flashar_cli.data.sources.base import Fetch, PictureSource
+from flashar_cli.data.shards import MANIFEST, file_sha256, read_manifest
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file, refuse_nonempty, refuse_unwritable
-from flashar_cli.grid import Grid
-from flashar_cli.tokenizers.pixels import from_uint8
-from flashar_cli.tokenizers.vq import VQTokenizer
 from flashar_cli.world import World
 
-WORK = ".encoding"
 PLAN = "plan.json"
 POLL_S = 0.1
-CENTER = Augmentation()
 START_TIMEOUT_S = 600.0  # how long the other processes wait for the first to prepare the folder
-
-Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class MaxBad:
-    """How many bad pictures are too few to stop for: a count, or a percentage of all."""
-
-    text: str
-
-    def __post_init__(self) -> None:
-        try:
-            good = 0 <= float(self.text.removesuffix("%")) <= (100 if self.text.endswith("%") else float("inf"))
-        except ValueError:
-            good = False
-        if not good or not (self.text.endswith("%") or self.text.isdecimal()):
-            raise FlasharError(f"--max-bad is {self.text}; expected a count such as 20 or a percentage such as 1%")
-
-    def of(self, num_pictures: int) -> int:
-        """The largest number that is accepted."""
-        if self.text.endswith("%"):
-            return int(num_pictures * float(self.text[:-1]) / 100)
-        return int(self.text)
-
-
-ONE_PERCENT = MaxBad("1%")
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """What to encode: ``rows`` of ``source``, ascending. ``data`` is how the user named it; ``seed`` chose the rows
-    where they are a subset, else None; ``caption_prefix`` is what caption features must fit, None for classes.
-    """
-
-    source: PictureSource
-    data: str
-    rows: NDArray[np.int64]
-    seed: int | None
-    tokenizer: VQTokenizer
-    grid: Grid
-    caption_prefix: CaptionPrefix | None = None
-    augmentation: Augmentation = CENTER
-    batch_size: int = 64
-    shard_size: int = 1024
-    dtype: torch.dtype = torch.float32
-    max_bad: MaxBad = ONE_PERCENT
-    workers: int = 4
-
-    @property
-    def num_shards(self) -> int:
-        return -(-len(self.rows) // self.shard_size)
-
-    def shard_rows(self, shard: int) -> NDArray[np.int64]:
-        """The rows of one shard."""
-        return self.rows[shard * self.shard_size : (shard + 1) * self.shard_size]
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Everything that the written bytes follow from."""
-        prefix = self.caption_prefix
-        features = prefix and {"text_encoder": captions.TEXT_ENCODER} | prefix.model_dump(exclude={"kind"})
-        return {
-            "format_version": FORMAT_VERSION,
-            "grid": [self.grid.height, self.grid.width],
-            "vocab_size": self.tokenizer.config.codebook_size,
-            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
-            "source_fingerprint": self.source.fingerprint,
-            "subset": {"size": len(self.rows), "seed": self.seed, "ids_sha256": ids_sha256(self.source.ids[self.rows])},
-            "augmentation": self.augmentation.describe(),
-            "captions": features,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "batch_size": self.batch_size,
-            "shard_size": self.shard_size,
-        }
-
-    def key(self) -> str:
-        """A name for these codes: the same job always has the same, another job another."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, progress: Progress | None = None) -> int:
@@ -136,7 +41,7 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
     mine = _missing(job, out, world)
     captioner = None
     if mine and job.caption_prefix is not None:  # before anything is written: it may not be there
-        captioner = captions.CaptionEncoder(next(job.tokenizer.parameters()).device)
+        captioner = CaptionEncoder(next(job.tokenizer.parameters()).device)
     _prepare(job, out, world, overwrite)
     if mine:
         with warnings.catch_warnings():
@@ -156,14 +61,6 @@ def wait_for_manifest(job: EncodeJob, out: Path) -> dict[str, Any]:
 def count_missing(job: EncodeJob, out: Path) -> int:
     """Pictures that no process has encoded yet."""
     return sum(len(job.shard_rows(shard)) for shard in _missing(job, out, World()))
-
-
-def tokenizer_sha256(tokenizer: VQTokenizer) -> str:
-    """SHA-256 of a tokenizer's weights in float32, in order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _prepare(job: EncodeJob, out: Path, world: World, overwrite: bool) -> None:
@@ -241,17 +138,17 @@ def _is_intact(out: Path, record: dict[str, Any]) -> bool:
 
 
 def _encode_shards(
-    job: EncodeJob, out: Path, shards: list[int], captioner: captions.CaptionEncoder | None, progress: Progress
+    job: EncodeJob, out: Path, shards: list[int], captioner: CaptionEncoder | None, progress: Progress
 ) -> None:
     rows = np.concatenate([job.shard_rows(shard) for shard in shards])
     height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
-    work = partial(_views_or_bad, job.augmentation, height, width)
+    work = partial(views_or_bad, job.augmentation, height, width)
     ahead = run_ahead(job.source.pictures(rows), work, job.workers, max(2 * job.batch_size, 4 * job.workers))
     num_bad, limit = 0, job.max_bad.of(len(job.rows))
     manifest = _load(out / MANIFEST)
     with contextlib.closing(ahead) as pictures:
         for shard in shards:
-            record = _encode_shard(job, out, shard, pictures, captioner, progress)
+            record = encode_shard(job, out, shard, pictures, captioner, progress)
             num_bad += len(record["bad"])
             if num_bad > limit:
                 raise _too_many_bad(job, record["bad"], num_bad)
@@ -264,87 +161,6 @@ def _encode_shards(
                     f"{record['name']}, encoded again, is not what the manifest of {out} lists (another device or "
                     "version?); encode all into a new --out"
                 )
-
-
-def _views_or_bad(augmentation: Augmentation, height: int, width: int, fetch: Fetch) -> NDArray[np.uint8] | BadPicture:
-    try:
-        return augmentation.views(decode(fetch()), height, width)
-    except BadPicture as error:
-        return error
-    except OSError as error:
-        return BadPicture(error.strerror or str(error))
-
-
-def _encode_shard(
-    job: EncodeJob,
-    out: Path,
-    shard: int,
-    pictures: Iterator[NDArray[np.uint8] | BadPicture],
-    captioner: captions.CaptionEncoder | None,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Writes one shard; returns what the manifest will say of it, and its bad pictures."""
-    rows, good, bad = job.shard_rows(shard), [], []
-    codes = [np.empty((0, job.augmentation.num_views, job.grid.height, job.grid.width), np.int32)]
-    for start in range(0, len(rows), job.batch_size):
-        batch = rows[start : start + job.batch_size].tolist()
-        views = []
-        for row, result in zip(batch, itertools.islice(pictures, len(batch)), strict=True):
-            if isinstance(result, BadPicture):
-                bad.append({"id": str(job.source.ids[row]), "reason": str(result)})
-            else:
-                views.append(result)
-                good.append(row)
-        if views:
-            codes.append(_codes(job, np.stack(views)))
-        progress(len(batch))
-    text: Any = job.source.labels if captioner is None else job.source.captions
-    shown, ids = [text[row] for row in good], job.source.ids[good].tolist()
-    table = shard_bytes(np.concatenate(codes), ids, shown, captioner is not None, job.tokenizer.config.codebook_size)
-    record = _write(out, f"codes-{shard:05d}.parquet", table)
-    record |= {"rows": len(good) * job.augmentation.num_views, "bad": bad}
-    if captioner is not None:
-        record["captions"] = _write(out, f"captions-{shard:05d}.safetensors", _features(job, captioner, shown))
-    return record
-
-
-def _features(job: EncodeJob, captioner: captions.CaptionEncoder, texts: list[str]) -> bytes:
-    """The feature file of a shard's captions. Raises FlasharError where the text encoder doesn't fit the model."""
-    prefix = job.caption_prefix
-    assert prefix is not None
-    empty = torch.zeros(0, prefix.length, prefix.feature_dim, dtype=torch.bfloat16)
-    parts = [(empty, empty[:, :, 0])]
-    for start in range(0, len(texts), job.batch_size):
-        parts.append(captioner(texts[start : start + job.batch_size], prefix.length))
-        feature_dim = parts[-1][0].shape[2]
-        if feature_dim != prefix.feature_dim:
-            raise FlasharError(
-                f"the text encoder gives {feature_dim} values a token; this model reads {prefix.feature_dim}"
-            )
-    return feature_bytes(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
-
-
-@torch.inference_mode()
-def _codes(job: EncodeJob, views: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Codes [n, A, H, W] of uint8 [n, A, h, w, 3], at most ``batch_size`` views a forward."""
-    tokenizer, codes = job.tokenizer, []
-    device = next(tokenizer.parameters()).device
-    flat = views.reshape(-1, *views.shape[2:])
-    for start in range(0, len(flat), job.batch_size):
-        images = from_uint8(flat[start : start + job.batch_size]).to(device)
-        with torch.autocast(device.type, job.dtype, enabled=job.dtype != torch.float32):
-            latent = tokenizer.latent(images)
-        # The search for the nearest code stays in float32.
-        codes.append(tokenizer.quantize.nearest(latent.float()).to(torch.int32).cpu().numpy())
-    return np.concatenate(codes).reshape(*views.shape[:2], job.grid.height, job.grid.width)
-
-
-def _write(out: Path, name: str, content: bytes) -> dict[str, Any]:
-    """Writes a file of ``out`` by way of the hidden folder, so that a kill leaves nothing beside the shards."""
-    with atomic_file(out / WORK / name) as file:
-        file.write(content)
-    (out / WORK / name).replace(out / name)
-    return {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _finish(job: EncodeJob, out: Path) -> bool:
@@ -371,7 +187,7 @@ def _finish(job: EncodeJob, out: Path) -> bool:
     }
     manifest = {**job.settings, "source": job.data, "counts": counts, "bad": bad, "shards": records}
     try:
-        _write(out, MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_file(out, MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     except (FlasharError, FileNotFoundError):  # another process was first and has removed the hidden folder
         if not (out / MANIFEST).is_file():
             raise

@@ -19,17 +19,9 @@ from flashar_cli.checkpoint import Loaded
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.data.augment import Augmentation
 from flashar_cli.data.codes import CodeSet, choose_rows
-from flashar_cli.data.encoding import (
-    CENTER,
-    ONE_PERCENT,
-    EncodeJob,
-    MaxBad,
-    Progress,
-    count_missing,
-    encode,
-    tokenizer_sha256,
-    wait_for_manifest,
-)
+from flashar_cli.data.encode_job import CENTER, ONE_PERCENT, EncodeJob, MaxBad, tokenizer_sha256
+from flashar_cli.data.encode_shard import Progress
+from flashar_cli.data.encoding import count_missing, encode, wait_for_manifest
 from flashar_cli.data.shards import is_shards, read_manifest, read_shards
 from flashar_cli.data.sources.base import Columns, Wanted
 from flashar_cli.data.sources.open import open_pictures

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from flashar_cli import checkpoint
-from flashar_cli.data import encoding
+from flashar_cli.data import encode_shard
 from flashar_cli.data.augment import Augmentation
-from flashar_cli.data.encoding import EncodeJob, MaxBad, count_missing, encode, wait_for_manifest
+from flashar_cli.data.encode_job import EncodeJob, MaxBad
+from flashar_cli.data.encoding import count_missing, encode, wait_for_manifest
 from flashar_cli.data.prepare import EncodeOptions, plan_encoding
 from flashar_cli.data.shards import read_shards
 from flashar_cli.errors import FlasharError
@@ -105,7 +106,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(write_tiny_checkpoint, mixe
 
     # Every place at which something becomes visible on the disk, and every batch.
     monkeypatch.setattr(Path, "replace", dying(Path.replace))
-    monkeypatch.setattr(encoding, "_codes", dying(encoding._codes))
+    monkeypatch.setattr(encode_shard, "_codes", dying(encode_shard._codes))
     out = tmp_path / "cut"
     for attempt in range(100):
         steps.update(count=0, limit=attempt % 8)

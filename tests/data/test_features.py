@@ -10,7 +10,8 @@ import torch
 
 from flashar_cli import checkpoint
 from flashar_cli.data.captions import CaptionEncoder, encode_captions
-from flashar_cli.data.encoding import MaxBad, encode
+from flashar_cli.data.encode_job import MaxBad
+from flashar_cli.data.encoding import encode
 from flashar_cli.data.features import feature_bytes, open_features
 from flashar_cli.data.prepare import EncodeOptions, plan_encoding
 from flashar_cli.data.shards import read_shards

@@ -9,7 +9,8 @@ import torch
 from flashar_cli import checkpoint
 from flashar_cli.data.augment import Augmentation
 from flashar_cli.data.codes import choose_rows
-from flashar_cli.data.encoding import MaxBad, encode
+from flashar_cli.data.encode_job import MaxBad
+from flashar_cli.data.encoding import encode
 from flashar_cli.data.prepare import EncodeOptions, plan_codes, plan_encoding
 from flashar_cli.data.sources.base import Columns
 from flashar_cli.errors import FlasharError
