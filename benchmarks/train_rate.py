@@ -1,8 +1,8 @@
 """Speed and memory of adaptation steps: python benchmarks/train_rate.py --model llamagen-xl --out FILE
 
 Random weights, random codes, stage 2 (everything is trained). For each arm (attention back-end, compiled or not,
-pictures a forward) a few optimizer steps are timed after a few that are not: images/s, achieved operations per second as
-a share of a matrix product measured in the same run, and peak memory beside what `adapt --dry-run` estimates.
+pictures a forward) a few optimizer steps are timed after a few that are not: images/s, operations per second as a share
+of a matrix product measured in the same run, and peak memory beside what `adapt --dry-run` estimates.
 """
 
 from __future__ import annotations

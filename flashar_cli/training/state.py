@@ -58,15 +58,14 @@ class TrainingState:
         self.settings, self.keep, self.asynchronous = settings, keep, asynchronous
         self.loaded: dict[str, Any] | None = None
         self._pending: tuple[Future[Any], Path] | None = None
+        self._discard = False  # what is there, before the first save: other processes may still be reading it
         finished = self._finished()
         if not finished:
             return
         self.loaded = _read_progress(finished[-1])
         known = self.loaded["settings"]
         if known != settings and discard_other:
-            self.loaded = None
-            if current_world().is_main:
-                shutil.rmtree(self.folder)
+            self.loaded, self._discard = None, True
         elif known != settings:
             changed = [key for key in settings if settings[key] != known.get(key)]
             raise FlasharError(
@@ -137,9 +136,10 @@ class TrainingState:
         }
         try:
             if current_world().is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(self.folder if self._discard else temporary, ignore_errors=True)
                 with atomic_file(temporary / PROGRESS_FILE) as file:
                     file.write(json.dumps(progress, indent=2).encode())
+            self._discard = False
             barrier()
             single = not dist.is_initialized()
             if self.asynchronous:
