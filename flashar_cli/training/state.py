@@ -75,8 +75,8 @@ class TrainingState:
 
     @property
     def last(self) -> Path | None:
-        """The newest state that is whole."""
-        finished = self._finished()
+        """The newest state of this run that is whole."""
+        finished = [] if self._discard else self._finished()
         return finished[-1] if finished else None
 
     def is_behind(self, stage: int) -> bool:
