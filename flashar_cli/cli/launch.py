@@ -72,7 +72,7 @@ def _start(nproc: int, logs: Path) -> list[subprocess.Popen[bytes]]:
 def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
     """Waits for all; the rank that first ended with another code than 0, None where none did."""
     failed, failed_at, asked = None, 0.0, False
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:
         if failed is None:
             failed = _failure(processes)
             failed_at = time.monotonic()
@@ -86,7 +86,9 @@ def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
-    return next((rank for rank, process in enumerate(processes) if process.returncode), None)
+    """The rank that ended badly; of several one that a signal ended, as the others miss it and fail of that."""
+    codes = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
+    return min(codes, key=lambda rank: (codes[rank] > 0, rank), default=None)
 
 
 def _signal(processes: list[subprocess.Popen[bytes]], number: int) -> None:

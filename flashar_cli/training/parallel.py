@@ -5,6 +5,7 @@ Everything here also works in a single process without a process group, where it
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -40,7 +41,9 @@ def process_group(device: torch.device) -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield world
-    except (RuntimeError, dist.DistError) as error:
+    except BaseException as error:
+        # The frames of the traceback hold the DDP model, and that the process group's threads beyond its end.
+        traceback.clear_frames(error.__traceback__)
         if not _is_lost_connection(error):
             raise
         raise FlasharError(
@@ -89,9 +92,7 @@ class Parallel:
         """To be called once ``requires_grad`` says what the stage trains: DDP looks at it only when it starts."""
         if self.world.size > 1 and not self.sharded:
             device_ids = [self.model.device.index] if self.model.device.type == "cuda" else None
-            self._forward = DistributedDataParallel(
-                self.model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
+            self._forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def __call__(self, *arguments: Any) -> Any:
         """The model's forward; its backward averages gradients over processes."""
@@ -164,7 +165,7 @@ def _shard(model: FlasharModel, dtype: torch.dtype) -> None:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(
-        words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

@@ -15,7 +15,7 @@ def test_probe_and_adapt_take_captions(caption_checkpoint, small_text_encoder, r
         "probe", caption_checkpoint, "--data", lines, "--num-images", 20, "--num-validation", 8, "--out", tmp_path / "p"
     )
     assert probe.code == 0, probe.err
-    arguments = ("--set", "data.num_validation=8", "--set", "optim.micro_batch_size=4", "--batch-size", 4)
+    arguments = ("--set", "data.num_validation=8", "--set", "engine.micro_batch_size=4", "--batch-size", 4)
     result = run_cli("adapt", caption_checkpoint, "--data", lines, *arguments, "--steps", 4, "--out", tmp_path / "out")
     assert result.code == 0, result.err
     assert (tmp_path / "out" / "samples-stage2.png").exists()
