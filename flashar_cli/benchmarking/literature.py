@@ -27,9 +27,7 @@ def _rows(method: str, hardware: str, numbers: dict[str, tuple[float, float]]) -
 
 
 PUBLISHED = (
-    *_rows(
-        "LlamaGen, raster", A100, {"b": (5.46, 117.9), "l": (3.80, 47.1), "xl": (3.39, 23.7), "xxl": (3.09, 14.1)}
-    ),
+    *_rows("LlamaGen, raster", A100, {"b": (5.46, 117.9), "l": (3.80, 47.1), "xl": (3.39, 23.7), "xxl": (3.09, 14.1)}),
     *_rows("NAR", A100, {"b": (4.65, 419.7), "l": (3.06, 195.4), "xl": (2.70, 98.1), "xxl": (2.58, 56.9)}),
     *_rows(
         "BlockDiffusion",
