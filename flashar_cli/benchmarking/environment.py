@@ -16,20 +16,8 @@ from flashar_cli.benchmarking.report import Hardware, Software
 
 CHECKOUT = Path(__file__).parents[2]
 # Environment variables that change how fast something runs.
-VARIABLES = (
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "GOMP_",
-    "ONEDNN_",
-    "DNNL_",
-    "CUDA_",
-    "CUBLAS",
-    "CUDNN_",
-    "NVIDIA_TF32",
-    "PYTORCH_",
-)
-VARIABLES += ("TORCH", "MALLOC_", "LD_PRELOAD")
+_PREFIXES = "OMP_ MKL_ KMP_ GOMP_ ONEDNN_ DNNL_ CUDA_ CUBLAS CUDNN_ NVIDIA_TF32 PYTORCH_ TORCH MALLOC_ LD_PRELOAD"
+VARIABLES = tuple(_PREFIXES.split())
 
 
 def hardware(device: torch.device) -> Hardware:

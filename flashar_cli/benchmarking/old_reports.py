@@ -26,9 +26,9 @@ def _batch(batch: dict[str, Any], grid: object) -> dict[str, Any]:
         for decoder, name in ARMS.items()
         if isinstance(batch.get(decoder), dict)
     ]
-    floors = [arm.get("floor_s") for arm in arms]
+    floors = [floor for arm in arms if isinstance(floor := arm.get("floor_s"), int | float) and floor > 0]
     speedups = []
-    if len(arms) == 2 and all(isinstance(floor, int | float) and floor > 0 for floor in floors):
+    if len(floors) == len(ARMS):
         speedups = [
             {
                 "arm": ARMS["flashar"],

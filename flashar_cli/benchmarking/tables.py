@@ -43,11 +43,11 @@ def _floor_numbers(floor: Floor, batch_size: int) -> list[str]:
     waits = "memory" if bound == floor.num_forwards else "products" if bound == 0 else f"memory in {bound}"
     return [
         str(floor.num_forwards),
-        f"{floor.read_bytes / 1e9:.3g}",
-        f"{floor.flops / 1e12:.3g}",
+        _short(floor.read_bytes / 1e9),
+        _short(floor.flops / 1e12),
         waits,
-        f"{floor.seconds * 1000:.3g}",
-        f"{batch_size / floor.seconds:.3g}",
+        _short(floor.seconds * 1000),
+        _short(batch_size / floor.seconds),
     ]
 
 
@@ -103,8 +103,8 @@ def floors(report: BenchReport) -> Table:
     rows = []
     for batch in report.batches:
         for arm in batch.arms:
-            work = ["-" if n is None else f"{n / unit:.3g}" for n, unit in ((arm.read_bytes, 1e9), (arm.flops, 1e12))]
-            times = [f"{seconds * 1000:.3g}" for seconds in (arm.floor_s, arm.token_generation_s.median_s)]
+            work = ["-" if n is None else _short(n / unit) for n, unit in ((arm.read_bytes, 1e9), (arm.flops, 1e12))]
+            times = [_short(seconds * 1000) for seconds in (arm.floor_s, arm.token_generation_s.median_s)]
             place = [batch.grid, str(batch.batch_size), arm.name]
             rows.append([*place, str(arm.forwards_per_image), *work, *times, f"{arm.times_floor:.1f}"])
     return header, rows
@@ -135,6 +135,11 @@ def remarks(report: BenchReport) -> list[str]:
 
 def _letters(names: Sequence[str]) -> list[str]:
     return [chr(ord("A") + index) for index in range(len(names))]
+
+
+def _short(number: float) -> str:
+    """Three digits, or all of a whole number that has more."""
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
 def markdown(table: Table, num_text_columns: int = 1) -> str:
