@@ -5,31 +5,67 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flashar_cli import __version__
 from flashar_cli.benchmarking.report import Hardware, Software
 
 CHECKOUT = Path(__file__).parents[2]
+# Environment variables that change how fast something runs.
+_PREFIXES = "OMP_ MKL_ KMP_ GOMP_ ONEDNN_ DNNL_ CUDA_ CUBLAS CUDNN_ NVIDIA_TF32 PYTORCH_ TORCH MALLOC_ LD_PRELOAD"
+VARIABLES = tuple(_PREFIXES.split())
 
 
 def hardware(device: torch.device) -> Hardware:
     """The processor, the cores this process may use, and the GPU where one is benched."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return Hardware(cpu=_cpu_name(), num_cpu_cores=_num_usable_cores(), gpu=gpu)
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return Hardware(
+        cpu=_cpu_name(),
+        num_cpu_cores=_num_usable_cores(),
+        gpu=gpu.name if gpu else None,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpu_memory_bytes=gpu.total_memory if gpu else None,
+        gpu_capability=f"{gpu.major}.{gpu.minor}" if gpu else None,
+    )
 
 
 def software() -> Software:
     """Versions, and the commit where flashar runs from a git checkout."""
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return Software(
         flashar=__version__,
         torch=torch.__version__,
         python=platform.python_version(),
         cuda=torch.version.cuda,
         commit=_commit(),
+        numpy=np.__version__,
+        cudnn=None if cudnn is None else str(cudnn),
+        gpu_driver=_driver(),
+        platform=platform.platform(),
     )
+
+
+def command() -> tuple[str, ...]:
+    """What was typed."""
+    return ("flashar", *sys.argv[1:])
+
+
+def variables() -> dict[str, str]:
+    """The environment variables that are set and change speed."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
+
+
+def _driver() -> str | None:
+    """First line of what NVIDIA's kernel module says of itself."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return None
 
 
 def _cpu_name() -> str:
@@ -49,15 +85,16 @@ def _commit() -> str | None:
     """HEAD, with ``-dirty`` where tracked files differ from it; None outside a checkout of this project."""
     if not (CHECKOUT / ".git").exists():
         return None
-    head = _git("rev-parse", "--short=12", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    head = git(CHECKOUT, "rev-parse", "--short=12", "HEAD")
+    changes = git(CHECKOUT, "status", "--porcelain", "--untracked-files=no")
     return f"{head}-dirty" if head and changes else head
 
 
-def _git(*arguments: str) -> str | None:
+def git(checkout: Path, *arguments: str) -> str | None:
+    """What a git command says about a checkout; None where it fails."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -9,34 +9,45 @@ from functools import partial
 
 import torch
 
-from flashar_cli.benchmarking.run import DECODERS, Plan, example_conditions
-from flashar_cli.benchmarking.subject import BenchModel
+from flashar_cli.benchmarking.arms import split_arm
+from flashar_cli.benchmarking.run import Plan, example_conditions
+from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
 from flashar_cli.decoding.decoder import choose_order, decode_step, prefill
 
 
 @torch.inference_mode()
 def expected_s(subject: BenchModel, plan: Plan) -> float:
-    """Expected seconds of ``bench``, on the long side: the middle step of a diagonal order is its largest."""
-    model = subject.model
+    """Expected seconds of ``bench``, on the long side: the middle step of a diagonal order is its largest, and every
+    level of optimisation counts as the eager one, upstream's sampler as our raster.
+    """
+    own = subject.model.config.order_grid
     total = 0.0
-    for batch_size in plan.batch_sizes:
-        conditions = example_conditions(model.config, batch_size, plan.seed).to(model.device)
-        for name in DECODERS:
-            order = choose_order(model, name)
-            middle = order.num_steps // 2
-            seconds = 0.0
-            if middle > 0:
-                state, logits_RCV = prefill(model, conditions, order, plan.params.guided)
-                num_cells = len(order.steps[middle - 1])
-                codes_RC = torch.zeros(len(logits_RCV), num_cells, dtype=torch.int64, device=model.device)
-                # The cache is empty beyond the prefix, which changes the values but not the work.
-                step = partial(decode_step, state, middle, codes_RC)
-                seconds = order.num_steps * best_s(step, model.device, repeats=2)
-            total += seconds
-        if subject.tokenizer is not None:
-            total += len(DECODERS) * _token_decode_s(subject, batch_size)
+    for grid in plan.grids or (own,):
+        set_grid(subject, grid)
+        for batch_size in plan.batch_sizes:
+            decoders = ["flashar" if split_arm(arm)[0] == "flashar" else "raster" for arm in plan.arms]
+            seconds = {decoder: _decode_s(subject, plan, batch_size, decoder) for decoder in set(decoders)}
+            total += sum(seconds[decoder] for decoder in decoders)
+            if subject.tokenizer is not None:
+                total += len(plan.arms) * _token_decode_s(subject, batch_size)
+    set_grid(subject, own)
     return total * (plan.warmup + plan.repeats)
+
+
+def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) -> float:
+    model = subject.model
+    conditions = example_conditions(model.config, batch_size, plan.seed).to(model.device)
+    order = choose_order(model, decoder)
+    middle = order.num_steps // 2
+    if middle == 0:
+        return 0.0
+    state, logits_RCV = prefill(model, conditions, order, plan.params.guided)
+    num_cells = len(order.steps[middle - 1])
+    codes_RC = torch.zeros(len(logits_RCV), num_cells, dtype=torch.int64, device=model.device)
+    # The cache is empty beyond the prefix, which changes the values but not the work.
+    step = partial(decode_step, state, middle, codes_RC)
+    return order.num_steps * best_s(step, model.device, repeats=2)
 
 
 def _token_decode_s(subject: BenchModel, batch_size: int) -> float:

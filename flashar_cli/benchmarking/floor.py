@@ -58,3 +58,26 @@ def forward_costs(config: ModelConfig, order: Order, rows_per_cell: int, bytes_p
 def floor_s(costs: list[ForwardCost], rates: Rates) -> float:
     """The floor of a whole decode: its forwards are serial."""
     return sum(cost.floor_s(rates) for cost in costs)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a whole decode of one batch can't do without."""
+
+    num_forwards: int
+    read_bytes: int
+    flops: int
+    seconds: float
+    num_memory_bound: int
+
+    @classmethod
+    def of(cls, costs: list[ForwardCost], rates: Rates) -> Floor:
+        """The sums over the forwards; memory-bound ones wait for the weights rather than for the products."""
+        reading = [cost.read_bytes / rates.copy_bytes_per_s >= cost.flops / rates.matmul_flops_per_s for cost in costs]
+        return cls(
+            num_forwards=len(costs),
+            read_bytes=sum(cost.read_bytes for cost in costs),
+            flops=sum(cost.flops for cost in costs),
+            seconds=floor_s(costs, rates),
+            num_memory_bound=sum(reading),
+        )

@@ -1,20 +1,22 @@
-"""The JSON document of ``flashar bench``. Units stand in the keys."""
+"""The JSON document of ``flashar bench``. Units stand in the keys; ``benchmarks/bench.schema.json`` is its schema."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from flashar_cli.benchmarking.old_reports import upgrade
 from flashar_cli.benchmarking.timing import quartiles
 from flashar_cli.config import Config, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class Seconds(Config):
@@ -32,10 +34,25 @@ class Seconds(Config):
         return cls(median_s=middle, p25_s=low, p75_s=high, raw_s=tuple(raw_s))
 
 
-class ArmReport(Config):
-    """One decoder at one batch size. Durations are those of the whole batch."""
+class Launches(Config):
+    """What the host has to start for one batch, counted in the first warm-up run."""
 
+    unit: Literal["operators", "CUDA launches"] = Field(
+        description="operators: those PyTorch dispatched, views left out; CUDA launches: kernels, copies and graphs"
+    )
+    count: int = Field(ge=0)
+    num_kernels: int | None = Field(description="kernels the device ran, those inside graphs too; null on a CPU")
+
+
+class ArmReport(Config):
+    """One arm at one batch size. Durations are those of the whole batch. What has a default is not in old reports."""
+
+    name: str = Field(description="DECODER-LEVEL, or upstream")
+    decoder: Literal["raster", "flashar", "upstream"]
+    level: str | None = Field(description="level of optimisation; null for upstream")
     forwards_per_image: int = Field(description="serial forwards, the prefix's own included, counted while running")
+    launches: Launches | None = None
+    prepare_s: float | None = Field(None, ge=0, description="compiling and capturing, once, before the warm-up")
     token_generation_s: Seconds = Field(description="prefix and decode")
     prefix_s: Seconds
     decode_s: Seconds
@@ -43,20 +60,53 @@ class ArmReport(Config):
     images_per_s: float = Field(description="batch size over the median token generation")
     warmup_s: tuple[float, ...] = Field(description="whole runs before the measured ones")
     peak_memory_bytes: int | None = Field(description="held by PyTorch on the device; null on a CPU")
+    read_bytes: int | None = Field(None, description="weight bytes that must be read for one batch")
+    flops: int | None = Field(None, description="multiplications and additions with weights for one batch")
     read_bytes_per_s: float = Field(description="weight bytes that must be read, over the median token generation")
     share_of_copy: float = Field(description="read_bytes_per_s over the copy rate of the same run")
     floor_s: float = Field(description="what the measured rates allow for token generation")
     times_floor: float = Field(description="median token generation over floor_s")
 
 
-class BatchReport(Config):
-    """Both decoders at one batch size."""
+class Speedup(Config):
+    """How many times as fast one arm is as another."""
 
+    arm: str
+    over: str
+    token_generation: float = Field(gt=0, description="ratio of the median token generations")
+    with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
+    floor: float = Field(gt=0, description="ratio of the floors: what an ideal decoder would reach here")
+
+
+class BatchReport(Config):
+    """All arms on one grid at one batch size."""
+
+    grid: str
     batch_size: int = Field(gt=0)
-    speedup: float = Field(gt=0, description="median token generation, raster over flashar")
+    speedup: float | None = Field(gt=0, description="flashar over raster at the best level that both ran at")
     speedup_with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
-    raster: ArmReport
-    flashar: ArmReport
+    speedups: tuple[Speedup, ...] = Field(description="flashar over raster at each level, and both over upstream")
+    arms: tuple[ArmReport, ...] = Field(min_length=1)
+
+    @property
+    def best_level(self) -> str | None:
+        """The last level that both decoders ran at."""
+        levels = [arm.level for arm in self.arms if arm.decoder == "flashar"]
+        common = [arm.level for arm in self.arms if arm.decoder == "raster" and arm.level in levels]
+        return common[-1] if common else None
+
+    @property
+    def raster(self) -> ArmReport:
+        """Raster at the best common level."""
+        return self._arm("raster")
+
+    @property
+    def flashar(self) -> ArmReport:
+        """FlashAR at the best common level."""
+        return self._arm("flashar")
+
+    def _arm(self, decoder: str) -> ArmReport:
+        return next(arm for arm in self.arms if arm.decoder == decoder and arm.level == self.best_level)
 
 
 class Hardware(Config):
@@ -65,6 +115,10 @@ class Hardware(Config):
     cpu: str
     num_cpu_cores: int
     gpu: str | None
+    cpu_capability: str | None = Field(None, description="vector instructions that PyTorch uses")
+    memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
+    gpu_capability: str | None = None
 
 
 class Software(Config):
@@ -75,6 +129,10 @@ class Software(Config):
     python: str
     cuda: str | None
     commit: str | None
+    numpy: str | None = None
+    cudnn: str | None = None
+    gpu_driver: str | None = None
+    platform: str | None = None
 
 
 class Subject(Config):
@@ -83,7 +141,7 @@ class Subject(Config):
     name: str
     family: str
     weights: str = Field(description="'random weights' or 'sha256:...'")
-    grid: str
+    grid: str = Field(description="HxW tokens; several with commas between")
     num_parameters: int
     branch: str = Field(description="its layer, depth and gate")
     branch_added: bool = Field(description="the checkpoint had no branch; a fresh one was added")
@@ -95,7 +153,7 @@ class Settings(Config):
     device: str
     dtype: str
     num_threads: int
-    optimisation: Literal["eager"]
+    arms: tuple[str, ...] = Field(min_length=1, description="in the order of their turns")
     batch_sizes: tuple[int, ...]
     repeats: int
     warmup: int
@@ -104,6 +162,9 @@ class Settings(Config):
     top_k: int
     top_p: float
     seed: int
+    num_interop_threads: int | None = None
+    float32_matmul_precision: str | None = None
+    tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")
 
 
 class RatesReport(Config):
@@ -113,22 +174,48 @@ class RatesReport(Config):
     matmul_flops_per_s: float
 
 
+class UpstreamReport(Config):
+    """The published sampler that ran on the same weights."""
+
+    commit: str | None = Field(description="of the clone; null where it is no git checkout")
+    files_sha256: dict[str, str] = Field(description="of the files that were imported")
+    num_tokens: int = Field(gt=0, description="tokens that both drew greedily before anything was timed")
+    num_equal_tokens: int = Field(ge=0, description="of those, tokens at which our raster decoder agrees")
+
+
 class BenchReport(Config):
     """The whole document."""
 
-    report_version: Literal[1] = 1
+    report_version: Literal[2] = 2
     date: str = Field(description="ISO 8601, UTC")
+    command: tuple[str, ...] | None = Field(None, description="the command line")
+    variables: dict[str, str] | None = Field(None, description="environment variables that change speed")
     hardware: Hardware
     software: Software
     model: Subject
     settings: Settings
     rates: RatesReport
     peak_rss_bytes: int = Field(description="of the whole process")
+    upstream: UpstreamReport | None = None
+    sweep_end: str | None = Field(None, description="why a sweep of batch sizes ended")
     batches: tuple[BatchReport, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, document: Any) -> Any:
+        is_old = isinstance(document, dict) and document.get("report_version") == 1
+        return upgrade(document) if is_old else document
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema of the document: what ``benchmarks/bench.schema.json`` holds."""
+    return {"$schema": SCHEMA_DIALECT, **BenchReport.model_json_schema(mode="serialization")}
 
 
 def read_report(path: Path) -> BenchReport:
-    """Reads a document of ``flashar bench``. Raises FlasharError that says what is wrong with it."""
+    """Reads a document of ``flashar bench``, of this layout or the one before. Raises FlasharError that says what is
+    wrong with it.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,10 +225,10 @@ def read_report(path: Path) -> BenchReport:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FlasharError(f"{path} is not valid JSON ({error}); expected a report of `flashar bench`") from None
     version = document.get("report_version") if isinstance(document, dict) else None
-    if version != REPORT_VERSION:
+    if version not in (1, REPORT_VERSION):
         raise FlasharError(
             f"{path} is not a report that this flashar reads: its report_version is {version!r}, "
-            f"expected {REPORT_VERSION}; run `flashar bench` again"
+            f"expected {REPORT_VERSION} or 1; run `flashar bench` again"
         )
     try:
         return BenchReport.model_validate(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,11 @@ def grid_of_res(tokenizer: VQConfig | None, res: int) -> Grid:
     return Grid(res // tokenizer.downsample, res // tokenizer.downsample)
 
 
+def grids_of(tokenizer: VQConfig | None, sides: Sequence[int]) -> tuple[Grid, ...]:
+    """The token grids of several sides in pixels."""
+    return tuple(grid_of_res(tokenizer, side) for side in sides)
+
+
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int) -> FlasharModel:
     """A model of this shape with fresh weights: as fast as a trained one, and good for nothing else."""
     with torch.device("meta"):
@@ -83,7 +89,15 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, 
     model = model.to(dtype).to_empty(device=device).eval()
     with torch.no_grad():
         initialise(model, seed)
+        # With a head of zeros, as training starts, every greedy decoder draws code 0; that they agree says nothing then.
+        model.backbone.head.weight.normal_(std=0.02, generator=torch.Generator(device).manual_seed(seed))
     return model
+
+
+def set_grid(subject: BenchModel, grid: Grid) -> None:
+    """Makes the model one of another grid. Its weights don't depend on the grid, their meaning does."""
+    config = subject.model.config
+    subject.model.config = config.model_copy(update={"grid": GridConfig(height=grid.height, width=grid.width)})
 
 
 def random_tokenizer(config: VQConfig, device: torch.device, seed: int) -> VQTokenizer:

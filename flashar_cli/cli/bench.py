@@ -1,17 +1,14 @@
-"""`flashar bench`: raster against FlashAR decoding on one model."""
+"""`flashar bench`: raster against FlashAR decoding, and the published sampler, on one model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
-
-if TYPE_CHECKING:
-    from flashar_cli.benchmarking.report import ArmReport, BatchReport, BenchReport
 
 EXAMPLES = """Examples:
 
@@ -19,18 +16,29 @@ flashar bench llamagen-tiny-flashar
 
 flashar bench llamagen-tiny --batch-sizes 1,8 --out bench.json
 
-flashar bench --res 512
+flashar bench --res 256,384,512,1024 --batch-sizes sweep --report bench.html
+
+flashar bench llamagen-b --random-weights --upstream LlamaGen
 """
+SWEEP = "sweep"
 
 
 def command(
     model: options.Model = None,
     base: options.Base = None,
     res: Annotated[
-        int | None, typer.Option("--res", min=1, metavar="PIXELS", help="Side of the pictures; default: the model's.")
+        str | None, typer.Option("--res", metavar="PIXELS,..", help="Sides of the pictures; default: the model's.")
     ] = None,
-    batch_sizes: Annotated[str, typer.Option("--batch-sizes", metavar="B,B,..", help="Pictures at once.")] = "1",
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each decoder.")] = 5,
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", metavar="B,B,..|sweep", help="Pictures at once; sweep: 1,2,4 to the limit.")
+    ] = "1",
+    arms: Annotated[
+        str | None, typer.Option("--arms", metavar="A,B,..", help="DECODER-LEVEL, e.g. raster-eager,flashar-eager.")
+    ] = None,
+    upstream: Annotated[
+        Path | None, typer.Option("--upstream", metavar="DIR", help="A LlamaGen clone: adds its own sampler.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each arm.")] = 5,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Runs before them, reported apart.")] = 1,
     cfg_scale: Annotated[
         float | None, typer.Option("--cfg-scale", help="Guidance; default: the model's; 1 turns it off.")
@@ -45,26 +53,34 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.json", help="Write the whole report, raw values too.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file --out names.")] = False,
+    report_out: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.md|.html", help="Write the report for people.")
+    ] = None,
+    plot_out: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the speed-up over the batch size.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files named by options.")] = False,
     json: options.Json = False,
 ) -> None:
     """Measure raster against FlashAR decoding on the same model.
 
-    Both run in turn, in one process. A base without a vertical branch gets a fresh one: the speed does not depend on
-    what it has learned. Without MODEL: llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
+    All arms run in turn, in one process. A base without a vertical branch gets a fresh one: the speed does not depend
+    on what it has learned. Without MODEL: llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
     """
-    sizes = parse_batch_sizes(batch_sizes)
-    from flashar_cli.benchmarking.report import write_report
-    from flashar_cli.files import refuse_existing
-
-    if out is not None:
-        refuse_existing(out, overwrite)
+    sizes = None if batch_sizes.strip() == SWEEP else parse_batch_sizes(batch_sizes)
+    sides = parse_sides(res)
+    _check_outputs(out, report_out, plot_out, overwrite)
 
     from flashar_cli import runtime
+    from flashar_cli.benchmarking import tables
+    from flashar_cli.benchmarking.arms import choose_arms
     from flashar_cli.benchmarking.estimate import expected_s
+    from flashar_cli.benchmarking.report import write_report
     from flashar_cli.benchmarking.run import Plan, bench, num_runs
-    from flashar_cli.benchmarking.subject import default_model, load_subject
+    from flashar_cli.benchmarking.subject import default_model, grids_of, load_subject
+    from flashar_cli.benchmarking.sweep import sizes_that_fit
     from flashar_cli.benchmarking.timing import measure_rates
+    from flashar_cli.benchmarking.upstream import check_family, load_upstream
     from flashar_cli.nn.sampling import SamplingParams
 
     if cfg_scale is not None:
@@ -72,25 +88,50 @@ def command(
     runtime.set_threads(threads)
     chosen_device = options.resolve_device(device)
     chosen_dtype = options.resolve_dtype(dtype, chosen_device)
+    chosen_arms = choose_arms(arms, chosen_device, upstream is not None)
     named = options.one_model(model, base)
     name = named or default_model(chosen_device)
-    subject = load_subject(name, res, random_weights or named is None, chosen_device, chosen_dtype, seed)
+    is_random = random_weights or named is None
+    if len(sides) > 1 and not is_random:
+        raise FlasharError(f"--res is {res}, but trained weights are of one grid; bench others with --random-weights")
+    published = None if upstream is None else load_upstream(upstream)
+    subject = load_subject(name, sides[0] if sides else None, is_random, chosen_device, chosen_dtype, seed)
     config = subject.model.config
-    output.note(f"{subject.name}, {config.order_grid} tokens, {subject.weights}")
+    grids = grids_of(config.tokenizer, sides)
+    if published is not None:
+        check_family(config)
+    output.note(f"{subject.name}, {', '.join(map(str, grids or (config.order_grid,)))} tokens, {subject.weights}")
     if subject.branch_added:
         output.note("this model has no vertical branch; benching it with a fresh one (its pictures would be noise)")
 
     generation = config.generation.model_dump()
     params = SamplingParams(**{**generation, **({} if cfg_scale is None else {"cfg_scale": cfg_scale})})
-    plan = Plan(sizes, repeats, warmup, params, seed)
-    output.note(f"expected time: about {duration(expected_s(subject, plan))}")
+    end = None
+    if sizes is None:
+        sizes, end = sizes_that_fit(subject, params, grids, len(chosen_arms))
+    plan = Plan(sizes, repeats, warmup, params, seed, chosen_arms, grids, end)
     rates = measure_rates(chosen_device, chosen_dtype)
+    output.table("roofline: what each decoder can't do without on this machine", *tables.roofline(subject, plan, rates))
+    output.note(f"expected time: about {duration(expected_s(subject, plan))}")
     with output.progress(num_runs(plan), "runs") as bar:
-        report = bench(subject, plan, rates, on_run=lambda: bar.update(1))
-    _show(report)
+        report = bench(subject, plan, rates, on_run=lambda: bar.update(1), upstream=published)
+    output.table(tables.title(report), *tables.arms(report))
+    if published is not None or len(chosen_arms) > 2:
+        output.table("one arm over another", *tables.speedups(report))
+    for line in tables.remarks(report):
+        output.note(line)
     if out is not None:
         write_report(report, out)
-        output.note(f"report: {out}")
+    if report_out is not None:
+        from flashar_cli.benchmarking.pages import write_page
+
+        write_page(report, report_out)
+    if plot_out is not None:
+        from flashar_cli.benchmarking.plots import write_plot
+
+        write_plot(report, plot_out)
+    for path in filter(None, (out, report_out, plot_out)):
+        output.note(f"wrote {path}")
     if json:
         output.document(report.model_dump(mode="json"))
 
@@ -106,44 +147,35 @@ def parse_batch_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def parse_sides(text: str | None) -> tuple[int, ...]:
+    """``'256,512'`` -> (256, 512); nothing for None. Raises FlasharError for anything but distinct whole numbers."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise FlasharError(f"--res is '{text}'; expected pixels, whole numbers with commas between, e.g. 256,512")
+    sides = tuple(int(part) for part in parts)
+    if len(set(sides)) < len(sides):
+        raise FlasharError(f"--res is '{text}'; expected each side once")
+    return sides
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: ``8 s``, ``3 min``."""
     return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"
 
 
-def _show(report: BenchReport) -> None:
-    settings, machine = report.settings, report.hardware
-    where = machine.gpu or f"{machine.cpu}, {settings.num_threads} thread{'s' if settings.num_threads > 1 else ''}"
-    title = f"{report.model.name} {report.model.grid}, {settings.dtype}, guidance {settings.cfg_scale:g}, {where}"
-    header = ["batch", "decoder", "forwards", "tokens ms", "quartiles ms", "pixels ms", "img/s", "x floor", "of copy"]
-    header += ["speed-up"] if report.hardware.gpu is None else ["peak GiB", "speed-up"]
-    rows = [row for batch in report.batches for row in _rows(batch, report.hardware.gpu is not None)]
-    output.table(title, header, rows)
-    rates = report.rates
-    output.note(
-        f"measured here: copy {rates.copy_bytes_per_s / 1e9:.1f} GB/s, "
-        f"matrix product {rates.matmul_flops_per_s / 1e12:.2f} TFLOP/s; tokens = prefix and all steps; "
-        f"pixels = tokens to picture; medians over {settings.repeats} x A B"
-    )
+def _check_outputs(out: Path | None, report_out: Path | None, plot_out: Path | None, overwrite: bool) -> None:
+    """Raises FlasharError for what could not be written, before anything is measured."""
+    from flashar_cli.files import refuse_existing
 
+    if report_out is not None and report_out.suffix not in (".md", ".html"):
+        raise FlasharError(f"--report is {report_out}; expected a name that ends in .md or .html")
+    if plot_out is not None and plot_out.suffix != ".png":
+        raise FlasharError(f"--plot is {plot_out}; expected a name that ends in .png")
+    for path in filter(None, (out, report_out, plot_out)):
+        refuse_existing(path, overwrite)
+    if plot_out is not None:
+        from flashar_cli.reporting.figures import require_matplotlib
 
-def _rows(batch: BatchReport, on_gpu: bool) -> list[list[str]]:
-    rows = []
-    for name, arm in (("raster", batch.raster), ("flashar", batch.flashar)):
-        peak = [] if not on_gpu else [f"{(arm.peak_memory_bytes or 0) / 2**30:.2f}"]
-        speedup = f"{batch.speedup:.2f}" if name == "flashar" else ""
-        rows.append([str(batch.batch_size), name, *_numbers(arm), *peak, speedup])
-    return rows
-
-
-def _numbers(arm: ArmReport) -> list[str]:
-    tokens, pixels = arm.token_generation_s, arm.token_decode_s
-    return [
-        str(arm.forwards_per_image),
-        f"{tokens.median_s * 1000:.1f}",
-        f"{tokens.p25_s * 1000:.1f}-{tokens.p75_s * 1000:.1f}",
-        "-" if pixels is None else f"{pixels.median_s * 1000:.1f}",
-        f"{arm.images_per_s:.2f}",
-        f"{arm.times_floor:.1f}",
-        f"{arm.share_of_copy:.0%}",
-    ]
+        require_matplotlib()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,15 @@ EXAMPLES = """Examples:
 flashar compare old.json new.json --tolerance 5%
 
 flashar compare old.json new.json --markdown
+
+flashar compare old.json new.json --gate ratios --tolerance 20%
 """
 HEADER = ["batch", "what", "old", "new", "change", "verdict"]
+
+
+class Gate(StrEnum):
+    all = "all"
+    ratios = "ratios"
 
 
 def command(
@@ -30,6 +38,9 @@ def command(
     tolerance: Annotated[
         str, typer.Option("--tolerance", metavar="PERCENT", help="Changes up to this are noise, e.g. 5% or 0.05.")
     ] = "5%",
+    gate: Annotated[
+        Gate, typer.Option("--gate", help="ratios, for noisy machines: times are shown and fail nothing.")
+    ] = Gate.all,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a CI summary.")] = False,
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="Compare across hardware, settings or models all the same.")
@@ -38,21 +49,25 @@ def command(
 ) -> None:
     """Compare two bench reports; exit code 1 on a regression.
 
-    A regression is a speed-up or a time that became worse by more than the tolerance.
+    A regression is a speed-up or a time that became worse by more than the tolerance, a forward more, or more launches.
+    With `--gate ratios` times fail nothing, and the hardware may differ.
     """
     allowed = parse_tolerance(tolerance)
-    from flashar_cli.benchmarking.compare import compare, differences, version_changes
+    if markdown and json:
+        raise FlasharError("--markdown and --json were both passed; expected one of them")
+    from flashar_cli.benchmarking.compare import compare, differences, hardware_changes, version_changes
     from flashar_cli.benchmarking.report import read_report
 
     old_report, new_report = read_report(old), read_report(new)
-    changes = compare(old_report, new_report, allowed, allow_different)
-    notes = [f"different {line}" for line in differences(old_report, new_report)]
-    notes += version_changes(old_report, new_report)
-    num_worse = sum(change.verdict == "worse" for change in changes)
-    verdict = f"{num_worse} of {len(changes)} numbers became worse by more than {allowed:.2%}"
-    rows = [_row(change) for change in changes]
-    if markdown and json:
-        raise FlasharError("--markdown and --json were both passed; expected one of them")
+    changes = compare(old_report, new_report, allowed, allow_different, gate.value)
+    different = differences(old_report, new_report, gate.value)
+    different += [line for line in hardware_changes(old_report, new_report) if line not in different]
+    notes = [f"different {line}" for line in different] + version_changes(old_report, new_report)
+    judged = [change for change in changes if change.gates]
+    num_worse = sum(change.verdict == "worse" for change in judged)
+    verdict = f"{num_worse} of {len(judged)} numbers became worse by more than {allowed:.2%}"
+    several_grids = len({change.grid for change in changes}) > 1
+    rows = [_row(change, several_grids) for change in changes]
     if json:
         output.document({"notes": notes, "num_worse": num_worse, "changes": [asdict(change) for change in changes]})
     elif markdown:
@@ -73,12 +88,17 @@ def parse_tolerance(text: str) -> float:
     return value
 
 
-def _row(change: Change) -> list[str]:
-    if change.unit == "s":
-        old, new = f"{change.old * 1000:.1f} ms", f"{change.new * 1000:.1f} ms"
-    else:
-        old, new = f"{change.old:.2f} {change.unit}", f"{change.new:.2f} {change.unit}"
-    return [str(change.batch_size), change.what, old, new, f"{change.change:+.1%}", change.verdict]
+def _row(change: Change, with_grid: bool) -> list[str]:
+    place = f"{change.grid}, {change.batch_size}" if with_grid else str(change.batch_size)
+    verdict = change.verdict if change.gates or change.verdict == "same" else f"{change.verdict}, not judged"
+    numbers = [_value(number, change.unit) for number in (change.old, change.new)]
+    return [place, change.what, *numbers, f"{change.change:+.1%}", verdict]
+
+
+def _value(number: float, unit: str) -> str:
+    if unit == "s":
+        return f"{number * 1000:.1f} ms"
+    return f"{number:.2f} x" if unit == "x" else f"{number:.0f}"
 
 
 def _markdown(rows: list[list[str]], notes: list[str], verdict: str) -> str:

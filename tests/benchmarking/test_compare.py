@@ -68,3 +68,61 @@ def test_only_common_batch_sizes_are_compared() -> None:
     assert {change.batch_size for change in changes} == {8}
     with pytest.raises(FlasharError, match="no batch size in common"):
         compare(model(batch_sizes=(1,)), model(batch_sizes=(8,)), 0.05, allow_different=True)
+
+
+def counted(launches: int = 1000, forwards: int = 7, **settings: object) -> BenchReport:
+    """A report with launch counts, which layout 1 did not have."""
+    document = model(**settings).model_dump(mode="json")
+    for batch in document["batches"]:
+        arm = batch["arms"][1]
+        arm["launches"] = {"unit": "operators", "count": launches, "num_kernels": None}
+        arm["forwards_per_image"] = forwards
+    return BenchReport.model_validate(document)
+
+
+def test_gate_on_ratios_judges_no_times() -> None:
+    """A machine half as fast: every time is worse, no ratio is."""
+    changes = compare(counted(), counted(raster_s=8.0, flashar_s=2.0), 0.05, gate="ratios")
+    assert {change.what for change in changes if change.gates} == {
+        "speedup",
+        "raster forwards",
+        "flashar forwards",
+        "flashar operators",
+    }
+    assert not [change for change in changes if change.gates and change.verdict != "same"]
+    assert [change.verdict for change in changes if change.what == "flashar tokens"] == ["worse"]
+
+
+@pytest.mark.parametrize(("settings", "what"), [({"flashar_s": 1.5}, "speedup"), ({"forwards": 8}, "flashar forwards")])
+def test_gate_on_ratios_finds_what_is_worse(settings: dict[str, float], what: str) -> None:
+    changes = compare(counted(), counted(**settings), 0.2, gate="ratios")  # type: ignore[arg-type]
+    assert [change.what for change in changes if change.gates and change.verdict == "worse"] == [what]
+
+
+def test_launches_have_a_tolerance_of_their_own() -> None:
+    assert verdicts(counted(), counted(launches=1005), 0.0)["flashar operators"] == "same"
+    assert verdicts(counted(), counted(launches=1020), 0.5)["flashar operators"] == "worse"
+    assert verdicts(counted(), counted(launches=800), 0.5)["flashar operators"] == "better"
+
+
+def test_gate_on_ratios_takes_other_hardware() -> None:
+    other = report()
+    other["hardware"]["cpu"] = "another"
+    assert compare(model(), BenchReport.model_validate(other), 0.05, gate="ratios")
+    other["settings"]["cfg_scale"] = 1.0
+    with pytest.raises(FlasharError, match="cfg_scale"):
+        compare(model(), BenchReport.model_validate(other), 0.05, gate="ratios")
+
+
+def test_reports_without_a_common_arm_are_refused() -> None:
+    text = model().model_dump_json().replace("-eager", "-other").replace('"eager"', '"other"')
+    with pytest.raises(FlasharError, match="arms: raster-eager, flashar-eager / raster-other"):
+        compare(model(), BenchReport.model_validate_json(text), 0.05)
+
+
+def test_an_old_report_against_a_new_one_with_more_arms() -> None:
+    document = model().model_dump(mode="json")
+    document["settings"]["arms"].insert(0, "upstream")
+    batch = document["batches"][0]
+    batch["arms"].insert(0, {**batch["arms"][0], "name": "upstream", "decoder": "upstream", "level": None})
+    assert set(verdicts(model(), BenchReport.model_validate(document), 0.0).values()) == {"same"}

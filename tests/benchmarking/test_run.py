@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashar_cli.benchmarking import run
+from flashar_cli.benchmarking import arms, run
 from flashar_cli.benchmarking.estimate import expected_s
 from flashar_cli.benchmarking.floor import Rates
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch, random_tokenizer
@@ -56,13 +56,13 @@ def test_document_is_consistent() -> None:
 
 def test_arms_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = run.decode
+    real = arms.decode
 
     def spy(model, conditions, order, *rest):  # type: ignore[no-untyped-def]
         seen.append(order.name)
         return real(model, conditions, order, *rest)
 
-    monkeypatch.setattr(run, "decode", spy)
+    monkeypatch.setattr(arms, "decode", spy)
     num_calls = []
     run.bench(subject(), plan(repeats=2), RATES, on_run=lambda: num_calls.append(1))
     assert seen == ["raster", "diagonal", "raster", "diagonal", "raster", "diagonal"]

@@ -73,6 +73,14 @@ def test_res_on_random_weights(run_cli: Callable, write_tiny_checkpoint: Callabl
         (("--res", "33"), "multiple of 4"),
         (("--device", "tpu"), "--device"),
         (("--out", "."), "is a directory"),
+        (("--res", "16,16", "--random-weights"), "each side once"),
+        (("--res", "16,32"), "of one grid"),
+        (("--res", "x"), "whole numbers"),
+        (("--arms", "raster"), "raster-eager"),
+        (("--arms", "upstream"), "--upstream DIR"),
+        (("--upstream", "."), "has no autoregressive"),
+        (("--report", "a.pdf"), ".md or .html"),
+        (("--plot", "a.svg"), ".png"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -83,6 +91,33 @@ def test_bad_input_is_one_line(
     assert message in done.err
     assert done.out == ""
     assert len(done.err.strip().splitlines()) == 1, done.err
+
+
+def test_everything_at_once(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Roofline first, then the arms on two grids; the reports and the plot are there afterwards."""
+    pytest.importorskip("matplotlib")
+    outputs = {name: tmp_path / name for name in ("bench.json", "bench.html", "speedup.png")}
+    done = run_cli(
+        *("bench", write_tiny_checkpoint(), "--random-weights", "--res", "8,16", "--batch-sizes", "1,2", *QUICK),
+        *("--out", outputs["bench.json"], "--report", outputs["bench.html"], "--plot", outputs["speedup.png"]),
+    )
+    assert done.code == 0, done.err
+    assert done.err.index("roofline") < done.err.index("expected time") < done.err.index("x floor")
+    batches = read_report(outputs["bench.json"]).batches
+    assert [(batch.grid, batch.batch_size) for batch in batches] == [("2x2", 1), ("2x2", 2), ("4x4", 1), ("4x4", 2)]
+    assert "Cost over the resolution" in outputs["bench.html"].read_text()
+    assert outputs["speedup.png"].stat().st_size > 1000
+    refused = run_cli("bench", write_tiny_checkpoint("other"), "--report", outputs["bench.html"], *QUICK)
+    assert refused.code == 2 and "bench.html" in refused.err
+
+
+def test_sweep(run_cli: Callable, write_tiny_checkpoint: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flashar_cli.benchmarking import sweep
+
+    monkeypatch.setattr(sweep, "free_bytes", lambda device: 0)
+    done = run_cli("bench", write_tiny_checkpoint(), "--batch-sizes", "sweep", "--json", *QUICK)
+    assert done.code == 0, done.err
+    assert "batch 2" in json.loads(done.out)["sweep_end"]
 
 
 def test_unknown_model(run_cli: Callable) -> None:

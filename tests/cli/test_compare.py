@@ -91,3 +91,13 @@ def test_tolerance() -> None:
     for text in ("5", "-1%", "", "%", "100%", "five", "nan"):
         with pytest.raises(FlasharError, match="--tolerance"):
             parse_tolerance(text)
+
+
+def test_gate_on_ratios(run_cli: Callable, write: Callable) -> None:
+    old, slower = write("old.json", report()), write("new.json", report(raster_s=8.0, flashar_s=2.0))
+    assert run_cli("compare", old, slower).code == 1
+    done = run_cli("compare", old, slower, "--gate", "ratios", "--markdown")
+    assert done.code == 0, done.err
+    assert "worse, not judged" in done.out
+    worse = write("worse.json", report(flashar_s=2.0))
+    assert run_cli("compare", old, worse, "--gate", "ratios").code == 1

@@ -1,0 +1,111 @@
+"""What takes part in a bench: decoders at levels of optimisation, and the one table of those levels.
+
+Letters: B images, H rows, W columns, N = H*W cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flashar_cli.benchmarking.subject import BenchModel
+from flashar_cli.decoding.decoder import decode
+from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Order
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.sampling import SamplingParams
+
+DECODERS = ("raster", "flashar")
+UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An arm made ready for one batch.
+
+    ``draw(mark)`` draws int64 [B, H, W] and calls ``mark`` once, when the logits of the prefix are there. ``to_pixels``
+    turns them into pictures, None where the model has no tokenizer. ``forwards`` is a module that every forward calls
+    once, counted while it runs; or their number, where no hook sees them.
+    """
+
+    draw: Callable[[Callable[[], None]], Tensor]
+    to_pixels: Callable[[Tensor], Tensor] | None
+    forwards: nn.Module | int
+
+
+Prepare = Callable[[BenchModel, Order, Conditions, SamplingParams, Tensor], Sampler]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of optimisation. ``prepare(subject, order, conditions, params, uniform_BN)`` may compile and capture;
+    ``obstacle`` says in one line why a device can't have the level, or nothing.
+    """
+
+    prepare: Prepare
+    obstacle: Callable[[torch.device], str | None]
+
+
+def eager(
+    subject: BenchModel, order: Order, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
+) -> Sampler:
+    """The decoder as it is, one launch an operator."""
+    model = subject.model
+
+    def draw(mark: Callable[[], None]) -> Tensor:
+        def on_step(step: int, logits: Tensor) -> None:
+            if step == 0:
+                mark()
+
+        return decode(model, conditions, order, params, uniform_BN, on_step)
+
+    return Sampler(draw, pixels_of(subject), model.backbone.blocks[0])
+
+
+def pixels_of(subject: BenchModel) -> Callable[[Tensor], Tensor] | None:
+    """Token decode without a check of the codes, which a model draws in range: a check would wait for the device."""
+    return None if subject.tokenizer is None else subject.tokenizer.decode_unchecked
+
+
+# From the slowest to the fastest: without --arms the last one that the device can have is benched.
+LEVELS: dict[str, Level] = {
+    "eager": Level(eager, lambda device: None),
+}
+
+
+def default_arms(device: torch.device) -> tuple[str, ...]:
+    """Both decoders at the best level of this device."""
+    best = [name for name, level in LEVELS.items() if level.obstacle(device) is None][-1]
+    return tuple(f"{decoder}-{best}" for decoder in DECODERS)
+
+
+def split_arm(name: str) -> tuple[str, str | None]:
+    """``raster-eager`` -> (``raster``, ``eager``); ``upstream`` has no level."""
+    decoder, _, level = name.partition("-")
+    return decoder, level or None
+
+
+def choose_arms(text: str | None, device: torch.device, with_upstream: bool) -> tuple[str, ...]:
+    """The arms of ``--arms A,B,..``, or both decoders at their best; upstream comes first where it is not named.
+
+    Raises FlasharError for an unknown arm, one that this device can't have, and one named twice.
+    """
+    if text is None:
+        return ((UPSTREAM,) if with_upstream else ()) + default_arms(device)
+    names = tuple(part.strip() for part in text.split(","))
+    known = [f"{decoder}-{level}" for level in LEVELS for decoder in DECODERS]
+    for name in names:
+        if name == UPSTREAM and not with_upstream:
+            raise FlasharError(f"--arms names {UPSTREAM}; say with --upstream DIR where its clone is")
+        if name != UPSTREAM and name not in known:
+            raise FlasharError(f"--arms names '{name}'; expected some of {', '.join([*known, UPSTREAM])}")
+        _, level = split_arm(name)
+        obstacle = LEVELS[level].obstacle(device) if level else None
+        if obstacle is not None:
+            raise FlasharError(f"--arms names {name}, which this machine can't have: {obstacle}")
+    if len(set(names)) < len(names):
+        raise FlasharError(f"--arms is '{text}'; expected each arm once")
+    return names if UPSTREAM in names or not with_upstream else (UPSTREAM, *names)

@@ -1,0 +1,149 @@
+"""The numbers of a bench as rows of text: for the terminal, for Markdown and for HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flashar_cli.benchmarking.arms import split_arm
+from flashar_cli.benchmarking.floor import Floor, Rates
+from flashar_cli.benchmarking.report import ArmReport, BatchReport, BenchReport
+from flashar_cli.benchmarking.run import Plan, floor_of
+from flashar_cli.benchmarking.subject import BenchModel, set_grid
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def roofline(subject: BenchModel, plan: Plan, rates: Rates) -> Table:
+    """What each decoder can't do without, before anything is run."""
+    header = [
+        "grid",
+        "batch",
+        "decoder",
+        "forwards",
+        "reads GB",
+        "computes TFLOP",
+        "waits for",
+        "floor ms",
+        "floor img/s",
+    ]
+    own = subject.model.config.order_grid
+    rows = []
+    for grid in plan.grids or (own,):
+        set_grid(subject, grid)
+        for size in plan.batch_sizes:
+            for decoder in dict.fromkeys(split_arm(arm)[0] for arm in plan.arms):
+                floor = floor_of(subject.model, decoder, size, plan.params, rates)
+                rows.append([str(grid), str(size), decoder, *_floor_numbers(floor, size)])
+    set_grid(subject, own)
+    return header, rows
+
+
+def _floor_numbers(floor: Floor, batch_size: int) -> list[str]:
+    bound = floor.num_memory_bound
+    waits = "memory" if bound == floor.num_forwards else "products" if bound == 0 else f"memory in {bound}"
+    return [
+        str(floor.num_forwards),
+        _short(floor.read_bytes / 1e9),
+        _short(floor.flops / 1e12),
+        waits,
+        _short(floor.seconds * 1000),
+        _short(batch_size / floor.seconds),
+    ]
+
+
+def arms(report: BenchReport) -> Table:
+    """One row for each arm on each grid at each batch size."""
+    on_gpu, with_grid = report.hardware.gpu is not None, len({batch.grid for batch in report.batches}) > 1
+    header = ["batch", "arm", "forwards", "launches", "tokens ms", "quartiles ms", "pixels ms", "img/s", "x floor"]
+    header = ["grid", *header] if with_grid else header
+    header += ["of copy", *(["peak GiB"] if on_gpu else []), "speed-up"]
+    rows = []
+    for batch in report.batches:
+        for arm in batch.arms:
+            place = [batch.grid, str(batch.batch_size)] if with_grid else [str(batch.batch_size)]
+            peak = [f"{(arm.peak_memory_bytes or 0) / 2**30:.2f}"] if on_gpu else []
+            rows.append([*place, arm.name, *_numbers(arm), *peak, _over_raster(batch, arm)])
+    return header, rows
+
+
+def _over_raster(batch: BatchReport, arm: ArmReport) -> str:
+    own = [ratio for ratio in batch.speedups if ratio.arm == arm.name and split_arm(ratio.over)[0] == "raster"]
+    return f"{own[0].token_generation:.2f}" if own else ""
+
+
+def _numbers(arm: ArmReport) -> list[str]:
+    tokens, pixels = arm.token_generation_s, arm.token_decode_s
+    return [
+        str(arm.forwards_per_image),
+        "-" if arm.launches is None else f"{arm.launches.count}",
+        f"{tokens.median_s * 1000:.1f}",
+        f"{tokens.p25_s * 1000:.1f}-{tokens.p75_s * 1000:.1f}",
+        "-" if pixels is None else f"{pixels.median_s * 1000:.1f}",
+        f"{arm.images_per_s:.2f}",
+        f"{arm.times_floor:.1f}",
+        f"{arm.share_of_copy:.0%}",
+    ]
+
+
+def speedups(report: BenchReport) -> Table:
+    """Every ratio of two arms beside the ratio of their floors."""
+    header = ["grid", "batch", "arm", "over", "tokens", "with pixels", "floors"]
+    rows = []
+    for batch in report.batches:
+        for ratio in batch.speedups:
+            pixels = "-" if ratio.with_token_decode is None else f"{ratio.with_token_decode:.2f}"
+            numbers = [f"{ratio.token_generation:.2f}", pixels, f"{ratio.floor:.2f}"]
+            rows.append([batch.grid, str(batch.batch_size), ratio.arm, ratio.over, *numbers])
+    return header, rows
+
+
+def floors(report: BenchReport) -> Table:
+    """What each arm can't do without, and how far it is from that."""
+    header = ["grid", "batch", "arm", "forwards", "reads GB", "computes TFLOP", "floor ms", "measured ms", "x floor"]
+    rows = []
+    for batch in report.batches:
+        for arm in batch.arms:
+            work = ["-" if n is None else _short(n / unit) for n, unit in ((arm.read_bytes, 1e9), (arm.flops, 1e12))]
+            times = [_short(seconds * 1000) for seconds in (arm.floor_s, arm.token_generation_s.median_s)]
+            place = [batch.grid, str(batch.batch_size), arm.name]
+            rows.append([*place, str(arm.forwards_per_image), *work, *times, f"{arm.times_floor:.1f}"])
+    return header, rows
+
+
+def title(report: BenchReport) -> str:
+    """What was benched and where, on one line."""
+    settings, machine = report.settings, report.hardware
+    where = machine.gpu or f"{machine.cpu}, {settings.num_threads} thread{'s' if settings.num_threads > 1 else ''}"
+    return f"{report.model.name} {report.model.grid}, {settings.dtype}, guidance {settings.cfg_scale:g}, {where}"
+
+
+def remarks(report: BenchReport) -> list[str]:
+    """How the numbers are to be read, and what was seen on the way."""
+    rates, settings = report.rates, report.settings
+    lines = [
+        f"measured here: copy {rates.copy_bytes_per_s / 1e9:.1f} GB/s, "
+        f"matrix product {rates.matmul_flops_per_s / 1e12:.2f} TFLOP/s; tokens = prefix and all steps; "
+        f"pixels = tokens to picture; medians over {settings.repeats} x {' '.join(_letters(settings.arms))}"
+    ]
+    if report.upstream is not None:
+        same, total = report.upstream.num_equal_tokens, report.upstream.num_tokens
+        lines.append(f"upstream's sampler and our raster decoder drew {same} of {total} greedy tokens alike")
+    if report.sweep_end is not None:
+        lines.append(f"the sweep of batch sizes ended: {report.sweep_end}")
+    return lines
+
+
+def _letters(names: Sequence[str]) -> list[str]:
+    return [chr(ord("A") + index) for index in range(len(names))]
+
+
+def _short(number: float) -> str:
+    """Three digits, or all of a whole number that has more."""
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def markdown(table: Table, num_text_columns: int = 1) -> str:
+    """A Markdown table; columns after the first few hold numbers."""
+    header, rows = table
+    rule = ["---" if index < num_text_columns else "--:" for index in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
