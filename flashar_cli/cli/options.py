@@ -27,6 +27,12 @@ class DecoderName(StrEnum):
     flashar = "flashar"
 
 
+class OptimisationName(StrEnum):
+    eager = "eager"
+    graph = "graph"
+    compile = "compile"
+
+
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or a preset (`flashar ls`).")
 ]
