@@ -31,6 +31,7 @@ class OptimisationName(StrEnum):
     eager = "eager"
     graph = "graph"
     compile = "compile"
+    packed = "packed"
 
 
 Model = Annotated[

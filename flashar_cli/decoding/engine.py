@@ -1,4 +1,4 @@
-"""Decoding many batches: plans kept by key, eagerly, as CUDA graphs, or as CUDA graphs of compiled blocks.
+"""Decoding many batches: plans kept by key, run eagerly, as CUDA graphs, compiled, or on packed weights.
 
 Letters: B images, N = H*W cells, H grid rows, W grid columns.
 """
@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flashar_cli.decoding.compiled import CompiledBlocks
 from flashar_cli.decoding.decoder import decode_with
+from flashar_cli.decoding.forwards import Forwards, can_pack, compiled_blocks, packed_linears
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.errors import FlasharError
@@ -23,15 +23,16 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.vq import VQTokenizer
 
-Optimisation = Literal["eager", "graph", "compile"]
-OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile")
+Optimisation = Literal["eager", "graph", "compile", "packed"]
+OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "packed")
 
 
 class Engine:
     """Decodes batches of one model. The model must not be moved, cast or reloaded while its engine is in use.
 
     ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``compile`` runs the
-    blocks through ``torch.compile`` first (on a CPU: without graphs). Where that can't be done ``explain`` gets one
+    blocks through ``torch.compile`` first (on a CPU: without graphs); ``packed``, for float32 on a CPU, keeps a second
+    copy of the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets one
     line, once, and decoding goes on eagerly. Raises FlasharError for an unknown optimisation.
     """
 
@@ -46,17 +47,23 @@ class Engine:
             raise FlasharError(f"--optimisation is {optimisation}; expected one of {', '.join(OPTIMISATIONS)}")
         self.model, self.tokenizer, self.optimisation = model, tokenizer, optimisation
         self._explain = explain
-        self._blocks = CompiledBlocks(model) if optimisation == "compile" else None
+        self._forwards: Forwards | None = None
         self._plans: dict[PlanKey, DecodePlan] = {}
         self._graphs: dict[PlanKey, GraphedPlan] = {}
         self._latest: GraphedPlan | None = None
         if optimisation == "graph" and model.device.type != "cuda":
             self._fall_back("CUDA graphs need a CUDA device")
+        elif optimisation == "packed" and not can_pack(model):
+            self._fall_back("packed weights need float32 on a CPU with oneDNN")
+        elif optimisation == "compile":
+            self._forwards = compiled_blocks(model)
+        elif optimisation == "packed":
+            self._forwards = packed_linears(model)
 
     @property
     def pads_batches(self) -> bool:
         """Whether a last, smaller batch is better decoded at full size than as a key of its own."""
-        return self.optimisation != "eager"
+        return self.optimisation in ("graph", "compile")
 
     def plan(self, batch: int, order: Order, params: SamplingParams) -> DecodePlan:
         """The plan of a key, made at its first use. Eagerly only the latest is kept, for its memory."""
@@ -115,24 +122,26 @@ class Engine:
             if step == 0 and on_prefix is not None:
                 on_prefix()
 
-        if self._blocks is None:
+        if self._forwards is None:
             return decode_with(plan, conditions, params, uniform_BN, on_step)
         try:
-            with self._blocks.active():
+            with self._forwards.active():
                 return decode_with(plan, conditions, params, uniform_BN, on_step)
         except RuntimeError as error:  # as torch.compile's own errors are
+            if self.optimisation != "compile":
+                raise
             self._fall_back(f"torch.compile failed ({_first_line(error)})")
             return decode_with(plan, conditions, params, uniform_BN, on_step)
 
     def _graphs_of(
         self, plan: DecodePlan, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
     ) -> GraphedPlan | None:
-        if self.optimisation == "eager" or self.model.device.type != "cuda":
+        if self.optimisation not in ("graph", "compile") or self.model.device.type != "cuda":
             return None
         if plan.key not in self._graphs:
             plan.load(conditions, params, uniform_BN)  # the warm-up run before a capture needs real inputs
             try:
-                with self._blocks.active() if self._blocks else nullcontext():
+                with self._forwards.active() if self._forwards else nullcontext():
                     self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
             except RuntimeError as error:
                 self._fall_back(f"capture failed ({_first_line(error)})")
@@ -141,7 +150,7 @@ class Engine:
 
     def _fall_back(self, reason: str) -> None:
         self._explain(f"--optimisation {self.optimisation}: {reason}; decoding eagerly")
-        self.optimisation, self._blocks = "eager", None
+        self.optimisation, self._forwards = "eager", None
 
 
 def _first_line(error: RuntimeError) -> str:

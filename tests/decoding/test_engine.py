@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from flashar_cli.decoding import graphs
 from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.forwards import packed_linears
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.errors import FlasharError
@@ -89,7 +92,7 @@ def test_graphs_without_cuda_are_one_line_and_eager():
     assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
     assert lines == ["--optimisation graph: CUDA graphs need a CUDA device; decoding eagerly"]
     assert engine.optimisation == "eager"
-    with pytest.raises(FlasharError, match="expected one of eager, graph, compile"):
+    with pytest.raises(FlasharError, match="expected one of eager, graph, compile, packed"):
         Engine(model, optimisation="fast")
 
 
@@ -108,6 +111,30 @@ def test_blocks_run_compiled_only_while_decoding(monkeypatch):
     assert len(calls) == num_blocks * order.num_steps
     assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
     assert len(calls) == num_blocks * order.num_steps  # the model itself is as it was
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="packed weights are oneDNN's")
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+@pytest.mark.parametrize("gate", ("hidden", "logits"))
+def test_packed_weights_give_the_same_logits(gate, captions):
+    model, lines = make_model(3, 5, gate, captions), []
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(3, captions)
+    logits: dict[str, list[torch.Tensor]] = {"eager": [], "packed": []}
+    for seen, forwards in ((logits["eager"], nullcontext()), (logits["packed"], packed_linears(model).active())):
+        with forwards:
+            decode(model, conditions, order, PARAMS, uniform(0, 3), lambda _, step, seen=seen: seen.append(step))
+    torch.testing.assert_close(logits["packed"], logits["eager"], atol=1e-4, rtol=0)
+    assert not all(torch.equal(ours, theirs) for ours, theirs in zip(*logits.values(), strict=True))
+    engine = Engine(model, optimisation="packed", explain=lines.append)
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 3))
+    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 3)))
+    assert lines == []
+
+
+def test_packed_weights_are_for_float32():
+    lines: list[str] = []
+    Engine(make_model(3, 5, "hidden").bfloat16(), optimisation="packed", explain=lines.append)
+    assert len(lines) == 1 and "need float32 on a CPU" in lines[0]
 
 
 def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
