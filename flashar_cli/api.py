@@ -5,8 +5,9 @@ Letters: B pictures, H grid rows, W grid columns, V codebook size, P prefix toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from flashar_cli import checkpoint, hub
 from flashar_cli.config import ModelConfig
 from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.engine import Engine, Optimisation
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
@@ -40,6 +42,7 @@ class ImageModel:
 
     model: FlasharModel
     tokenizer: VQTokenizer | None
+    _engines: dict[str, Engine] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def config(self) -> ModelConfig:
@@ -50,6 +53,16 @@ class ImageModel:
         """The checkpoint's generation defaults with some of them replaced; None keeps a default."""
         given = {name: value for name, value in settings.items() if value is not None}
         return SamplingParams(**{**self.config.generation.model_dump(), **given})
+
+    def engine(self, optimisation: Optimisation = "eager", explain: Callable[[str], None] | None = None) -> Engine:
+        """This model's decoder of an optimisation, kept with its graphs and compiled code. ``explain`` gets the line
+        that says why, where it falls back to eager decoding. Raises FlasharError for an unknown optimisation.
+        """
+        if optimisation not in self._engines:
+            self._engines[optimisation] = Engine(
+                self.model, self.tokenizer, optimisation, explain or (lambda line: warnings.warn(line, stacklevel=2))
+            )
+        return self._engines[optimisation]
 
     def generate(
         self,
@@ -66,11 +79,13 @@ class ImageModel:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        optimisation: Optimisation = "eager",
     ) -> Generated:
         """Draws pictures under class labels or caption features [B, P, F] with their mask [B, P].
 
         ``decoder`` is ``raster`` or ``flashar`` (default: flashar where the model has a branch); sampling settings
-        default to the checkpoint's. Raises FlasharError for conditions or settings that don't fit.
+        default to the checkpoint's. ``optimisation``: ``eager``, ``graph`` (CUDA graphs, captured at the first batch
+        and kept) or ``compile`` (compiled blocks too). Raises FlasharError for conditions or settings that don't fit.
         """
         conditions = as_conditions(labels, caption_features, caption_mask)
         names = ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p")
@@ -78,9 +93,13 @@ class ImageModel:
         params = self.sampling(**dict(zip(names, values, strict=True)))
         total = len(conditions) if num_images is None else num_images
         order = choose_order(self.model, decoder)
-        batches = list(generate_tokens(self.model, conditions, total, order, params, seed, batch_size))
-        images = np.concatenate([self.pictures(codes) for codes in batches]) if self.tokenizer else None
-        return Generated(torch.cat(batches), images)
+        engine = self.engine(optimisation)
+        batches, images = [], []
+        for codes in generate_tokens(self.model, conditions, total, order, params, seed, batch_size, engine):
+            batches.append(codes)
+            if self.tokenizer is not None:
+                images.append(self.drawn_pictures(codes, engine))
+        return Generated(torch.cat(batches), np.concatenate(images) if self.tokenizer else None)
 
     @torch.inference_mode()
     def logits(
@@ -113,6 +132,11 @@ class ImageModel:
         if self.tokenizer is None:
             raise FlasharError("this checkpoint has no tokenizer, so it makes tokens only; convert it with --tokenizer")
         return to_uint8(self.tokenizer.decode(tokens.to(self.model.device)))
+
+    @torch.inference_mode()
+    def drawn_pictures(self, tokens: Tensor, engine: Engine) -> NDArray[np.uint8]:
+        """As ``pictures``, for tokens that ``engine`` drew: they are in range, so nothing is checked."""
+        return to_uint8(engine.pixels(tokens))
 
 
 def load(model: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> ImageModel:

@@ -56,6 +56,15 @@ def command(
     top_k: Annotated[int | None, typer.Option("--top-k", help="0 turns it off. Default: the checkpoint's.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="1 turns it off. Default: the checkpoint's.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 16,
+    optimisation: Annotated[
+        options.OptimisationName,
+        typer.Option(
+            "--optimisation", help="graph: CUDA graphs; compile: compiled blocks; packed: CPU, float32, 2x memory."
+        ),
+    ] = options.OptimisationName.eager,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Capture, compile and run one batch before the clock starts.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +95,8 @@ def command(
         raise FlasharError("--npz holds pictures, but --no-images was passed; leave one of them out")
     _check_targets(out, tokens_out, npz, overwrite)
 
+    import torch
+
     from flashar_cli import runtime
     from flashar_cli.api import load
     from flashar_cli.decoding.decoder import choose_order
@@ -109,13 +120,18 @@ def command(
     total = len(conditions) if num_images is None else num_images
     order = choose_order(loaded.model, decoder.value if decoder else None)
 
+    engine = loaded.engine(optimisation.value, explain=output.note)
+    if warm:
+        loaded.model.prefix.check(conditions)
+        rows = torch.arange(min(batch_size, max(total, 1))) % len(conditions)
+        engine.warm(conditions[rows], order, params)
     batches, pictures = [], []
     started = time.perf_counter()
     with output.progress(max(total, 0), "images") as bar:
-        for codes in generate_tokens(loaded.model, conditions, total, order, params, seed, batch_size):
+        for codes in generate_tokens(loaded.model, conditions, total, order, params, seed, batch_size, engine):
             batches.append(codes.cpu().numpy())
             if want_images:
-                pictures.append(loaded.pictures(codes))
+                pictures.append(loaded.drawn_pictures(codes, engine))
             bar.update(len(codes))
     seconds = time.perf_counter() - started
 
@@ -138,6 +154,7 @@ def command(
     summary = {
         **settings,
         "num_images": total,
+        "optimisation": engine.optimisation,
         "forwards_per_image": order.num_steps,
         "time_s": round(seconds, 4),
         "images_per_s": round(total / seconds, 4),

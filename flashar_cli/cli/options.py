@@ -27,6 +27,13 @@ class DecoderName(StrEnum):
     flashar = "flashar"
 
 
+class OptimisationName(StrEnum):
+    eager = "eager"
+    graph = "graph"
+    compile = "compile"
+    packed = "packed"
+
+
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or a preset (`flashar ls`).")
 ]

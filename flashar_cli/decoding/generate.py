@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flashar_cli.decoding.decoder import decode
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
@@ -26,17 +26,22 @@ def generate_tokens(
     params: SamplingParams,
     seed: int,
     batch_size: int,
+    engine: Engine | None = None,
 ) -> Iterator[Tensor]:
     """Yields token grids int64 [B, H, W], picture k under condition ``k mod len(conditions)``.
 
-    Picture k depends on the seed and on k alone, not on the batch it is in. Raises FlasharError for conditions that
+    Picture k depends on the seed and on k alone, not on the batch it is in. ``engine``, one of this model, says how to
+    decode; None: eagerly. Raises FlasharError for conditions that
     don't fit the model, before anything is drawn.
     """
     if num_images < 1 or batch_size < 1:
         raise FlasharError(f"got {num_images} images in batches of {batch_size}; expected at least 1 of each")
     model.prefix.check(conditions)
+    engine = engine or Engine(model)
     for first in range(0, num_images, batch_size):
         count = min(batch_size, num_images - first)
-        rows = torch.arange(first, first + count) % len(conditions)
-        uniform = uniform_table(seed, first, count, len(order.cells))
-        yield decode(model, conditions[rows], order, params, uniform)
+        # A size of its own would be captured or compiled for this one batch.
+        size = batch_size if engine.pads_batches and num_images > batch_size else count
+        rows = torch.arange(first, first + size) % len(conditions)
+        uniform = uniform_table(seed, first, size, len(order.cells))
+        yield engine.decode(conditions[rows], order, params, uniform)[:count]

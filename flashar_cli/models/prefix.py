@@ -31,12 +31,14 @@ class Conditions:
         return len(given)
 
     def __getitem__(self, rows: slice | Tensor) -> Conditions:
-        return Conditions(*(None if part is None else part[rows] for part in (self.labels, self.features, self.mask)))
+        return Conditions(*(None if part is None else part[rows] for part in self.parts()))
 
     def to(self, device: torch.device) -> Conditions:
-        return Conditions(
-            *(None if part is None else part.to(device) for part in (self.labels, self.features, self.mask))
-        )
+        return Conditions(*(None if part is None else part.to(device) for part in self.parts()))
+
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Labels, features and mask."""
+        return self.labels, self.features, self.mask
 
 
 class ClassEmbedder(nn.Module):

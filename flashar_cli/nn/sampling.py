@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,10 +46,35 @@ class SamplingParams:
     def guided(self) -> bool:
         return self.cfg_scale != 1.0
 
+    @property
+    def kind(self) -> SamplingKind:
+        return SamplingKind(self.guided, self.temperature == 0, self.top_k, self.top_p < 1.0)
+
     def guides_cell(self, position: int, num_cells: int) -> bool:
         """Whether guidance acts on the step that starts at this position of the order."""
         start, end = self.cfg_interval
         return self.guided and start <= position / num_cells and (position / num_cells < end)
+
+
+@dataclass(frozen=True)
+class SamplingKind:
+    """What of ``SamplingParams`` decides which operations run. Everything else are numbers: ``SamplingValues``."""
+
+    guided: bool = False
+    greedy: bool = False
+    top_k: int = 0
+    nucleus: bool = False
+
+
+class SamplingValues(NamedTuple):
+    """The numbers that sampling reads, float32 tensors of no dimension, so that they change without new operations."""
+
+    temperature: Tensor
+    top_p: Tensor
+
+    @classmethod
+    def of(cls, params: SamplingParams, device: torch.device | str = "cpu") -> SamplingValues:
+        return cls(*(torch.tensor(value, device=device) for value in (params.temperature, params.top_p)))
 
 
 def uniform_table(seed: int, first_image: int, num_images: int, num_cells: int) -> Tensor:
@@ -65,28 +91,40 @@ def guide(logits_cond: Tensor, logits_uncond: Tensor, scale: float | Tensor) -> 
     return logits_uncond + scale * (logits_cond - logits_uncond)
 
 
-def filter_logits(logits_BCV: Tensor, top_k: int, top_p: float) -> Tensor:
+def filter_logits(logits_BCV: Tensor, top_k: int, top_p: Tensor | None) -> Tensor:
     """Sets to -inf what is not among the ``top_k`` best (ties with the k-th are kept), then what lies beyond the
-    smallest set of best codes whose probability reaches ``top_p``.
+    smallest set of best codes whose probability reaches ``top_p`` (float32, no dimension; None: off).
     """
     if 0 < top_k < logits_BCV.shape[-1]:
         kth = logits_BCV.topk(top_k, dim=-1).values[..., -1:]
         logits_BCV = logits_BCV.masked_fill(logits_BCV < kth, -torch.inf)
-    if top_p < 1.0:
+    if top_p is not None:
         ordered, index = logits_BCV.sort(dim=-1, descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
+        probabilities = ordered.softmax(dim=-1)
+        before = _cumulative(probabilities) - probabilities
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits_BCV = torch.full_like(logits_BCV, -torch.inf).scatter(-1, index, ordered)
     return logits_BCV
 
 
-def sample(logits_BCV: Tensor, uniform_BC: Tensor, params: SamplingParams) -> Tensor:
-    """int64 [B, C]: argmax at temperature 0, else inverse-CDF sampling of the filtered distribution."""
-    if params.temperature == 0:
+def sample(logits_BCV: Tensor, uniform_BC: Tensor, kind: SamplingKind, values: SamplingValues) -> Tensor:
+    """int64 [B, C]: argmax where ``kind`` is greedy, else inverse-CDF sampling of the filtered distribution.
+
+    Nothing here waits for the device or depends on its data, so it can stand in a CUDA graph.
+    """
+    if kind.greedy:
         return logits_BCV.argmax(dim=-1)
-    filtered = filter_logits(logits_BCV.float() / params.temperature, params.top_k, params.top_p)
-    cdf = filtered.softmax(dim=-1).cumsum(dim=-1)
+    top_p = values.top_p if kind.nucleus else None
+    filtered = filter_logits(logits_BCV.float() / values.temperature, kind.top_k, top_p)
+    cdf = _cumulative(filtered.softmax(dim=-1))
     total = cdf[..., -1:]
     # u < 1, but u * total may round up to total, beyond every code; the float before it belongs to the last code.
     threshold = torch.minimum(uniform_BC[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
+
+
+def _cumulative(rows_BCV: Tensor) -> Tensor:
+    # A single row is summed on CUDA by a scan whose rounding differs from run to run; two rows or more are not.
+    if rows_BCV.is_cuda and rows_BCV.numel() == rows_BCV.shape[-1]:
+        return rows_BCV.repeat(2, 1, 1).cumsum(dim=-1)[:1]
+    return rows_BCV.cumsum(dim=-1)

@@ -45,6 +45,19 @@ def test_same_seed_same_tokens_whatever_the_batch(run_cli, write_tiny_checkpoint
     assert np.array_equal(*(np.load(path) for path in files))
 
 
+def test_optimisations_write_the_same_tokens(run_cli, write_tiny_checkpoint, tmp_path):
+    model = write_tiny_checkpoint()
+    arguments = ("--labels", "0-2", "--batch-size", 2, "--json")
+    assert run_cli("generate", model, *arguments, "--tokens-out", tmp_path / "plain.npy").code == 0
+    graph = ("--optimisation", "graph", "--device", "cpu", "--dtype", "float32", "--warm")
+    result = run_cli("generate", model, *arguments, *graph, "--tokens-out", tmp_path / "graph.npy")
+    assert result.code == 0 and json.loads(result.out)["optimisation"] == "eager"
+    assert "need a CUDA device; decoding eagerly" in result.err and result.err.count("\n") == 1
+    assert np.array_equal(np.load(tmp_path / "plain.npy"), np.load(tmp_path / "graph.npy"))
+    refused = run_cli("generate", model, "--optimisation", "fast")
+    assert refused.code == 2
+
+
 def test_tokens_alone_need_no_tokenizer(run_cli, write_tiny_checkpoint, tmp_path):
     model = write_tiny_checkpoint(tokenizer=False)
     refused = run_cli("generate", model, "--labels", 1, "--out", tmp_path / "out")

@@ -6,7 +6,11 @@ import torch
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.hashing import hash_uniform
-from flashar_cli.nn.sampling import SamplingParams, filter_logits, sample, uniform_table
+from flashar_cli.nn.sampling import SamplingParams, SamplingValues, filter_logits, sample, uniform_table
+
+
+def draw(logits, uniform, params):
+    return sample(logits, uniform, params.kind, SamplingValues.of(params))
 
 
 def test_table_depends_on_its_three_indices_only():
@@ -29,7 +33,7 @@ def test_hash_is_uniform_and_uncorrelated():
 def test_inverse_cdf_follows_the_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(1, 1000, 4)
     uniform = (torch.arange(1000) + 0.5)[None] / 1000
-    counts = torch.bincount(sample(logits, uniform, SamplingParams()).flatten(), minlength=4)
+    counts = torch.bincount(draw(logits, uniform, SamplingParams()).flatten(), minlength=4)
     assert counts.tolist() == [100, 200, 300, 400]
 
 
@@ -38,22 +42,22 @@ def test_filtered_codes_are_never_drawn(uniform):
     torch.manual_seed(0)
     logits = torch.randn(4, 50, 64) * 3
     params = SamplingParams(top_k=5, top_p=0.8, temperature=0.7)
-    codes = sample(logits, torch.full((4, 50), uniform), params)
-    kept = filter_logits(logits / 0.7, 5, 0.8).isfinite()
+    codes = draw(logits, torch.full((4, 50), uniform), params)
+    kept = filter_logits(logits / 0.7, 5, torch.tensor(0.8)).isfinite()
     assert bool(kept.gather(-1, codes[..., None]).all())
 
 
 def test_top_k_and_top_p_by_hand():
     logits = torch.tensor([[[0.5, 0.25, 0.15, 0.1]]]).log()
-    assert filter_logits(logits, 2, 1.0).isfinite().tolist() == [[[True, True, False, False]]]
-    assert filter_logits(logits, 0, 0.6).isfinite().tolist() == [[[True, True, False, False]]]
-    assert filter_logits(logits, 0, 0.4).isfinite().tolist() == [[[True, False, False, False]]]
-    assert filter_logits(logits, 9, 1.0).isfinite().all()
+    assert filter_logits(logits, 2, None).isfinite().tolist() == [[[True, True, False, False]]]
+    assert filter_logits(logits, 0, torch.tensor(0.6)).isfinite().tolist() == [[[True, True, False, False]]]
+    assert filter_logits(logits, 0, torch.tensor(0.4)).isfinite().tolist() == [[[True, False, False, False]]]
+    assert filter_logits(logits, 9, None).isfinite().all()
 
 
 def test_temperature_zero_is_argmax():
     logits = torch.randn(2, 3, 16)
-    assert torch.equal(sample(logits, torch.rand(2, 3), SamplingParams(temperature=0)), logits.argmax(-1))
+    assert torch.equal(draw(logits, torch.rand(2, 3), SamplingParams(temperature=0)), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(

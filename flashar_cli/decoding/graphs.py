@@ -1,0 +1,88 @@
+"""A decode plan as CUDA graphs: captured once, replayed for every batch of its key.
+
+Letters: B images, H grid rows, W grid columns, C cells of a step, R rows (B, or 2B with guidance), V codebook size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from flashar_cli.decoding.plan import DecodePlan, StepHook
+from flashar_cli.tokenizers.vq import VQTokenizer
+
+# A diagonal order of up to 32x32 cells is one graph. Raster orders, whose graphs would reach a million kernels, are
+# split: a graph's host memory and instantiation time grow with its kernels, a launch more costs microseconds.
+STEPS_PER_GRAPH = 64
+
+
+class GraphedPlan:
+    """Prefix, steps and, with a tokenizer, token decode of a plan, as graphs in one memory pool.
+
+    The graphs read weights and buffers where they were at capture: the model must not be moved, cast or reloaded while
+    this lives. Raises RuntimeError where capture is impossible.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, plan: DecodePlan, tokenizer: VQTokenizer | None, on_step: StepHook | None = None) -> None:
+        """``on_step`` is called once, at capture: logits it keeps are rewritten by every replay."""
+        self.plan = plan
+        grid, device = plan.key.order.grid, plan.key.device
+        self.codes_BHW = torch.zeros(plan.key.batch, grid.height, grid.width, dtype=torch.int64, device=device)
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._warm_up(tokenizer)
+
+        self._prefix, first_RCV = self._capture(plan.prefix)
+        self._steps: list[torch.cuda.CUDAGraph] = []
+        num_steps = plan.key.order.num_steps
+        for first in range(0, num_steps, STEPS_PER_GRAPH):
+            last = min(first + STEPS_PER_GRAPH, num_steps)
+            graph, _ = self._capture(partial(self._run_steps, first, last, first_RCV, on_step))
+            self._steps.append(graph)
+        self._first_RCV = first_RCV  # written by one graph and read by the next, so its memory must not be reused
+        self._pixels: torch.cuda.CUDAGraph | None = None
+        if tokenizer is not None:
+            self._pixels, self._pictures = self._capture(partial(tokenizer.decode_unchecked, self.codes_BHW))
+
+    def prefix(self) -> None:
+        """Enqueues the prefix and the logits of step 0."""
+        self._prefix.replay()
+
+    def steps(self) -> None:
+        """Enqueues all sampling and every further forward."""
+        for graph in self._steps:
+            graph.replay()
+
+    @torch.inference_mode()
+    def pixels(self, codes_BHW: Tensor) -> Tensor:
+        """Codes int64 [B, H, W] -> a fresh float [B, 3, height, width]. Needs a tokenizer at construction."""
+        assert self._pixels is not None, "captured without a tokenizer"
+        self.codes_BHW.copy_(codes_BHW)
+        self._pixels.replay()
+        return self._pictures.clone()
+
+    def _run_steps(self, first: int, last: int, first_RCV: Tensor, on_step: StepHook | None) -> Tensor:
+        if first == 0:
+            self.plan.draw(0, first_RCV, on_step)
+        self.plan.advance(max(first, 1), last, on_step)
+        return self.plan.codes_BN
+
+    def _warm_up(self, tokenizer: VQTokenizer | None) -> None:
+        """One eager run on the side stream: library handles and workspaces are made outside the graphs."""
+        device = self.plan.key.device
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            self._run_steps(0, self.plan.key.order.num_steps, self.plan.prefix(), None)
+            if tokenizer is not None:
+                tokenizer.decode_unchecked(self.codes_BHW)
+        torch.cuda.current_stream(device).wait_stream(self._stream)
+
+    def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = work()
+        return graph, result

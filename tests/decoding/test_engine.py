@@ -1,0 +1,178 @@
+"""Many batches through one engine, and what happens where an optimisation can't be had."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from flashar_cli.decoding import graphs
+from flashar_cli.decoding.decoder import decode
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.forwards import packed_linears
+from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.errors import FlasharError
+from flashar_cli.nn.layers import Block
+from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from flashar_cli.tokenizers.vq import VQTokenizer
+from tests.decoding.test_decoder import make_conditions, make_model
+from tests.tiny_models import TINY_VQ
+
+PARAMS = SamplingParams(cfg_scale=2.0, top_k=9)
+
+
+def uniform(first: int, batch: int) -> torch.Tensor:
+    return uniform_table(0, first, batch, 15)
+
+
+def test_one_plan_a_key_and_no_new_buffers_for_the_next_batch():
+    model = make_model(3, 5, "hidden")
+    engine, order, conditions = Engine(model), model.config.order_grid.diagonal(), make_conditions(3, False)
+    first = engine.decode(conditions, order, PARAMS, uniform(0, 3))
+    plan = engine.plan(3, order, PARAMS)
+    addresses = [buffer.data_ptr() for buffer in plan.buffers()]
+    other = SamplingParams(cfg_scale=4.0, temperature=0.5, top_k=9)  # other numbers, the same operations
+    second = engine.decode(conditions, order, other, uniform(3, 3))
+    assert engine.plan(3, order, other) is plan
+    assert [buffer.data_ptr() for buffer in plan.buffers()] == addresses
+    assert torch.equal(first, decode(model, conditions, order, PARAMS, uniform(0, 3)))
+    assert torch.equal(second, decode(model, conditions, order, other, uniform(3, 3)))
+    for batch, params in ((2, PARAMS), (3, SamplingParams(top_k=9)), (3, SamplingParams(cfg_scale=2.0, top_k=8))):
+        assert engine.plan(batch, order, params) is not plan
+    assert engine.plan(3, model.config.order_grid.raster(), PARAMS) is not plan
+
+
+class ReplayedWork:
+    """Stands in for a captured graph: a replay runs the work again and leaves its result where it was."""
+
+    def __init__(self, work):
+        self.work, self.result = work, work()
+
+    def replay(self):
+        self.result.copy_(self.work())
+
+
+@pytest.mark.parametrize("order_name", ("raster", "diagonal"))
+@torch.inference_mode()
+def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
+    """What is in which graph, and in which order they run; that capture itself works takes a GPU."""
+    monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 4)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(graphs.GraphedPlan, "_warm_up", lambda self, tokenizer: None)
+    captured = []
+
+    def capture(self, work):
+        captured.append(ReplayedWork(work))
+        return captured[-1], captured[-1].result
+
+    monkeypatch.setattr(graphs.GraphedPlan, "_capture", capture)
+    model, tokenizer = make_model(3, 5, "hidden"), VQTokenizer(TINY_VQ).eval()
+    grid = model.config.order_grid
+    order = grid.raster() if order_name == "raster" else grid.diagonal()
+    plan = DecodePlan(model, PlanKey.of(model, 3, order, PARAMS.kind))
+    graphed = graphs.GraphedPlan(plan, tokenizer)
+    assert len(captured) == 1 + -(-order.num_steps // 4) + 1
+    for first in (0, 3):
+        plan.load(make_conditions(3, False), PARAMS, uniform(first, 3))
+        graphed.prefix()
+        graphed.steps()
+        expected = decode(model, make_conditions(3, False), order, PARAMS, uniform(first, 3))
+        assert torch.equal(plan.tokens(), expected)
+        assert torch.equal(graphed.pixels(expected), tokenizer.decode(expected))
+
+
+def test_graphs_without_cuda_are_one_line_and_eager():
+    model, lines = make_model(3, 5, "hidden"), []
+    engine = Engine(model, optimisation="graph", explain=lines.append)
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    assert lines == ["--optimisation graph: CUDA graphs need a CUDA device; decoding eagerly"]
+    assert engine.optimisation == "eager"
+    with pytest.raises(FlasharError, match="expected one of eager, graph, compile, packed"):
+        Engine(model, optimisation="fast")
+
+
+def test_blocks_run_compiled_only_while_decoding(monkeypatch):
+    model, calls = make_model(3, 5, "hidden"), []
+
+    def compiler(forward, dynamic):
+        assert dynamic
+        return lambda *args: calls.append(1) or forward(*args)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
+    engine = Engine(model, optimisation="compile")
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    num_blocks = sum(isinstance(module, Block) for module in model.modules())
+    assert len(calls) == num_blocks * order.num_steps
+    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    assert len(calls) == num_blocks * order.num_steps  # the model itself is as it was
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="packed weights are oneDNN's")
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+@pytest.mark.parametrize("gate", ("hidden", "logits"))
+def test_packed_weights_give_the_same_logits(gate, captions):
+    model, lines = make_model(3, 5, gate, captions), []
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(3, captions)
+    logits: dict[str, list[torch.Tensor]] = {"eager": [], "packed": []}
+    for seen, forwards in ((logits["eager"], nullcontext()), (logits["packed"], packed_linears(model).active())):
+        with forwards:
+            decode(model, conditions, order, PARAMS, uniform(0, 3), lambda _, step, seen=seen: seen.append(step))
+    torch.testing.assert_close(logits["packed"], logits["eager"], atol=1e-4, rtol=0)
+    assert not all(torch.equal(ours, theirs) for ours, theirs in zip(*logits.values(), strict=True))
+    engine = Engine(model, optimisation="packed", explain=lines.append)
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 3))
+    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 3)))
+    assert lines == []
+
+
+def test_packed_weights_are_for_float32():
+    lines: list[str] = []
+    Engine(make_model(3, 5, "hidden").bfloat16(), optimisation="packed", explain=lines.append)
+    assert len(lines) == 1 and "need float32 on a CPU" in lines[0]
+
+
+def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
+    def compiler(forward, dynamic):
+        def fail(*args):
+            raise RuntimeError("no C++ compiler\nand a long story")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    model, lines = make_model(3, 5, "hidden"), []
+    engine = Engine(model, optimisation="compile", explain=lines.append)
+    order, conditions = model.config.order_grid.raster(), make_conditions(2, False)
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    assert lines == ["--optimisation compile: torch.compile failed (no C++ compiler); decoding eagerly"]
+
+
+def test_a_last_smaller_batch_is_padded_where_sizes_are_dear(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: forward)
+    model = make_model(3, 5, "hidden")
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(3, False)
+    engine = Engine(model, optimisation="compile")
+    batches = list(generate_tokens(model, conditions, 5, order, PARAMS, 7, 3, engine))
+    assert [len(codes) for codes in batches] == [3, 2]
+    plain = list(generate_tokens(model, conditions, 5, order, PARAMS, 7, 3))
+    assert torch.equal(torch.cat(batches), torch.cat(plain))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order_name", ("raster", "diagonal"))
+def test_compiled_blocks_agree(order_name):
+    model = make_model(3, 5, "hidden")
+    grid = model.config.order_grid
+    order = grid.raster() if order_name == "raster" else grid.diagonal()
+    greedy, lines = SamplingParams(cfg_scale=2.0, temperature=0), []
+    engine = Engine(model, optimisation="compile", explain=lines.append)
+    codes = engine.decode(make_conditions(2, False), order, greedy, uniform(0, 2))
+    assert lines == []
+    assert torch.equal(codes, decode(model, make_conditions(2, False), order, greedy, uniform(0, 2)))

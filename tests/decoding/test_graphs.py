@@ -1,0 +1,90 @@
+"""CUDA graphs against eager decoding on the same device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashar_cli.decoding.decoder import decode, decode_with
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.graphs import GraphedPlan
+from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from flashar_cli.tokenizers.vq import VQTokenizer
+from tests.decoding.test_decoder import make_conditions, make_model
+from tests.tiny_models import TINY_VQ
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device"),
+]
+GRIDS = ((3, 5), (5, 1), (16, 16))  # 16x16 raster: more than one graph of steps
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def order_of(model, name):
+    grid = model.config.order_grid
+    return grid.raster() if name == "raster" else grid.diagonal()
+
+
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+@pytest.mark.parametrize("batch", (1, 3))
+@pytest.mark.parametrize("scale", (1.0, 2.0))
+@pytest.mark.parametrize("order_name", ("raster", "diagonal"))
+@pytest.mark.parametrize("shape", GRIDS)
+@torch.inference_mode()
+def test_replayed_logits_are_those_of_eager_bit_for_bit(shape, order_name, scale, batch, captions):
+    model = make_model(*shape, "hidden", captions).cuda()
+    order, conditions = order_of(model, order_name), make_conditions(batch, captions)
+    num_cells = shape[0] * shape[1]
+    settings = [SamplingParams(cfg_scale=scale, temperature=heat, top_k=9, top_p=0.9) for heat in (1.0, 0.7)]
+    plan = DecodePlan(model, PlanKey.of(model, batch, order, settings[0].kind))
+    plan.load(conditions, settings[0], uniform_table(9, 0, batch, num_cells))
+    kept: list[torch.Tensor] = []
+    graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
+    for seed, params in enumerate(settings):
+        uniform = uniform_table(seed, 0, batch, num_cells)
+        seen: list[torch.Tensor] = []
+        eager = decode(model, conditions, order, params, uniform, lambda step, logits, seen=seen: seen.append(logits))
+        plan.load(conditions, params, uniform)
+        graphs.prefix()
+        graphs.steps()
+        assert torch.equal(plan.tokens(), eager)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, seen, strict=True))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@torch.inference_mode()
+def test_an_engine_captures_a_key_once(dtype):
+    model = make_model(4, 4, "hidden").to("cuda", dtype)
+    tokenizer = VQTokenizer(TINY_VQ).cuda().eval()
+    lines: list[str] = []
+    engine = Engine(model, tokenizer, "graph", lines.append)
+    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), SamplingParams(cfg_scale=2.0)
+    engine.warm(conditions, order, params)
+    assert lines == []
+    allocated = torch.cuda.memory_allocated()
+    for seed in range(3):
+        uniform = uniform_table(seed, 0, 3, 16)
+        codes = engine.decode(conditions, order, params, uniform)
+        plan = engine.plan(3, order, params)
+        torch.testing.assert_close(engine.pixels(codes), tokenizer.decode(codes), atol=1e-4, rtol=0)
+        assert torch.equal(codes, decode_with(plan, conditions, params, uniform, None))
+        del codes, plan
+    assert torch.cuda.memory_allocated() == allocated
+
+
+def test_what_cannot_be_captured_is_one_line_and_eager():
+    model = make_model(3, 5, "hidden").cuda()
+    forward, lines = model.backbone.norm.forward, []
+    model.backbone.norm.forward = lambda x: forward(x) * float(x.sum().item() == x.sum().item())
+    engine = Engine(model, None, "graph", lines.append)
+    order, conditions, params = order_of(model, "raster"), make_conditions(1, False), SamplingParams()
+    codes = engine.decode(conditions, order, params, uniform_table(0, 0, 1, 15))
+    assert len(lines) == 1 and "capture failed" in lines[0] and engine.optimisation == "eager"
+    assert torch.equal(codes, decode(model, conditions, order, params, uniform_table(0, 0, 1, 15)))

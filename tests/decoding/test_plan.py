@@ -1,0 +1,141 @@
+"""What a CUDA graph asks of the decode path, checked without a GPU: no wait for the device, no shape that depends on
+data, no table made on the way, and buffers that stay where they are.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from flashar_cli.decoding.decoder import decode, decode_with
+from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from tests.decoding.test_decoder import make_conditions, make_model
+
+# The host learns a value, or a shape follows from values.
+WAITING = {"_local_scalar_dense", "item", "equal", "is_nonzero"}
+DATA_DEPENDENT = {
+    "nonzero",
+    "nonzero_static",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "bincount",
+    "repeat_interleave",
+}
+# A tensor made from host data: under capture its copy would be of memory that is gone at replay.
+FROM_HOST = {"lift_fresh", "lift_fresh_copy"}
+REFUSED = WAITING | DATA_DEPENDENT | FROM_HOST
+
+SETTINGS = (
+    SamplingParams(),
+    SamplingParams(cfg_scale=2.0, temperature=0),
+    SamplingParams(cfg_scale=2.0, temperature=0.8, top_k=5, top_p=0.9, cfg_interval=(0.0, 0.5)),
+)
+
+
+class GraphSafe(TorchDispatchMode):
+    """Refuses what can't be captured, and tensors on any device but one."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.num_calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").partition(".")[0]
+        if name in REFUSED:
+            raise AssertionError(f"{func} on the decode path")
+        if name.startswith("index") and any(_is_mask(leaf) for leaf in tree_leaves(args[1:])):
+            raise AssertionError(f"{func} by a mask on the decode path")
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type != self.device:
+                raise AssertionError(f"{func} touches {leaf.device}")
+        self.num_calls += 1
+        return result
+
+
+def _is_mask(leaf) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool
+
+
+@pytest.fixture(params=("raster", "diagonal"))
+def order_name(request):
+    return request.param
+
+
+def make_plan(model, order_name: str, batch: int, params: SamplingParams) -> DecodePlan:
+    grid = model.config.order_grid
+    order = grid.raster() if order_name == "raster" else grid.diagonal()
+    return DecodePlan(model, PlanKey.of(model, batch, order, params.kind))
+
+
+@torch.inference_mode()
+def run_guarded(plan: DecodePlan, device: str) -> int:
+    with GraphSafe(device) as guard:
+        plan.draw(0, plan.prefix())
+        plan.advance(1, plan.key.order.num_steps)
+        plan.tokens()
+    return guard.num_calls
+
+
+@pytest.mark.parametrize("params", SETTINGS, ids=("plain", "greedy", "filtered"))
+@pytest.mark.parametrize("gate", ("hidden", "logits", "scalar", "mean"))
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+def test_the_decode_path_is_graph_safe(order_name, params, gate, captions):
+    model = make_model(3, 5, gate, captions)
+    plan = make_plan(model, order_name, 2, params)
+    plan.load(make_conditions(2, captions), params, torch.rand(2, 15))
+    assert run_guarded(plan, "cpu") > 100
+
+
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+def test_the_decode_path_never_touches_another_device(order_name, captions):
+    """On ``meta`` there are no values to wait for, and the host's tensors are on another device."""
+    model, params = make_model(3, 5, "hidden", captions).to("meta"), SETTINGS[2]
+    assert run_guarded(make_plan(model, order_name, 2, params), "meta") > 100
+
+
+def test_the_guard_refuses():
+    values = torch.tensor([1.0, 0.0])
+    positive = values > 0
+    waiting = (lambda: values.sum().item(), lambda: bool(positive[0]), values.nonzero, lambda: values[positive])
+    from_host = (lambda: torch.tensor([1]), lambda: values[[0, 1]])
+    for bad in (*waiting, *from_host):
+        with pytest.raises(AssertionError), GraphSafe("cpu"):
+            bad()
+    with pytest.raises(AssertionError), GraphSafe("meta"):
+        torch.zeros(2, device="meta").copy_(values)
+    with GraphSafe("cpu"):
+        values.add(1).index_select(0, positive.long())
+
+
+def test_buffers_stay_over_steps_and_images(order_name):
+    model, params = make_model(4, 4, "hidden", captions=True), SETTINGS[2]
+    plan = make_plan(model, order_name, 2, params)
+    addresses = [buffer.data_ptr() for buffer in plan.buffers()]
+    seen = []
+    for image in range(2):
+        uniform = uniform_table(0, 2 * image, 2, 16)
+        decode_with(
+            plan, make_conditions(2, True), params, uniform, lambda *_: seen.append(plan.cache.memory.data_ptr())
+        )
+    assert [buffer.data_ptr() for buffer in plan.buffers()] == addresses
+    assert set(seen) == {plan.cache.memory.data_ptr()}
+
+
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+def test_a_plan_that_was_used_before_decodes_the_same(order_name, captions):
+    model = make_model(4, 4, "hidden", captions)
+    conditions = make_conditions(3, captions)
+    hot = SamplingParams(cfg_scale=3.0, temperature=1.5, top_p=0.99, cfg_interval=(0.3, 1.0))
+    cool = SamplingParams(cfg_scale=1.5, temperature=0.7, top_p=0.8)
+    plan = make_plan(model, order_name, 3, hot)
+    first = decode_with(plan, conditions[torch.tensor([2, 0, 1])], hot, uniform_table(1, 0, 3, 16), None)
+    kept = first.clone()
+    again = decode_with(plan, conditions, cool, uniform_table(2, 0, 3, 16), None)
+    assert torch.equal(again, decode(model, conditions, plan.key.order, cool, uniform_table(2, 0, 3, 16)))
+    assert torch.equal(first, kept) and not torch.equal(first, again)
