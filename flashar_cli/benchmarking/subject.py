@@ -89,7 +89,7 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, 
     model = model.to(dtype).to_empty(device=device).eval()
     with torch.no_grad():
         initialise(model, seed)
-        # With a head of zeros, as training starts, every greedy decoder draws code 0; that they agree says nothing then.
+        # With a head of zeros, as training starts, every greedy decoder draws code 0; their agreement is void then.
         model.backbone.head.weight.normal_(std=0.02, generator=torch.Generator(device).manual_seed(seed))
     return model
 
