@@ -67,9 +67,10 @@ class Attention(nn.Module):
         start: int = 0,
     ) -> Tensor:
         """``rope`` [S, E // 2, 2] are the rows of the queries; with a cache the S positions are stored at ``start``."""
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        q_BSAE, k_BSGE, v_BSGE = self.wqkv(x_BSD).unflatten(-1, (-1, self.head_dim)).split(heads, dim=2)
-        q_BASE, k_BGSE = (apply_rope(part, rope).transpose(1, 2) for part in (q_BSAE, k_BSGE))
+        # Queries and keys, X heads together, are turned at once: half the operations of a decoding step's rotation.
+        turned = (self.num_heads + self.num_kv_heads, self.num_kv_heads)
+        x_BSXE, v_BSGE = self.wqkv(x_BSD).unflatten(-1, (-1, self.head_dim)).split(turned, dim=2)
+        q_BASE, k_BGSE = apply_rope(x_BSXE, rope).transpose(1, 2).split((self.num_heads, self.num_kv_heads), dim=1)
         v_BGSE = v_BSGE.transpose(1, 2)
         if cache is not None:
             k_BGSE, v_BGSE = cache.update(start, k_BGSE, v_BGSE)
