@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from flashar_cli.data.shapes import CLASS_NAMES, draw
 
 ROOT = Path(__file__).parents[1]
 NUM_PICTURES = 2000
-STEPS = 60
+STEPS = 120
 
 
 def write_pictures(folder: Path) -> None:
@@ -75,25 +76,22 @@ def kill_children(parent: subprocess.Popen) -> None:
         os.kill(int(child), signal.SIGKILL)
 
 
-def run(home: Path, kill_after_s: list[float], *arguments: object) -> int:
-    """Runs a command to its end; before that, once for each time given, starts it and kills its processes. Returns
-    how many of them were still running then.
+def run(home: Path, kills: list[tuple[int, float]], progress: Callable[[], int], *arguments: object) -> None:
+    """Runs a command to its end; before that, once for each (progress, seconds), starts it, waits until it has come so
+    far and that long more, and kills its processes.
     """
-    killed = 0
-    for seconds in kill_after_s:
+    for reached, seconds in kills:
         process = flashar(home, *arguments)
+        while process.poll() is None and progress() < reached:
+            time.sleep(0.05)
         time.sleep(seconds)
-        if process.poll() is None:
-            kill_children(process)
-            killed += 1
+        assert process.poll() is None, f"it ended before it was killed: {process.communicate()[0]}"
+        kill_children(process)
         output, _ = process.communicate(timeout=120)
-        if process.returncode == 0:
-            return killed  # it was faster than the killer
-        assert process.returncode in (2, 128 + signal.SIGKILL) and "Traceback" not in output, output
+        assert process.returncode == 128 + signal.SIGKILL and "Traceback" not in output, output
     process = flashar(home, *arguments)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    return killed
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -108,19 +106,26 @@ def content(folder: Path) -> dict[str, str]:
 def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
     write_pictures(tmp_path / "pictures")
     rng = random.Random()
-    kills = {
-        "whole": ([], []),
-        "cut": ([rng.uniform(5, 15) for _ in range(2)], [rng.uniform(8, 30) for _ in range(3)]),
-    }
-    print("killed after seconds:", kills["cut"])
-    for name, (encode_kills, adapt_kills) in kills.items():
+    encode_kills = [(rng.randint(1, 5), rng.uniform(0, 1)), (rng.randint(6, 9), rng.uniform(0, 1))]
+    steps = [(0, rng.uniform(1, 8)), (rng.randint(1, 20), rng.uniform(0, 3)), (rng.randint(21, 70), rng.uniform(0, 3))]
+    print("killed at (shards or steps, seconds later):", encode_kills, steps)
+    for name in ("whole", "cut"):
         codes, out = tmp_path / f"codes-{name}", tmp_path / f"adapted-{name}"
+        metrics = tmp_path / f"adapted-{name}.run" / "metrics.jsonl"
         source = ("--data", tmp_path / "pictures", "--out", codes, "--shard-size", 128, "--max-bad", "2%")
-        killed = run(tmp_path / "home", encode_kills, "encode", "llamagen-tiny", *source, "--nproc", 2)
+        run(
+            tmp_path / "home",
+            encode_kills if name == "cut" else [],
+            lambda codes=codes: len(list(codes.glob("codes-*"))),
+            *("encode", "llamagen-tiny", *source, "--nproc", 2),
+        )
         settings = ("--steps", STEPS, "--batch-size", 16, "--set", "save_every=5", "--set", "data.num_validation=64")
-        adapt = ("adapt", "llamagen-tiny", "--data", codes, "--out", out, *settings, "--nproc", 2)
-        killed += run(tmp_path / "home", adapt_kills, *adapt)
-        assert name == "whole" or killed >= 4, "the machine is too fast for these moments"
+        run(
+            tmp_path / "home",
+            steps if name == "cut" else [],
+            lambda metrics=metrics: metrics.read_text().count('"kind": "step"') if metrics.exists() else 0,
+            *("adapt", "llamagen-tiny", "--data", codes, "--out", out, *settings, "--nproc", 2),
+        )
     assert content(tmp_path / "codes-whole") == content(tmp_path / "codes-cut")
     whole, cut = ((tmp_path / f"adapted-{name}" / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
