@@ -5,6 +5,7 @@ Everything here also works in a single process without a process group, where it
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -42,7 +43,8 @@ def process_group(device: torch.device) -> Iterator[World]:
     try:
         yield world
     except BaseException as error:
-        # The frames of the traceback hold the DDP model, and that the process group's threads beyond its end.
+        # The frames of the traceback hold the DDP model, which must not outlive its process group: at the end of the
+        # process the group's threads would abort it.
         traceback.clear_frames(error.__traceback__)
         if not _is_lost_connection(error):
             raise
@@ -51,6 +53,7 @@ def process_group(device: torch.device) -> Iterator[World]:
             "run the same command again to resume"
         ) from None
     finally:
+        gc.collect()  # a DDP model is part of reference cycles
         dist.destroy_process_group()
 
 

@@ -39,11 +39,11 @@ def test_every_command_helps_with_examples(run_cli, command):
 
 
 def test_ctrl_c_exits_130(run_cli, monkeypatch, write_tiny_checkpoint, tmp_path):
-    from flashar_cli.decoding import generate
+    from flashar_cli.decoding.engine import Engine
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "decode", interrupted)
+    monkeypatch.setattr(Engine, "decode", interrupted)
     result = run_cli("generate", write_tiny_checkpoint(), "--out", tmp_path / "out")
     assert result.code == 130 and "interrupted" in result.err and not (tmp_path / "out").exists()
