@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.decoding.decoder import decode
+from flashar_cli.decoding.engine import Engine, Optimisation
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.prefix import Conditions
@@ -42,11 +43,13 @@ Prepare = Callable[[BenchModel, Order, Conditions, SamplingParams, Tensor], Samp
 @dataclass(frozen=True)
 class Level:
     """One level of optimisation. ``prepare(subject, order, conditions, params, uniform_BN)`` may compile and capture;
-    ``obstacle`` says in one line why a device can't have the level, or nothing.
+    ``obstacle`` says in one line why a device can't have the level, or nothing. ``by_default`` levels are benched
+    without being asked for.
     """
 
     prepare: Prepare
     obstacle: Callable[[torch.device], str | None]
+    by_default: bool = True
 
 
 def eager(
@@ -65,20 +68,51 @@ def eager(
     return Sampler(draw, pixels_of(subject), model.backbone.blocks[0])
 
 
+def through_engine(optimisation: Optimisation) -> Prepare:
+    """The decoder as ``generate --optimisation`` runs it. Raises FlasharError where it would fall back to eager."""
+
+    def prepare(
+        subject: BenchModel, order: Order, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
+    ) -> Sampler:
+        engine = Engine(subject.model, subject.tokenizer, optimisation, _refuse)
+        engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
+
+        def draw(mark: Callable[[], None]) -> Tensor:
+            return engine.decode(conditions, order, params, uniform_BN, mark)
+
+        # A replayed graph calls no module, so nothing can count its forwards.
+        forwards = order.num_steps if subject.model.device.type == "cuda" else subject.model.backbone.blocks[0]
+        return Sampler(draw, None if subject.tokenizer is None else engine.pixels, forwards)
+
+    return prepare
+
+
+def _refuse(line: str) -> None:
+    raise FlasharError(line)
+
+
 def pixels_of(subject: BenchModel) -> Callable[[Tensor], Tensor] | None:
     """Token decode without a check of the codes, which a model draws in range: a check would wait for the device."""
     return None if subject.tokenizer is None else subject.tokenizer.decode_unchecked
 
 
-# From the slowest to the fastest: without --arms the last one that the device can have is benched.
+def _only_on(kind: str) -> Callable[[torch.device], str | None]:
+    return lambda device: None if device.type == kind else f"it is for {kind} devices"
+
+
+# From the slowest to the fastest: without --arms the last one that the device can have is benched. Those that --arms
+# has to name take a second copy of the weights, or were never measured on a GPU.
 LEVELS: dict[str, Level] = {
     "eager": Level(eager, lambda device: None),
+    "packed": Level(through_engine("packed"), _only_on("cpu"), by_default=False),
+    "compile": Level(through_engine("compile"), lambda device: None, by_default=False),
+    "graph": Level(through_engine("graph"), _only_on("cuda"), by_default=False),
 }
 
 
 def default_arms(device: torch.device) -> tuple[str, ...]:
     """Both decoders at the best level of this device."""
-    best = [name for name, level in LEVELS.items() if level.obstacle(device) is None][-1]
+    best = [name for name, level in LEVELS.items() if level.by_default and level.obstacle(device) is None][-1]
     return tuple(f"{decoder}-{best}" for decoder in DECODERS)
 
 

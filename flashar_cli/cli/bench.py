@@ -33,7 +33,10 @@ def command(
         str, typer.Option("--batch-sizes", metavar="B,B,..|sweep", help="Pictures at once; sweep: 1,2,4 to the limit.")
     ] = "1",
     arms: Annotated[
-        str | None, typer.Option("--arms", metavar="A,B,..", help="DECODER-LEVEL, e.g. raster-eager,flashar-eager.")
+        str | None,
+        typer.Option(
+            "--arms", metavar="A,B,..", help="DECODER-LEVEL; levels: eager, packed (CPU), compile, graph (CUDA)."
+        ),
     ] = None,
     upstream: Annotated[
         Path | None, typer.Option("--upstream", metavar="DIR", help="A LlamaGen clone: adds its own sampler.")

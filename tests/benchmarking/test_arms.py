@@ -9,6 +9,7 @@ import torch
 
 from flashar_cli.benchmarking import arms, run, sweep
 from flashar_cli.benchmarking.launches import OperatorCounter
+from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.nn.sampling import SamplingParams
@@ -55,6 +56,30 @@ def test_speedups_compare_the_same_level(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [ratio.arm for ratio in batch.speedups] == ["flashar-eager", "flashar-other"]
     times = {arm.name: arm.token_generation_s.median_s for arm in batch.arms}
     assert batch.speedup == pytest.approx(times["raster-other"] / times["flashar-other"])
+
+
+@pytest.mark.parametrize("decoder", arms.DECODERS)
+def test_packed_weights_draw_the_same_tokens(decoder: str) -> None:
+    bench_model = subject()
+    order = choose_order(bench_model.model, decoder)
+    conditions, params = run.example_conditions(bench_model.model.config, 2, 0), SamplingParams(cfg_scale=2.0)
+    uniform = torch.rand(2, len(order.cells), generator=torch.Generator().manual_seed(0))
+    marks: list[int] = []
+    drawn = []
+    for level in ("eager", "packed"):
+        sampler = arms.LEVELS[level].prepare(bench_model, order, conditions, params, uniform)
+        drawn.append(sampler.draw(lambda: marks.append(1)))
+    assert torch.equal(*drawn) and len(marks) == 2
+
+
+def test_a_level_that_would_fall_back_is_refused() -> None:
+    bench_model = subject()
+    order = choose_order(bench_model.model, "raster")
+    conditions = run.example_conditions(bench_model.model.config, 1, 0)
+    with pytest.raises(FlasharError, match="CUDA graphs need a CUDA device"):
+        arms.LEVELS["graph"].prepare(bench_model, order, conditions, SamplingParams(), torch.zeros(1, len(order.cells)))
+    with pytest.raises(FlasharError, match="can't have: it is for cuda devices"):
+        arms.choose_arms("raster-graph", CPU, False)
 
 
 def test_one_arm_alone_has_no_speedup() -> None:
