@@ -68,8 +68,9 @@ def _adapt(
     if world.is_main and (state.loaded is None or not artifacts.sheet_path(job, "base").exists()):
         note("drawing samples of the base, to compare with")
         artifacts.write_samples(job, model, validation, "base", "raster", artifacts.BASE_SHEET_IMAGES)
-    begun = state.total_steps(stages)
-    record("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))
+    if recorder is not None:  # it measures this machine, which one process is enough for
+        begun = state.total_steps(stages)
+        recorder("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))
 
     def draw_samples(stage: str) -> None:
         whole = whole_model(model)

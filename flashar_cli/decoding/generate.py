@@ -31,8 +31,7 @@ def generate_tokens(
     """Yields token grids int64 [B, H, W], picture k under condition ``k mod len(conditions)``.
 
     Picture k depends on the seed and on k alone, not on the batch it is in. ``engine``, one of this model, says how to
-    decode; None: eagerly. Raises FlasharError for conditions that
-    don't fit the model, before anything is drawn.
+    decode; None: eagerly. Raises FlasharError for conditions that don't fit the model, before anything is drawn.
     """
     if num_images < 1 or batch_size < 1:
         raise FlasharError(f"got {num_images} images in batches of {batch_size}; expected at least 1 of each")
