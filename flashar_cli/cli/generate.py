@@ -58,9 +58,7 @@ def command(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 16,
     optimisation: Annotated[
         options.OptimisationName,
-        typer.Option(
-            "--optimisation", help="graph: CUDA graphs; compile: compiled blocks; packed: CPU, float32, 2x memory."
-        ),
+        typer.Option("--optimisation", help="graph: CUDA graphs; compile: compiled blocks; packed: CPU, 2x memory."),
     ] = options.OptimisationName.eager,
     warm: Annotated[
         bool, typer.Option("--warm", help="Capture, compile and run one batch before the clock starts.")

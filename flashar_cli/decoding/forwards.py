@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,49 +12,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.nn.layers import Block
+from flashar_cli.nn.layers import Block, FeedForward
 
-# Below, reading the weights is all the time, and the plain product reads them faster. LlamaGen-B's linear layers on two
-# Xeon cores: 2 rows 15 ms plain, 17 packed; 4 rows 25 and 17; 16 rows 36 and 25; 32 rows 43 and 36.
-MIN_PACKED_ROWS = 4
+# From how many rows on packed weights are faster. LlamaGen-B's linear layers on two Xeon cores with AMX, ms plain and
+# packed: float32 2 rows 17 and 20, 4 rows 29 and 20, 16 rows 44 and 30, 32 rows 50 and 43; bfloat16 2 rows 17 and 12,
+# 32 rows 18 and 16.
+MIN_PACKED_ROWS = {torch.float32: 4, torch.bfloat16: 1}
 
 
 class Forwards:
-    """Forwards that stand in for modules' own ones. The model itself stays as it is outside ``active``."""
+    """Forwards and weights that stand in for modules' own ones. Outside ``active`` the model is as it was."""
 
-    def __init__(self, forwards: list[tuple[nn.Module, Callable[..., Any]]]) -> None:
-        self._forwards = forwards
+    def __init__(self, stand_ins: list[tuple[nn.Module, str, Any]]) -> None:
+        """Each is a module, the name of an attribute of its class, and what the module itself has instead."""
+        self._stand_ins = stand_ins
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The forwards are used inside; hooks on the modules are called as ever."""
-        for module, forward in self._forwards:
-            module.__dict__["forward"] = forward
+        """The stand-ins are used inside; hooks on the modules are called as ever."""
+        for module, name, value in self._stand_ins:
+            module.__dict__[name] = value
         try:
             yield
         finally:
-            for module, _ in self._forwards:
-                del module.__dict__["forward"]
+            for module, name, _ in self._stand_ins:
+                del module.__dict__[name]
 
 
 def compiled_blocks(model: FlasharModel) -> Forwards:
-    """Every transformer block through ``torch.compile``."""
+    """Every transformer block through ``torch.compile``, its ``w1`` and ``w3`` as one product: a launch less. Both
+    parameters become views of one new tensor, so that no weight is held twice.
+    """
+    modules = list(model.modules())
     # dynamic: the number of cells and of stored keys changes from step to step.
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    return Forwards([(block, torch.compile(block.forward, dynamic=True)) for block in blocks])
+    compiled = [
+        (each, "forward", torch.compile(each.forward, dynamic=True)) for each in modules if isinstance(each, Block)
+    ]
+    return Forwards(compiled + [(each, "w13", _joined(each)) for each in modules if isinstance(each, FeedForward)])
 
 
 def can_pack(model: FlasharModel) -> bool:
     """Whether ``packed_linears`` works on this model, here."""
-    return model.device.type == "cpu" and model.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return model.dtype == torch.float32 or (
+        model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def packed_linears(model: FlasharModel) -> Forwards:
-    """Every linear layer of a float32 model on a CPU with a second copy of its weights, in the order in which oneDNN's
+    """Every linear layer of a model on a CPU with a second copy of its weights, in the order in which oneDNN's
     matrix kernels read them: otherwise each product of a few rows sorts all weights first.
     """
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return Forwards([(linear, partial(_packed_linear, linear, _pack(linear))) for linear in linears])
+    return Forwards([(linear, "forward", partial(_packed_linear, linear, _pack(linear))) for linear in linears])
 
 
 @torch.inference_mode()
@@ -63,6 +74,14 @@ def _pack(linear: nn.Linear) -> Tensor:
 
 
 def _packed_linear(linear: nn.Linear, packed: Tensor, x: Tensor) -> Tensor:
-    if x.numel() < MIN_PACKED_ROWS * x.shape[-1]:
+    if x.numel() < MIN_PACKED_ROWS[x.dtype] * x.shape[-1]:
         return F.linear(x, linear.weight, linear.bias)
     return torch.ops.mkldnn._linear_pointwise(x, packed, linear.bias, "none", [], "")
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _joined(module: FeedForward) -> Tensor:
+    joined = torch.cat([module.w1.weight, module.w3.weight])
+    module.w1.weight.data, module.w3.weight.data = joined.chunk(2)
+    return joined

@@ -10,7 +10,7 @@ import torch
 from flashar_cli.decoding import graphs
 from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.forwards import packed_linears
+from flashar_cli.decoding.forwards import compiled_blocks, packed_linears
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.errors import FlasharError
@@ -23,8 +23,8 @@ from tests.tiny_models import TINY_VQ
 PARAMS = SamplingParams(cfg_scale=2.0, top_k=9)
 
 
-def uniform(first: int, batch: int) -> torch.Tensor:
-    return uniform_table(0, first, batch, 15)
+def uniform(first: int, batch: int, num_cells: int = 15) -> torch.Tensor:
+    return uniform_table(0, first, batch, num_cells)
 
 
 def test_one_plan_a_key_and_no_new_buffers_for_the_next_batch():
@@ -131,10 +131,36 @@ def test_packed_weights_give_the_same_logits(gate, captions):
     assert lines == []
 
 
-def test_packed_weights_are_for_float32():
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="a CPU without bfloat16")
+def test_packed_bfloat16_weights_draw_nearly_the_same_codes():
+    model, lines = make_model(6, 6, "hidden").bfloat16(), []
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(3, False)
+    engine = Engine(model, optimisation="packed", explain=lines.append)
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 3, 36))
+    assert (codes == decode(model, conditions, order, PARAMS, uniform(0, 3, 36))).float().mean() > 0.8
+    assert lines == []
+
+
+def test_packed_weights_are_for_dtypes_that_onednn_packs():
     lines: list[str] = []
-    Engine(make_model(3, 5, "hidden").bfloat16(), optimisation="packed", explain=lines.append)
-    assert len(lines) == 1 and "need float32 on a CPU" in lines[0]
+    Engine(make_model(3, 5, "hidden").half(), optimisation="packed", explain=lines.append)
+    assert len(lines) == 1 and "need float32 or bfloat16 on a CPU" in lines[0]
+
+
+def test_w1_and_w3_are_one_product_of_the_same_memory(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: forward)
+    model = make_model(3, 5, "hidden")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(2, 3, model.config.backbone.dim)
+    feed_forward = model.backbone.blocks[0].feed_forward
+    expected = feed_forward(x)
+    with compiled_blocks(model).active():
+        assert feed_forward.w13.data_ptr() == feed_forward.w1.weight.data_ptr()
+        assert feed_forward.w13[-1].data_ptr() == feed_forward.w3.weight[-1].data_ptr()
+        torch.testing.assert_close(feed_forward(x), expected, atol=1e-6, rtol=0)
+    assert feed_forward.w13 is None
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
