@@ -170,6 +170,8 @@ def test_the_real_sampler_draws_what_ours_draws(family: str, variable: str, capt
     config = config_of(family, **({"prefix": CaptionPrefix(feature_dim=6, length=120)} if captions else {}))
     benched, published = subject_of(config), load_upstream(Path(os.environ[variable]))
     conditions = run.example_conditions(config, 2, 0)
+    if conditions.mask is not None:
+        conditions.mask[0, :100] = 0  # a short caption beside one of full length
     report = published.check(benched, conditions, cfg_scale)
     assert (report.num_tokens, report.num_equal_tokens) == (32, 32)
     drawn = published.prepare(benched, conditions, SamplingParams(cfg_scale=cfg_scale, temperature=0.0), 0)
