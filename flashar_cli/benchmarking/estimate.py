@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from flashar_cli.benchmarking.arms import split_arm
+from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.run import Plan, example_conditions
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
@@ -19,14 +19,14 @@ from flashar_cli.decoding.decoder import choose_order, decode_step, prefill
 @torch.inference_mode()
 def expected_s(subject: BenchModel, plan: Plan) -> float:
     """Expected seconds of ``bench``, on the long side: the middle step of a diagonal order is its largest, and every
-    level of optimisation counts as the eager one, upstream's sampler as our raster.
+    level of optimisation counts as the eager one, upstream's sampler as the decoder of ours that it is like.
     """
     own = subject.model.config.order_grid
     total = 0.0
     for grid in plan.grids or (own,):
         set_grid(subject, grid)
         for batch_size in plan.batch_sizes:
-            decoders = ["flashar" if split_arm(arm)[0] == "flashar" else "raster" for arm in plan.arms]
+            decoders = [decoder_of(arm, subject.model.config.family) for arm in plan.arms]
             seconds = {decoder: _decode_s(subject, plan, batch_size, decoder) for decoder in set(decoders)}
             total += sum(seconds[decoder] for decoder in decoders)
             if subject.tokenizer is not None:

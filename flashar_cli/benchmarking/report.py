@@ -85,7 +85,7 @@ class BatchReport(Config):
     batch_size: int = Field(gt=0)
     speedup: float | None = Field(gt=0, description="flashar over raster at the best level that both ran at")
     speedup_with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
-    speedups: tuple[Speedup, ...] = Field(description="flashar over raster at each level, and both over upstream")
+    speedups: tuple[Speedup, ...] = Field(description="flashar over raster at each level, and every arm over upstream")
     arms: tuple[ArmReport, ...] = Field(min_length=1)
 
     @property
@@ -177,10 +177,14 @@ class RatesReport(Config):
 class UpstreamReport(Config):
     """The published sampler that ran on the same weights."""
 
+    repository: str = Field("FoundationVision/LlamaGen", description="where it was published, on GitHub")
     commit: str | None = Field(description="of the clone; null where it is no git checkout")
     files_sha256: dict[str, str] = Field(description="of the files that were imported")
+    decoder: Literal["raster", "flashar"] = Field(
+        "raster", description="ours that decodes in the same order: the same forwards and the same floor"
+    )
     num_tokens: int = Field(gt=0, description="tokens that both drew greedily before anything was timed")
-    num_equal_tokens: int = Field(ge=0, description="of those, tokens at which our raster decoder agrees")
+    num_equal_tokens: int = Field(ge=0, description="of those, tokens at which that decoder of ours agrees")
 
 
 class BenchReport(Config):

@@ -18,6 +18,8 @@ from flashar_cli.benchmarking import environment, timing
 from flashar_cli.benchmarking.arms import LEVELS, UPSTREAM, Sampler, split_arm
 from flashar_cli.benchmarking.floor import Floor, Rates, forward_costs
 from flashar_cli.benchmarking.launches import count_launches
+from flashar_cli.benchmarking.published import decoder_of
+from flashar_cli.benchmarking.published.upstream import Upstream
 from flashar_cli.benchmarking.report import (
     ArmReport,
     BatchReport,
@@ -30,7 +32,6 @@ from flashar_cli.benchmarking.report import (
     Subject,
 )
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
-from flashar_cli.benchmarking.upstream import Upstream
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
@@ -137,9 +138,8 @@ def example_conditions(config: ModelConfig, batch_size: int, seed: int) -> Condi
 
 
 def floor_of(model: FlasharModel, arm: str, batch_size: int, params: SamplingParams, rates: Rates) -> Floor:
-    """What an arm can't do without for one batch; upstream's sampler is a raster decoder."""
-    decoder, _ = split_arm(arm)
-    order = choose_order(model, "raster" if decoder == UPSTREAM else decoder)
+    """What an arm can't do without for one batch."""
+    order = choose_order(model, decoder_of(arm, model.config.family))
     rows = batch_size * (2 if params.guided else 1)
     return Floor.of(forward_costs(model.config, order, rows, model.dtype.itemsize), rates)
 

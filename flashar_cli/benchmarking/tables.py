@@ -127,7 +127,8 @@ def remarks(report: BenchReport) -> list[str]:
     ]
     if report.upstream is not None:
         same, total = report.upstream.num_equal_tokens, report.upstream.num_tokens
-        lines.append(f"upstream's sampler and our raster decoder drew {same} of {total} greedy tokens alike")
+        sampler = f"upstream's sampler ({report.upstream.repository})"
+        lines.append(f"{sampler} and our {report.upstream.decoder} decoder drew {same} of {total} greedy tokens alike")
     if report.sweep_end is not None:
         lines.append(f"the sweep of batch sizes ended: {report.sweep_end}")
     return lines

@@ -19,6 +19,8 @@ flashar bench llamagen-tiny --batch-sizes 1,8 --out bench.json
 flashar bench --res 256,384,512,1024 --batch-sizes sweep --report bench.html
 
 flashar bench llamagen-b --random-weights --upstream LlamaGen
+
+flashar bench nar-b --random-weights --upstream NAR
 """
 SWEEP = "sweep"
 
@@ -39,7 +41,7 @@ def command(
         ),
     ] = None,
     upstream: Annotated[
-        Path | None, typer.Option("--upstream", metavar="DIR", help="A LlamaGen clone: adds its own sampler.")
+        Path | None, typer.Option("--upstream", metavar="DIR", help="A LlamaGen or NAR clone: adds its own sampler.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each arm.")] = 5,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Runs before them, reported apart.")] = 1,
@@ -78,12 +80,12 @@ def command(
     from flashar_cli.benchmarking import tables
     from flashar_cli.benchmarking.arms import choose_arms
     from flashar_cli.benchmarking.estimate import expected_s
+    from flashar_cli.benchmarking.published.upstream import load_upstream
     from flashar_cli.benchmarking.report import write_report
     from flashar_cli.benchmarking.run import Plan, bench, num_runs
     from flashar_cli.benchmarking.subject import default_model, grids_of, load_subject
     from flashar_cli.benchmarking.sweep import sizes_that_fit
     from flashar_cli.benchmarking.timing import measure_rates
-    from flashar_cli.benchmarking.upstream import check_family, load_upstream
     from flashar_cli.nn.sampling import SamplingParams
 
     if cfg_scale is not None:
@@ -102,7 +104,7 @@ def command(
     config = subject.model.config
     grids = grids_of(config.tokenizer, sides)
     if published is not None:
-        check_family(config)
+        published.check_model(config)
     output.note(f"{subject.name}, {', '.join(map(str, grids or (config.order_grid,)))} tokens, {subject.weights}")
     if subject.branch_added:
         output.note("this model has no vertical branch; benching it with a fresh one (its pictures would be noise)")
