@@ -28,12 +28,12 @@ OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "packed"
 
 
 class Engine:
-    """Decodes batches of one model. The model must not be moved, cast or reloaded while its engine is in use.
+    """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
 
     ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``compile`` runs the
     blocks through ``torch.compile`` first (on a CPU: without graphs); ``packed``, for float32 and bfloat16 on a CPU,
-    keeps a second copy of the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets one
-    line, once, and decoding goes on eagerly. Raises FlasharError for an unknown optimisation.
+    not quantised, keeps a second copy of the weights in the matrix kernels' own order. Where that can't be done
+    ``explain`` gets one line, once, and decoding goes on eagerly. Raises FlasharError for an unknown optimisation.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Engine:
         if optimisation == "graph" and model.device.type != "cuda":
             self._fall_back("CUDA graphs need a CUDA device")
         elif optimisation == "packed" and not can_pack(model):
-            self._fall_back("packed weights need float32 or bfloat16 on a CPU with oneDNN")
+            self._fall_back("packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised")
         elif optimisation == "compile":
             self._forwards = compiled_blocks(model)
         elif optimisation == "packed":
