@@ -5,6 +5,7 @@ Letters: R rows (B images, or 2B with guidance), C cells of a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,6 +15,9 @@ from flashar_cli.benchmarking.run import Plan, example_conditions
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
 from flashar_cli.decoding.decoder import choose_order, decode_step, prefill
+
+# A teacher-forced forward takes a small part of a decode: all its rows read the weights once.
+TEACHER_FORCED_SHARE = 0.25
 
 
 @torch.inference_mode()
@@ -33,6 +37,14 @@ def expected_s(subject: BenchModel, plan: Plan) -> float:
                 total += len(plan.arms) * _token_decode_s(subject, batch_size)
     set_grid(subject, own)
     return total * (plan.warmup + plan.repeats)
+
+
+@torch.inference_mode()
+def expected_agreement_s(subject: BenchModel, plan: Plan, arms: Sequence[str]) -> float:
+    """Expected seconds of one picture drawn greedily and one teacher-forced forward for each arm, or its reference."""
+    decoders = [split_arm(arm)[0] for arm in arms]
+    seconds = {decoder: _decode_s(subject, plan, 1, decoder) for decoder in set(decoders)}
+    return (1 + TEACHER_FORCED_SHARE) * sum(seconds[decoder] for decoder in decoders)
 
 
 def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) -> float:

@@ -19,6 +19,7 @@ from flashar_cli.benchmarking.arms import LEVELS, UPSTREAM, Sampler, split_arm
 from flashar_cli.benchmarking.floor import Floor, Rates, forward_costs
 from flashar_cli.benchmarking.launches import count_launches
 from flashar_cli.benchmarking.report import (
+    Agreement,
     ArmReport,
     BatchReport,
     BenchReport,
@@ -33,6 +34,7 @@ from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.upstream import Upstream
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
@@ -78,8 +80,10 @@ def bench(
     rates: Rates,
     on_run: Callable[[], None] = lambda: None,
     upstream: Upstream | None = None,
+    agreements: tuple[Agreement, ...] = (),
 ) -> BenchReport:
-    """Measures every arm on every grid at every batch size. ``on_run`` is called after each run, warm-up included.
+    """Measures every arm on every grid at every batch size. ``on_run`` is called after each run, warm-up included;
+    ``agreements`` go into the report as they are.
 
     Raises FlasharError for a batch that does not fit into memory, unless it ends a sweep.
     """
@@ -109,13 +113,14 @@ def bench(
         hardware=environment.hardware(model.device),
         software=environment.software(),
         model=_describe(subject, grids),
-        settings=_settings(model, plan),
+        settings=_settings(subject, plan),
         rates=RatesReport(
             copy_bytes_per_s=rates.copy_bytes_per_s,
             matmul_flops_per_s=rates.matmul_flops_per_s,
         ),
         peak_rss_bytes=timing.peak_rss_bytes(),
         upstream=agreement,
+        agreements=agreements,
         sweep_end=sweep_end,
         batches=tuple(batches),
     )
@@ -141,7 +146,8 @@ def floor_of(model: FlasharModel, arm: str, batch_size: int, params: SamplingPar
     decoder, _ = split_arm(arm)
     order = choose_order(model, "raster" if decoder == UPSTREAM else decoder)
     rows = batch_size * (2 if params.guided else 1)
-    return Floor.of(forward_costs(model.config, order, rows, model.dtype.itemsize), rates)
+    costs = forward_costs(model.config, order, rows, model.dtype.itemsize, is_quantized(model))
+    return Floor.of(costs, rates)
 
 
 def run_once(sampler: Sampler, device: torch.device) -> list[float]:
@@ -319,10 +325,12 @@ def _describe(subject: BenchModel, grids: tuple[Grid, ...]) -> Subject:
     )
 
 
-def _settings(model: FlasharModel, plan: Plan) -> Settings:
+def _settings(subject: BenchModel, plan: Plan) -> Settings:
+    model = subject.model
     return Settings(
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
+        quantize=subject.quantize,
         num_threads=torch.get_num_threads(),
         arms=plan.arms,
         batch_sizes=plan.batch_sizes,

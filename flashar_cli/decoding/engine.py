@@ -6,7 +6,7 @@ Letters: B images, N = H*W cells, H grid rows, W grid columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -104,6 +104,12 @@ class Engine:
             return self._latest.pixels(codes_BHW)
         return self.tokenizer.decode_unchecked(codes_BHW.to(self.model.device))
 
+    def forwards(self) -> AbstractContextManager[None]:
+        """Inside, the model's modules run as this engine runs them: compiled, packed or as they are. CUDA graphs
+        change nothing here, as they replay the same operations.
+        """
+        return nullcontext() if self._forwards is None else self._forwards.active()
+
     def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
         """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
         codes = self.decode(conditions, order, params, torch.zeros(len(conditions), len(order.cells)))
@@ -141,7 +147,7 @@ class Engine:
         if plan.key not in self._graphs:
             plan.load(conditions, params, uniform_BN)  # the warm-up run before a capture needs real inputs
             try:
-                with self._forwards.active() if self._forwards else nullcontext():
+                with self.forwards():
                     self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
             except RuntimeError as error:
                 self._fall_back(f"capture failed ({_first_line(error)})")
