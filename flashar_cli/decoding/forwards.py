@@ -42,13 +42,14 @@ class Forwards:
 
 def compiled_blocks(model: FlasharModel) -> Forwards:
     """Every transformer block through ``torch.compile``, its ``w1`` and ``w3`` as one product: a launch less. Both
-    parameters become views of one new tensor, so that no weight is held twice; quantised ones stay apart.
+    parameters become views of one new tensor, so that no weight is held twice; quantised ones stay apart, and quantised
+    heads are compiled too, as an eager product widens all of their weights first.
     """
     modules = list(model.modules())
+    heads = [model.backbone.head, *([] if model.branch is None else [model.branch.head])]
+    parts = [each for each in modules if isinstance(each, Block)] + [head for head in heads if is_quantized(head)]
     # dynamic: the number of cells and of stored keys changes from step to step.
-    compiled = [
-        (each, "forward", torch.compile(each.forward, dynamic=True)) for each in modules if isinstance(each, Block)
-    ]
+    compiled = [(each, "forward", torch.compile(each.forward, dynamic=True)) for each in parts]
     apart = [each for each in modules if isinstance(each, FeedForward) and not is_quantized(each)]
     return Forwards(compiled + [(each, "w13", _joined(each)) for each in apart])
 

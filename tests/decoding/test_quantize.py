@@ -85,6 +85,7 @@ def test_w1_and_w3_of_quantised_weights_stay_apart(monkeypatch: pytest.MonkeyPat
     quantize_model(model, "int8")
     with compiled_blocks(model).active():
         assert all(block.feed_forward.w13 is None for block in model.backbone.blocks)
+        assert all("forward" in head.__dict__ for head in (model.backbone.head, model.branch.head))
         codes = decode(model, make_conditions(2, False), model.config.order_grid.raster(), GREEDY, torch.zeros(2, 15))
     assert codes.shape == (2, 3, 5)
 
