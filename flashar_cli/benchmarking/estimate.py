@@ -5,7 +5,7 @@ Letters: R rows (B images, or 2B with guidance), C cells of a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -40,7 +40,7 @@ def expected_s(subject: BenchModel, plan: Plan) -> float:
 
 
 @torch.inference_mode()
-def expected_agreement_s(subject: BenchModel, plan: Plan, arms: Sequence[str]) -> float:
+def expected_agreement_s(subject: BenchModel, plan: Plan, arms: Iterable[str]) -> float:
     """Expected seconds of one picture drawn greedily and one teacher-forced forward for each arm, or its reference."""
     decoders = [split_arm(arm)[0] for arm in arms]
     seconds = {decoder: _decode_s(subject, plan, 1, decoder) for decoder in set(decoders)}

@@ -87,7 +87,7 @@ def command(
     from flashar_cli import runtime
     from flashar_cli.benchmarking import tables
     from flashar_cli.benchmarking.agreement import agreements, our_arms, references
-    from flashar_cli.benchmarking.arms import choose_arms
+    from flashar_cli.benchmarking.arms import choose_arms, split_arm
     from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
     from flashar_cli.benchmarking.report import write_report
     from flashar_cli.benchmarking.run import Plan, bench, num_runs
@@ -115,7 +115,8 @@ def command(
     if len(sides) > 1 and not is_random:
         raise FlasharError(f"--res is {res}, but trained weights are of one grid; bench others with --random-weights")
     published = None if upstream is None else load_upstream(upstream)
-    loaded_dtype = torch.float32 if agreement else chosen_dtype
+    compared = our_arms(chosen_arms) if agreement else []
+    loaded_dtype = torch.float32 if compared else chosen_dtype
     subject = load_subject(name, sides[0] if sides else None, is_random, chosen_device, loaded_dtype, seed)
     config = subject.model.config
     grids = grids_of(config.tokenizer, sides)
@@ -128,12 +129,10 @@ def command(
     generation = config.generation.model_dump()
     params = SamplingParams(**{**generation, **({} if cfg_scale is None else {"cfg_scale": cfg_scale})})
     plan = Plan(sizes or (1,), repeats, warmup, params, seed, chosen_arms, grids)
-    compared = our_arms(chosen_arms) if agreement else []
-    decoders = sorted({arm.partition("-")[0] for arm in compared})
-    if agreement:
-        seconds = expected_agreement_s(subject, plan, decoders)
-        output.note(f"one picture in float32, to compare the arms with: about {duration(seconds)}")
-    found = references(subject, plan) if agreement else {}
+    if compared:
+        seconds = expected_agreement_s(subject, plan, {split_arm(arm)[0] for arm in compared})
+        output.note(f"one picture of each decoder in float32, to compare the arms with: about {duration(seconds)}")
+    found = references(subject, plan) if compared else {}
     subject = converted(subject, chosen_dtype, scheme)
     if sizes is None:
         sizes, end = sizes_that_fit(subject, params, grids, len(chosen_arms))
@@ -142,7 +141,7 @@ def command(
     output.table("roofline: what each decoder can't do without on this machine", *tables.roofline(subject, plan, rates))
     expected = expected_s(subject, plan) + expected_agreement_s(subject, plan, compared)
     output.note(f"expected time: about {duration(expected)}")
-    agreed = agreements(subject, plan, found) if agreement else ()
+    agreed = agreements(subject, plan, found) if compared else ()
     if agreed:
         output.table(tables.AGREEMENT_TITLE, *tables.agreements(agreed))
         output.note(tables.AGREEMENT_REMARK)

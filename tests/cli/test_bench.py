@@ -54,7 +54,7 @@ def test_agreement_of_quantised_weights(
     assert (document["settings"]["dtype"], document["settings"]["quantize"]) == ("bfloat16", "int8")
     assert [found["arm"] for found in document["agreements"]] == ["raster-eager", "flashar-eager"]
     assert all(found["mean_abs_difference"] > 0 for found in document["agreements"])
-    assert done.err.index("one picture in float32") < done.err.index("expected time")
+    assert done.err.index("one picture of each decoder in float32") < done.err.index("expected time")
     assert done.err.index("expected time") < done.err.index("same argmax") < done.err.index("img/s   x floor")
     assert "bfloat16 with int8 weights" in done.err
     text = page.read_text()
