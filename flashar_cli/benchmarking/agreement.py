@@ -22,7 +22,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.sampling import guide
+from flashar_cli.nn.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,6 @@ def agreements(subject: BenchModel, plan: Plan, found: dict[str, Reference]) -> 
     return tuple(reports)
 
 
-def guided_logits(
-    model: FlasharModel, codes_BHW: Tensor, conditions: Conditions, order: Order, cfg_scale: float
-) -> Tensor:
-    """Teacher-forced logits float32 [B, N, V] of the cells in this order, after guidance."""
-    codes_BN = order.from_raster(codes_BHW)
-    if cfg_scale == 1.0:
-        return model(codes_BN, conditions, order).logits
-    rows = torch.arange(2 * len(codes_BN), device=codes_BN.device)
-    both = conditions[rows % len(codes_BN)]
-    cond, uncond = model(codes_BN.repeat(2, 1), both, order, drop=rows >= len(codes_BN)).logits.chunk(2)
-    return guide(cond, uncond, cfg_scale)
-
-
 def _agreement(name: str, engine: Engine, plan: Plan, order: Order, reference: Reference) -> Agreement:
     # Decoding comes first: it is where an engine says that it can't have its optimisation.
     drawn_BHW = _greedy_tokens(engine, plan, order).cpu()
@@ -102,15 +89,16 @@ def _agreement(name: str, engine: Engine, plan: Plan, order: Order, reference: R
 
 
 def _greedy_tokens(engine: Engine, plan: Plan, order: Order) -> Tensor:
-    greedy = replace(plan.params, temperature=0.0)
-    return engine.decode(_conditions(engine.model, plan), order, greedy, torch.zeros(1, len(order.cells)))
+    conditions, params = _inputs(engine.model, plan)
+    return engine.decode(conditions, order, params, torch.zeros(1, len(order.cells)))
 
 
 def _logits(engine: Engine, plan: Plan, order: Order, tokens_BHW: Tensor) -> Tensor:
-    model = engine.model
-    with engine.forwards():
-        return guided_logits(model, tokens_BHW.to(model.device), _conditions(model, plan), order, plan.params.cfg_scale)
+    conditions, params = _inputs(engine.model, plan)
+    return engine.teacher_forced(conditions, order, params, tokens_BHW)
 
 
-def _conditions(model: FlasharModel, plan: Plan) -> Conditions:
-    return example_conditions(model.config, 1, plan.seed).to(model.device)
+def _inputs(model: FlasharModel, plan: Plan) -> tuple[Conditions, SamplingParams]:
+    """What the picture shows, and greedy sampling under the plan's guidance."""
+    conditions = example_conditions(model.config, 1, plan.seed).to(model.device)
+    return conditions, replace(plan.params, temperature=0.0)

@@ -16,9 +16,6 @@ from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
 from flashar_cli.decoding.decoder import choose_order, decode_step, prefill
 
-# A teacher-forced forward takes a small part of a decode: all its rows read the weights once.
-TEACHER_FORCED_SHARE = 0.25
-
 
 @torch.inference_mode()
 def expected_s(subject: BenchModel, plan: Plan) -> float:
@@ -41,10 +38,10 @@ def expected_s(subject: BenchModel, plan: Plan) -> float:
 
 @torch.inference_mode()
 def expected_agreement_s(subject: BenchModel, plan: Plan, arms: Iterable[str]) -> float:
-    """Expected seconds of one picture drawn greedily and one teacher-forced forward for each arm, or its reference."""
+    """Expected seconds of what agreement asks of an arm or its reference: one picture drawn, one fed to it."""
     decoders = [split_arm(arm)[0] for arm in arms]
     seconds = {decoder: _decode_s(subject, plan, 1, decoder) for decoder in set(decoders)}
-    return (1 + TEACHER_FORCED_SHARE) * sum(seconds[decoder] for decoder in decoders)
+    return 2 * sum(seconds[decoder] for decoder in decoders)
 
 
 def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) -> float:

@@ -104,11 +104,16 @@ class Engine:
             return self._latest.pixels(codes_BHW)
         return self.tokenizer.decode_unchecked(codes_BHW.to(self.model.device))
 
-    def forwards(self) -> AbstractContextManager[None]:
-        """Inside, the model's modules run as this engine runs them: compiled, packed or as they are. CUDA graphs
-        change nothing here, as they replay the same operations.
+    @torch.inference_mode()
+    def teacher_forced(self, conditions: Conditions, order: Order, params: SamplingParams, codes_BHW: Tensor) -> Tensor:
+        """Guided logits float32 [B, N, V], in the order, that ``decode`` would draw from if it had drawn these codes.
+
+        Run step by step as ``decode`` runs, graphs aside, which replay the same operations.
         """
-        return nullcontext() if self._forwards is None else self._forwards.active()
+        plan = self.plan(len(conditions), order, params)
+        plan.load(conditions, params, torch.zeros(len(conditions), len(order.cells)))
+        with self._active_forwards():
+            return torch.cat(list(plan.teacher_forced(order.from_raster(codes_BHW.to(self.model.device)))), dim=1)
 
     def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
         """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
@@ -147,12 +152,15 @@ class Engine:
         if plan.key not in self._graphs:
             plan.load(conditions, params, uniform_BN)  # the warm-up run before a capture needs real inputs
             try:
-                with self.forwards():
+                with self._active_forwards():
                     self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
             except RuntimeError as error:
                 self._fall_back(f"capture failed ({_first_line(error)})")
                 return None
         return self._graphs[plan.key]
+
+    def _active_forwards(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._forwards is None else self._forwards.active()
 
     def _fall_back(self, reason: str) -> None:
         self._explain(f"--optimisation {self.optimisation}: {reason}; decoding eagerly")

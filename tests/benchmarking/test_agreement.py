@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from flashar_cli.benchmarking import run
-from flashar_cli.benchmarking.agreement import agreements, guided_logits, references
+from flashar_cli.benchmarking.agreement import agreements, references
 from flashar_cli.benchmarking.estimate import expected_agreement_s
 from flashar_cli.benchmarking.subject import BenchModel, converted
+from flashar_cli.decoding import forwards
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.sampling import SamplingParams
@@ -31,12 +34,12 @@ def plan(cfg_scale: float = 2.0, arms: tuple[str, ...] = ARMS) -> run.Plan:
 
 @pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
 @pytest.mark.parametrize("scale", (1.0, 2.0))
-def test_guided_logits_are_those_of_two_forwards(scale: float, captions: bool) -> None:
+def test_logits_are_those_of_the_teacher_forced_forward(scale: float, captions: bool) -> None:
     model, conditions = make_model(3, 5, "hidden", captions), make_conditions(2, captions)
     codes = torch.randint(32, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    engine, params = Engine(model), SamplingParams(cfg_scale=scale, temperature=0)
     for order in (model.config.order_grid.raster(), model.config.order_grid.diagonal()):
-        with torch.no_grad():
-            found = guided_logits(model, codes, conditions, order, scale)
+        found = engine.teacher_forced(conditions, order, params, codes)
         torch.testing.assert_close(found, teacher_forced(model, codes, conditions, order, scale), atol=1e-4, rtol=0)
 
 
@@ -93,13 +96,13 @@ def test_fewer_bits_are_seen_and_little(dtype: torch.dtype, scheme: str | None) 
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="packed weights are oneDNN's")
-def test_logits_are_those_of_the_level() -> None:
-    """Packed weights sum in another order, so the difference is small and not zero; the model is then as it was."""
+def test_logits_are_those_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level whose products are a little too large is seen to be that; the model is afterwards as it was."""
+    monkeypatch.setattr(forwards, "_packed_linear", lambda linear, packed, x: 1.0001 * F.linear(x, linear.weight))
     benched, chosen = subject(4, 4), plan(arms=("flashar-eager", "flashar-packed", "upstream"))
     eager, packed = agreements(benched, chosen, references(benched, chosen))
     assert (eager.arm, packed.arm) == ("flashar-eager", "flashar-packed")
-    assert eager.max_abs_difference == 0 < packed.max_abs_difference < 1e-3
-    assert packed.greedy_agreement == packed.drawn_agreement == 1.0
+    assert eager.max_abs_difference == 0 < packed.max_abs_difference < 0.1
     assert all("forward" not in module.__dict__ for module in benched.model.modules())
 
 
