@@ -64,8 +64,9 @@ def agreements(subject: BenchModel, plan: Plan, found: dict[str, Reference]) -> 
     for name in our_arms(plan.arms):
         decoder, level = split_arm(name)
         assert level is not None
-        engine = engines.setdefault(level, engine_of(subject, level))
-        reports.append(_agreement(name, engine, plan, choose_order(subject.model, decoder), found[decoder]))
+        if level not in engines:
+            engines[level] = engine_of(subject, level)
+        reports.append(_agreement(name, engines[level], plan, choose_order(subject.model, decoder), found[decoder]))
     return tuple(reports)
 
 
