@@ -20,6 +20,7 @@ from flashar_cli.config import ModelConfig
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.decoding.engine import Engine, Optimisation
 from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.decoding.quantize import Scheme, check_scheme, quantize_model
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
@@ -139,15 +140,25 @@ class ImageModel:
         return to_uint8(engine.pixels(tokens))
 
 
-def load(model: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> ImageModel:
+def load(
+    model: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    quantize: Scheme | None = None,
+) -> ImageModel:
     """Loads MODEL, a checkpoint directory or a preset. ``dtype`` None: bfloat16 on CUDA, float32 on a CPU.
 
-    Raises FlasharError where it is not there or not whole.
+    ``quantize``: ``int8`` or ``fp8`` weights in blocks and heads, through torchao (`pip install flashar[quant]`).
+    Raises FlasharError where it is not there or not whole, and where it can't be quantised here.
     """
     device = torch.device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if quantize is not None:
+        check_scheme(quantize, device, dtype)
     loaded = checkpoint.load(hub.resolve(str(model)), device, dtype)
+    if quantize is not None:
+        quantize_model(loaded.model, quantize)
     return ImageModel(loaded.model, loaded.tokenizer)
 
 

@@ -49,3 +49,15 @@ def test_half_precision(write_tiny_checkpoint):
     model = flashar_cli.load(str(write_tiny_checkpoint()), dtype=torch.bfloat16)
     assert model.model.dtype == torch.bfloat16
     assert model.generate([1], seed=0).tokens.max() < 32
+
+
+def test_quantised(write_tiny_checkpoint):
+    pytest.importorskip("torchao")
+    path = str(write_tiny_checkpoint())
+    plain, quantised = flashar_cli.load(path), flashar_cli.load(path, quantize="int8")
+    tokens = plain.generate([1, 2], temperature=0).tokens
+    near, far = quantised.logits(tokens, [1, 2]), plain.logits(tokens, [1, 2])
+    assert not torch.equal(near, far)
+    assert (near - far).abs().max() < 0.05 * far.abs().max()
+    with pytest.raises(FlasharError, match="overflows float16"):
+        flashar_cli.load(path, dtype=torch.float16, quantize="int8")

@@ -32,7 +32,7 @@ LAYERS = (
     ("cli", "__main__"),
 )
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
-OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard")
+OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard", "torchao")
 
 
 def modules() -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def through_engine(optimisation: Optimisation) -> Prepare:
     def prepare(
         subject: BenchModel, order: Order, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
     ) -> Sampler:
-        engine = Engine(subject.model, subject.tokenizer, optimisation, _refuse)
+        engine = engine_of(subject, optimisation)
         engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
 
         def draw(mark: Callable[[], None]) -> Tensor:
@@ -85,6 +86,11 @@ def through_engine(optimisation: Optimisation) -> Prepare:
         return Sampler(draw, None if subject.tokenizer is None else engine.pixels, forwards)
 
     return prepare
+
+
+def engine_of(subject: BenchModel, level: str) -> Engine:
+    """The decoder at a level of optimisation. Raises FlasharError where it would fall back to eager, then or later."""
+    return Engine(subject.model, subject.tokenizer, cast(Optimisation, level), _refuse)
 
 
 def _refuse(line: str) -> None:

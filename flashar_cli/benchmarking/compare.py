@@ -15,6 +15,8 @@ MODEL_KEYS = ("name", "family", "grid", "num_parameters", "branch")
 HARDWARE_KEYS = ("cpu", "num_cpu_cores", "gpu")
 # Arms that only one report has are left out, so they do no harm.
 UNCOMPARED_SETTINGS = ("arms",)
+# An old report can't name these and is known to have had their default.
+NEW_SETTINGS = ("quantize",)
 # Another version of PyTorch may start a few operators more or less; forwards are exact.
 TOLERANCES = {"forwards": 0.0, "launches": 0.01}
 
@@ -125,7 +127,7 @@ def _numbers(batch: BatchReport, with_level: bool) -> dict[tuple[str, str], floa
 
 
 def _differing(old: Config, new: Config) -> Iterator[tuple[str, object, object]]:
-    """Keys that both reports hold, an older layout fewer, with values that differ."""
+    """Keys that both reports hold, an older one fewer, with values that differ."""
     before, after = old.model_dump(), new.model_dump()
-    both = old.model_fields_set & new.model_fields_set
+    both = (old.model_fields_set & new.model_fields_set) | set(NEW_SETTINGS)
     return ((key, before[key], after[key]) for key in before if key in both and before[key] != after[key])

@@ -5,6 +5,7 @@ Letters: R rows (B images, or 2B with guidance), C cells of a step.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -33,6 +34,14 @@ def expected_s(subject: BenchModel, plan: Plan) -> float:
                 total += len(plan.arms) * _token_decode_s(subject, batch_size)
     set_grid(subject, own)
     return total * (plan.warmup + plan.repeats)
+
+
+@torch.inference_mode()
+def expected_agreement_s(subject: BenchModel, plan: Plan, arms: Iterable[str]) -> float:
+    """Expected seconds of what agreement asks of an arm or its reference: one picture drawn, one fed to it."""
+    decoders = [decoder_of(arm, subject.model.config.family) for arm in arms]
+    seconds = {decoder: _decode_s(subject, plan, 1, decoder) for decoder in set(decoders)}
+    return 2 * sum(seconds[decoder] for decoder in decoders)
 
 
 def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) -> float:

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from flashar_cli.config import ModelConfig
 from flashar_cli.grid import NO_SOURCE, Order
-from flashar_cli.models.sizes import block_weights, gate_weights, head_weights, prefix_weights
+from flashar_cli.models.sizes import block_weights, gate_weights, head_weights, linear_sizes, prefix_weights
+
+# What --quantize leaves of a linear layer: a byte for each weight and, for each output, a float32 scale.
+QUANTIZED_BYTES, SCALE_BYTES = 1, 4
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,11 @@ class ForwardCost:
         return max(self.read_bytes / rates.copy_bytes_per_s, self.flops / rates.matmul_flops_per_s)
 
 
-def forward_costs(config: ModelConfig, order: Order, rows_per_cell: int, bytes_per_weight: int) -> list[ForwardCost]:
-    """One cost per step of ``order``; ``rows_per_cell`` is B, or 2B with guidance.
+def forward_costs(
+    config: ModelConfig, order: Order, rows_per_cell: int, bytes_per_weight: int, quantized: bool = False
+) -> list[ForwardCost]:
+    """One cost per step of ``order``; ``rows_per_cell`` is B, or 2B with guidance. With ``quantized`` the linear layers
+    of blocks and heads take 8 bits a weight and a scale for each output.
 
     Counted are blocks, heads and, where the order needs it, the branch with its head and gate; not the embedding
     table, of which a step reads a few rows. The blocks run on the cells of the step before (step 0: on the prefix),
@@ -43,15 +49,19 @@ def forward_costs(config: ModelConfig, order: Order, rows_per_cell: int, bytes_p
     with_branch = any(source != NO_SOURCE for source in order.vertical_source)
     if with_branch:
         assert branch is not None, "the order needs a vertical branch"
-    blocks = block_weights(backbone) * (backbone.num_layers + (branch.depth if with_branch and branch else 0))
-    heads = head_weights(backbone) * (2 if with_branch else 1)
+    num_blocks = backbone.num_layers + (branch.depth if with_branch and branch else 0)
+    num_heads = 2 if with_branch else 1
+    blocks, heads = block_weights(backbone) * num_blocks, head_weights(backbone) * num_heads
+    weights, outputs = linear_sizes(backbone, num_blocks, num_heads)
+    saved = weights * (bytes_per_weight - QUANTIZED_BYTES) - outputs * SCALE_BYTES if quantized else 0
     heads += gate_weights(branch, backbone) if with_branch and branch else 0
     costs = []
     for step in range(order.num_steps):
         prefix = prefix_weights(config) if step == 0 else 0
         inputs = len(order.steps[step - 1]) if step > 0 else config.prefix.length
         products = (blocks + prefix) * inputs + heads * len(order.steps[step])
-        costs.append(ForwardCost((blocks + heads + prefix) * bytes_per_weight, 2 * products * rows_per_cell))
+        read_bytes = (blocks + heads + prefix) * bytes_per_weight - saved
+        costs.append(ForwardCost(read_bytes, 2 * products * rows_per_cell))
     return costs
 
 

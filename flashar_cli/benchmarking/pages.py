@@ -56,6 +56,13 @@ def _tables(report: BenchReport) -> list[tuple[str, tables.Table, list[str]]]:
         ("One arm over another", tables.speedups(report), ["floors: the ratio that an ideal decoder would reach here"]),
         ("Floor", tables.floors(report), []),
     ]
+    if report.agreements:
+        agreement = (
+            tables.AGREEMENT_TITLE.capitalize(),
+            tables.agreements(report.agreements),
+            [tables.AGREEMENT_REMARK],
+        )
+        found.insert(1, agreement)
     literature = published_for(report.model.name)
     if literature:
         header = ["method", "size", "FID", "img/s", "measured on", "source"]

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from flashar_cli.benchmarking.old_reports import upgrade
 from flashar_cli.benchmarking.timing import quartiles
 from flashar_cli.config import Config, explain
+from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 
@@ -152,6 +153,7 @@ class Settings(Config):
 
     device: str
     dtype: str
+    quantize: Scheme | None = Field(None, description="8-bit weights of blocks and heads; null: all are of the dtype")
     num_threads: int
     arms: tuple[str, ...] = Field(min_length=1, description="in the order of their turns")
     batch_sizes: tuple[int, ...]
@@ -187,6 +189,20 @@ class UpstreamReport(Config):
     num_equal_tokens: int = Field(ge=0, description="of those, tokens at which that decoder of ours agrees")
 
 
+class Agreement(Config):
+    """One arm against the same decoder run eagerly in float32, unquantised, on the same weights: one picture."""
+
+    arm: str
+    grid: str
+    num_cells: int = Field(gt=0)
+    greedy_agreement: float = Field(
+        ge=0, le=1, description="share of cells with the same argmax, teacher-forced on the reference's greedy tokens"
+    )
+    mean_abs_difference: float = Field(ge=0, description="of the logits behind it: fused, after guidance")
+    max_abs_difference: float = Field(ge=0, description="the largest of them")
+    drawn_agreement: float = Field(ge=0, le=1, description="share of equal tokens where both decode greedily alone")
+
+
 class BenchReport(Config):
     """The whole document."""
 
@@ -201,6 +217,7 @@ class BenchReport(Config):
     rates: RatesReport
     peak_rss_bytes: int = Field(description="of the whole process")
     upstream: UpstreamReport | None = None
+    agreements: tuple[Agreement, ...] = Field((), description="of each arm with float32, where it was asked for")
     sweep_end: str | None = Field(None, description="why a sweep of batch sizes ended")
     batches: tuple[BatchReport, ...] = Field(min_length=1)
 

@@ -21,6 +21,7 @@ from flashar_cli.benchmarking.launches import count_launches
 from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.published.upstream import Upstream
 from flashar_cli.benchmarking.report import (
+    Agreement,
     ArmReport,
     BatchReport,
     BenchReport,
@@ -34,6 +35,7 @@ from flashar_cli.benchmarking.report import (
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
@@ -79,8 +81,10 @@ def bench(
     rates: Rates,
     on_run: Callable[[], None] = lambda: None,
     upstream: Upstream | None = None,
+    agreements: tuple[Agreement, ...] = (),
 ) -> BenchReport:
-    """Measures every arm on every grid at every batch size. ``on_run`` is called after each run, warm-up included.
+    """Measures every arm on every grid at every batch size. ``on_run`` is called after each run, warm-up included;
+    ``agreements`` go into the report as they are.
 
     Raises FlasharError for a batch that does not fit into memory, unless it ends a sweep.
     """
@@ -110,13 +114,14 @@ def bench(
         hardware=environment.hardware(model.device),
         software=environment.software(),
         model=_describe(subject, grids),
-        settings=_settings(model, plan),
+        settings=_settings(subject, plan),
         rates=RatesReport(
             copy_bytes_per_s=rates.copy_bytes_per_s,
             matmul_flops_per_s=rates.matmul_flops_per_s,
         ),
         peak_rss_bytes=timing.peak_rss_bytes(),
         upstream=agreement,
+        agreements=agreements,
         sweep_end=sweep_end,
         batches=tuple(batches),
     )
@@ -141,7 +146,8 @@ def floor_of(model: FlasharModel, arm: str, batch_size: int, params: SamplingPar
     """What an arm can't do without for one batch."""
     order = choose_order(model, decoder_of(arm, model.config.family))
     rows = batch_size * (2 if params.guided else 1)
-    return Floor.of(forward_costs(model.config, order, rows, model.dtype.itemsize), rates)
+    costs = forward_costs(model.config, order, rows, model.dtype.itemsize, is_quantized(model))
+    return Floor.of(costs, rates)
 
 
 def run_once(sampler: Sampler, device: torch.device) -> list[float]:
@@ -319,10 +325,12 @@ def _describe(subject: BenchModel, grids: tuple[Grid, ...]) -> Subject:
     )
 
 
-def _settings(model: FlasharModel, plan: Plan) -> Settings:
+def _settings(subject: BenchModel, plan: Plan) -> Settings:
+    model = subject.model
     return Settings(
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
+        quantize=subject.quantize,
         num_threads=torch.get_num_threads(),
         arms=plan.arms,
         batch_sizes=plan.batch_sizes,

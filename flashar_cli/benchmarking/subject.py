@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from flashar_cli.config import (
     VQConfig,
     default_gate_dim,
 )
+from flashar_cli.decoding.quantize import Scheme, quantize_model
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 from flashar_cli.grid import Grid
@@ -28,13 +29,16 @@ RANDOM_WEIGHTS = "random weights"
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A model that can decode both ways. ``weights`` is ``random weights`` or ``sha256:...``."""
+    """A model that can decode both ways. ``weights`` is ``random weights`` or ``sha256:...``; ``quantize`` names what
+    was done to them afterwards.
+    """
 
     name: str
     model: FlasharModel
     tokenizer: VQTokenizer | None
     weights: str
     branch_added: bool
+    quantize: Scheme | None = None
 
 
 def default_model(device: torch.device) -> str:
@@ -92,6 +96,14 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, 
         # With a head of zeros, as training starts, every greedy decoder draws code 0; their agreement is void then.
         model.backbone.head.weight.normal_(std=0.02, generator=torch.Generator(device).manual_seed(seed))
     return model
+
+
+def converted(subject: BenchModel, dtype: torch.dtype, scheme: Scheme | None) -> BenchModel:
+    """The subject as it is benched: its model cast and, with a scheme, quantised, both in place."""
+    subject.model.to(dtype)
+    if scheme is not None:
+        quantize_model(subject.model, scheme)
+    return replace(subject, quantize=scheme)
 
 
 def set_grid(subject: BenchModel, grid: Grid) -> None:

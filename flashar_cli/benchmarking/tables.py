@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flashar_cli.benchmarking.arms import split_arm
 from flashar_cli.benchmarking.floor import Floor, Rates
-from flashar_cli.benchmarking.report import ArmReport, BatchReport, BenchReport
+from flashar_cli.benchmarking.report import Agreement, ArmReport, BatchReport, BenchReport
 from flashar_cli.benchmarking.run import Plan, floor_of
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 
@@ -97,6 +97,26 @@ def speedups(report: BenchReport) -> Table:
     return header, rows
 
 
+def agreements(found: Sequence[Agreement]) -> Table:
+    """How near each arm is to float32, in cells and in logits."""
+    header = ["arm", "same argmax", "mean difference", "largest difference", "same drawn"]
+    rows = []
+    for arm in found:
+        same, drawn = (
+            f"{round(share * arm.num_cells)} of {arm.num_cells}"
+            for share in (arm.greedy_agreement, arm.drawn_agreement)
+        )
+        rows.append([arm.arm, same, f"{arm.mean_abs_difference:.2g}", f"{arm.max_abs_difference:.2g}", drawn])
+    return header, rows
+
+
+AGREEMENT_TITLE = "agreement with float32, eager, unquantised"
+AGREEMENT_REMARK = (
+    "same argmax and differences: of guided logits, teacher-forced on float32's greedy tokens of one picture; "
+    "same drawn: tokens where both decode greedily alone"
+)
+
+
 def floors(report: BenchReport) -> Table:
     """What each arm can't do without, and how far it is from that."""
     header = ["grid", "batch", "arm", "forwards", "reads GB", "computes TFLOP", "floor ms", "measured ms", "x floor"]
@@ -114,7 +134,10 @@ def title(report: BenchReport) -> str:
     """What was benched and where, on one line."""
     settings, machine = report.settings, report.hardware
     where = machine.gpu or f"{machine.cpu}, {settings.num_threads} thread{'s' if settings.num_threads > 1 else ''}"
-    return f"{report.model.name} {report.model.grid}, {settings.dtype}, guidance {settings.cfg_scale:g}, {where}"
+    weights = f" with {settings.quantize} weights" if settings.quantize else ""
+    return (
+        f"{report.model.name} {report.model.grid}, {settings.dtype}{weights}, guidance {settings.cfg_scale:g}, {where}"
+    )
 
 
 def remarks(report: BenchReport) -> list[str]:

@@ -21,6 +21,8 @@ flashar bench --res 256,384,512,1024 --batch-sizes sweep --report bench.html
 flashar bench llamagen-b --random-weights --upstream LlamaGen
 
 flashar bench nar-b --random-weights --upstream NAR
+
+flashar bench llamagen-tiny-flashar --quantize int8 --agreement
 """
 SWEEP = "sweep"
 
@@ -53,6 +55,10 @@ def command(
     ] = False,
     device: options.Device = "auto",
     dtype: options.DtypeOption = options.Dtype.auto,
+    quantize: options.Quantize = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Compare each arm with float32 first: logits and greedy tokens.")
+    ] = False,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     out: Annotated[
@@ -76,16 +82,22 @@ def command(
     sides = parse_sides(res)
     _check_outputs(out, report_out, plot_out, overwrite)
 
+    from dataclasses import replace
+
+    import torch
+
     from flashar_cli import runtime
     from flashar_cli.benchmarking import tables
-    from flashar_cli.benchmarking.arms import choose_arms
-    from flashar_cli.benchmarking.estimate import expected_s
+    from flashar_cli.benchmarking.agreement import agreements, our_arms, references
+    from flashar_cli.benchmarking.arms import choose_arms, split_arm
+    from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
     from flashar_cli.benchmarking.published.upstream import load_upstream
     from flashar_cli.benchmarking.report import write_report
     from flashar_cli.benchmarking.run import Plan, bench, num_runs
-    from flashar_cli.benchmarking.subject import default_model, grids_of, load_subject
+    from flashar_cli.benchmarking.subject import converted, default_model, grids_of, load_subject
     from flashar_cli.benchmarking.sweep import sizes_that_fit
     from flashar_cli.benchmarking.timing import measure_rates
+    from flashar_cli.decoding.quantize import Scheme, check_scheme
     from flashar_cli.nn.sampling import SamplingParams
 
     if cfg_scale is not None:
@@ -94,13 +106,20 @@ def command(
     chosen_device = options.resolve_device(device)
     chosen_dtype = options.resolve_dtype(dtype, chosen_device)
     chosen_arms = choose_arms(arms, chosen_device, upstream is not None)
+    scheme: Scheme | None = quantize.value if quantize else None
+    if scheme is not None and upstream is not None:
+        raise FlasharError(f"--quantize {scheme} changes the weights that --upstream runs on; bench them apart")
+    if scheme is not None:
+        check_scheme(scheme, chosen_device, chosen_dtype)
     named = options.one_model(model, base)
     name = named or default_model(chosen_device)
     is_random = random_weights or named is None
     if len(sides) > 1 and not is_random:
         raise FlasharError(f"--res is {res}, but trained weights are of one grid; bench others with --random-weights")
     published = None if upstream is None else load_upstream(upstream)
-    subject = load_subject(name, sides[0] if sides else None, is_random, chosen_device, chosen_dtype, seed)
+    compared = our_arms(chosen_arms) if agreement else []
+    loaded_dtype = torch.float32 if compared else chosen_dtype
+    subject = load_subject(name, sides[0] if sides else None, is_random, chosen_device, loaded_dtype, seed)
     config = subject.model.config
     grids = grids_of(config.tokenizer, sides)
     if published is not None:
@@ -111,15 +130,25 @@ def command(
 
     generation = config.generation.model_dump()
     params = SamplingParams(**{**generation, **({} if cfg_scale is None else {"cfg_scale": cfg_scale})})
-    end = None
+    plan = Plan(sizes or (1,), repeats, warmup, params, seed, chosen_arms, grids)
+    if compared:
+        seconds = expected_agreement_s(subject, plan, {split_arm(arm)[0] for arm in compared})
+        output.note(f"one picture of each decoder in float32, to compare the arms with: about {duration(seconds)}")
+    found = references(subject, plan) if compared else {}
+    subject = converted(subject, chosen_dtype, scheme)
     if sizes is None:
         sizes, end = sizes_that_fit(subject, params, grids, len(chosen_arms))
-    plan = Plan(sizes, repeats, warmup, params, seed, chosen_arms, grids, end)
+        plan = replace(plan, batch_sizes=sizes, sweep_end=end)
     rates = measure_rates(chosen_device, chosen_dtype)
     output.table("roofline: what each decoder can't do without on this machine", *tables.roofline(subject, plan, rates))
-    output.note(f"expected time: about {duration(expected_s(subject, plan))}")
+    expected = expected_s(subject, plan) + expected_agreement_s(subject, plan, compared)
+    output.note(f"expected time: about {duration(expected)}")
+    agreed = agreements(subject, plan, found) if compared else ()
+    if agreed:
+        output.table(tables.AGREEMENT_TITLE, *tables.agreements(agreed))
+        output.note(tables.AGREEMENT_REMARK)
     with output.progress(num_runs(plan), "runs") as bar:
-        report = bench(subject, plan, rates, on_run=lambda: bar.update(1), upstream=published)
+        report = bench(subject, plan, rates, lambda: bar.update(1), published, agreed)
     output.table(tables.title(report), *tables.arms(report))
     if published is not None or len(chosen_arms) > 2:
         output.table("one arm over another", *tables.speedups(report))

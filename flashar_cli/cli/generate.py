@@ -81,6 +81,7 @@ def command(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.DtypeOption = options.Dtype.auto,
+    quantize: options.Quantize = None,
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
@@ -102,7 +103,7 @@ def command(
 
     runtime.set_threads(threads)
     where = options.resolve_device(device)
-    loaded = load(name, where, options.resolve_dtype(dtype, where))
+    loaded = load(name, where, options.resolve_dtype(dtype, where), quantize.value if quantize else None)
     if want_images and loaded.tokenizer is None:
         raise FlasharError(
             f"{name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
@@ -145,6 +146,7 @@ def command(
         "temperature": params.temperature,
         "top_k": params.top_k,
         "top_p": params.top_p,
+        "quantize": quantize.value if quantize else None,
     }
     tokens = np.concatenate(batches)
     images = np.concatenate(pictures) if want_images else None

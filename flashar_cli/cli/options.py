@@ -34,6 +34,11 @@ class OptimisationName(StrEnum):
     packed = "packed"
 
 
+class QuantizeName(StrEnum):
+    int8 = "int8"
+    fp8 = "fp8"
+
+
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or a preset (`flashar ls`).")
 ]
@@ -43,6 +48,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Every random choice follows from it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
+Quantize = Annotated[
+    QuantizeName | None,
+    typer.Option("--quantize", help="8-bit weights in blocks and heads (needs torchao: flashar[quant])."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DATA_HELP = "shapes[:N], a folder of pictures, .parquet or .tar files, a .jsonl manifest, a `datasets` id"

@@ -6,7 +6,7 @@ Letters: B images, N = H*W cells, H grid rows, W grid columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -28,12 +28,12 @@ OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "packed"
 
 
 class Engine:
-    """Decodes batches of one model. The model must not be moved, cast or reloaded while its engine is in use.
+    """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
 
     ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``compile`` runs the
     blocks through ``torch.compile`` first (on a CPU: without graphs); ``packed``, for float32 and bfloat16 on a CPU,
-    keeps a second copy of the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets one
-    line, once, and decoding goes on eagerly. Raises FlasharError for an unknown optimisation.
+    not quantised, keeps a second copy of the weights in the matrix kernels' own order. Where that can't be done
+    ``explain`` gets one line, once, and decoding goes on eagerly. Raises FlasharError for an unknown optimisation.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Engine:
         if optimisation == "graph" and model.device.type != "cuda":
             self._fall_back("CUDA graphs need a CUDA device")
         elif optimisation == "packed" and not can_pack(model):
-            self._fall_back("packed weights need float32 or bfloat16 on a CPU with oneDNN")
+            self._fall_back("packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised")
         elif optimisation == "compile":
             self._forwards = compiled_blocks(model)
         elif optimisation == "packed":
@@ -104,6 +104,17 @@ class Engine:
             return self._latest.pixels(codes_BHW)
         return self.tokenizer.decode_unchecked(codes_BHW.to(self.model.device))
 
+    @torch.inference_mode()
+    def teacher_forced(self, conditions: Conditions, order: Order, params: SamplingParams, codes_BHW: Tensor) -> Tensor:
+        """Guided logits float32 [B, N, V], in the order, that ``decode`` would draw from if it had drawn these codes.
+
+        Run step by step as ``decode`` runs, graphs aside, which replay the same operations.
+        """
+        plan = self.plan(len(conditions), order, params)
+        plan.load(conditions, params, torch.zeros(len(conditions), len(order.cells)))
+        with self._active_forwards():
+            return torch.cat(list(plan.teacher_forced(order.from_raster(codes_BHW.to(self.model.device)))), dim=1)
+
     def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
         """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
         codes = self.decode(conditions, order, params, torch.zeros(len(conditions), len(order.cells)))
@@ -141,12 +152,15 @@ class Engine:
         if plan.key not in self._graphs:
             plan.load(conditions, params, uniform_BN)  # the warm-up run before a capture needs real inputs
             try:
-                with self._forwards.active() if self._forwards else nullcontext():
+                with self._active_forwards():
                     self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
             except RuntimeError as error:
                 self._fall_back(f"capture failed ({_first_line(error)})")
                 return None
         return self._graphs[plan.key]
+
+    def _active_forwards(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._forwards is None else self._forwards.active()
 
     def _fall_back(self, reason: str) -> None:
         self._explain(f"--optimisation {self.optimisation}: {reason}; decoding eagerly")

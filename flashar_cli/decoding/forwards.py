@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.layers import Block, FeedForward
 
@@ -41,19 +42,21 @@ class Forwards:
 
 def compiled_blocks(model: FlasharModel) -> Forwards:
     """Every transformer block through ``torch.compile``, its ``w1`` and ``w3`` as one product: a launch less. Both
-    parameters become views of one new tensor, so that no weight is held twice.
+    parameters become views of one new tensor, so that no weight is held twice; quantised ones stay apart, and quantised
+    heads are compiled too, as an eager product widens all of their weights first.
     """
     modules = list(model.modules())
+    heads = [model.backbone.head, *([] if model.branch is None else [model.branch.head])]
+    parts = [each for each in modules if isinstance(each, Block)] + [head for head in heads if is_quantized(head)]
     # dynamic: the number of cells and of stored keys changes from step to step.
-    compiled = [
-        (each, "forward", torch.compile(each.forward, dynamic=True)) for each in modules if isinstance(each, Block)
-    ]
-    return Forwards(compiled + [(each, "w13", _joined(each)) for each in modules if isinstance(each, FeedForward)])
+    compiled = [(each, "forward", torch.compile(each.forward, dynamic=True)) for each in parts]
+    apart = [each for each in modules if isinstance(each, FeedForward) and not is_quantized(each)]
+    return Forwards(compiled + [(each, "w13", _joined(each)) for each in apart])
 
 
 def can_pack(model: FlasharModel) -> bool:
     """Whether ``packed_linears`` works on this model, here."""
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available() or is_quantized(model):
         return False
     return model.dtype == torch.float32 or (
         model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -9,7 +9,7 @@ N = H*W cells, S = P + N, V codebook size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -120,10 +120,7 @@ class DecodePlan:
     def draw(self, step: int, logits_RCV: Tensor, on_step: StepHook | None = None) -> None:
         """Guides and samples the cells of ``step`` and stores their codes."""
         first, last = self.bounds[step]
-        logits_BCV = logits_RCV
-        if self.key.kind.guided:
-            cond, uncond = logits_RCV.chunk(2)
-            logits_BCV = torch.where(self.guides_step[step], guide(cond, uncond, self.cfg_scale), cond)
+        logits_BCV = self._guided(step, logits_RCV)
         if on_step is not None:
             on_step(step, logits_BCV)
         self.codes_BN[:, first:last] = sample(logits_BCV, self.uniform_BN[:, first:last], self.key.kind, self.values)
@@ -131,15 +128,28 @@ class DecodePlan:
     def advance(self, first: int, last: int, on_step: StepHook | None = None) -> None:
         """Predicts and draws the steps ``first`` .. ``last - 1``, from 1 on; ``on_step`` as in ``decode``."""
         for step in range(first, last):
-            start, end = self.bounds[step - 1]
-            codes_BC = self.codes_BN[:, start:end]
-            codes_RC = codes_BC.repeat(2, 1) if self.key.kind.guided else codes_BC
-            self.draw(step, self.step(step, codes_RC), on_step)
+            self.draw(step, self.step(step, self._fed(step, self.codes_BN)), on_step)
+
+    def teacher_forced(self, codes_BN: Tensor) -> Iterator[Tensor]:
+        """Each step's logits [B, C, V] after guidance when these codes, int64 in this order, are fed and none drawn."""
+        yield self._guided(0, self.prefix())
+        for step in range(1, self.key.order.num_steps):
+            yield self._guided(step, self.step(step, self._fed(step, codes_BN)))
 
     def tokens(self) -> Tensor:
         """The drawn codes, a fresh int64 [B, H, W]."""
         grid = self.key.order.grid
         return self.codes_BN.index_select(1, self.positions).unflatten(1, (grid.height, grid.width))
+
+    def _fed(self, step: int, codes_BN: Tensor) -> Tensor:
+        first, last = self.bounds[step - 1]
+        return codes_BN[:, first:last].repeat(2, 1) if self.key.kind.guided else codes_BN[:, first:last]
+
+    def _guided(self, step: int, logits_RCV: Tensor) -> Tensor:
+        if not self.key.kind.guided:
+            return logits_RCV
+        cond, uncond = logits_RCV.chunk(2)
+        return torch.where(self.guides_step[step], guide(cond, uncond, self.cfg_scale), cond)
 
     def buffers(self) -> list[Tensor]:
         """Every tensor that is written from ``load`` on."""

@@ -16,6 +16,14 @@ def head_weights(backbone: BackboneConfig) -> int:
     return backbone.dim * backbone.vocab_size + backbone.dim
 
 
+def linear_sizes(backbone: BackboneConfig, num_blocks: int, num_heads: int) -> tuple[int, int]:
+    """Weights and outputs of the linear layers of that many blocks and output heads: what is neither norm nor gate."""
+    dim = backbone.dim
+    outputs = (backbone.num_heads + 2 * backbone.num_kv_heads) * backbone.head_dim + 2 * dim + 2 * backbone.ffn_dim
+    weights = num_blocks * (block_weights(backbone) - 2 * dim) + num_heads * (head_weights(backbone) - dim)
+    return weights, num_blocks * outputs + num_heads * backbone.vocab_size
+
+
 def gate_weights(branch: BranchConfig, backbone: BackboneConfig) -> int:
     """Weights of the fusion gate."""
     if branch.gate_dim is None:

@@ -54,6 +54,22 @@ def test_different_runs_are_refused(section: str, key: str, value: object) -> No
     assert compare(model(), new, 0.05, allow_different=True)
 
 
+def test_quantised_against_plain_is_refused() -> None:
+    """Also where the old report is from before the setting: its weights were plain ones."""
+    document = model().model_dump(mode="json")
+    document["settings"]["quantize"] = "int8"
+    quantised = BenchReport.model_validate(document)
+    del document["settings"]["quantize"]
+    before = BenchReport.model_validate(document)
+    for old, new, line in (
+        (model(), quantised, "quantize: None / int8"),
+        (quantised, before, "quantize: int8 / None"),
+    ):
+        with pytest.raises(FlasharError, match=line):
+            compare(old, new, 0.05)
+    assert differences(before, model()) == differences(quantised, quantised) == []
+
+
 def test_versions_and_weights_may_differ() -> None:
     other = report()
     other["software"]["torch"] = "2.14.0"

@@ -1,12 +1,15 @@
 """The floor against sums by hand."""
 
 import pytest
+import torch
+from torch import nn
 
 from flashar_cli.benchmarking.floor import ForwardCost, Rates, floor_s, forward_costs
+from flashar_cli.decoding.quantize import Scheme, quantize_model
 from flashar_cli.families import PRESETS
 from flashar_cli.grid import Grid
 from flashar_cli.models.sizes import block_weights, gate_weights, head_weights
-from tests.tiny_models import random_config
+from tests.tiny_models import build_model, random_config
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)])
@@ -29,6 +32,28 @@ def test_costs_by_hand(height: int, width: int) -> None:
     num_cells = height * width
     expected = 2 * rows * (3 * block * num_cells + (2 * head + gate) * num_cells)
     assert sum(cost.flops for cost in diagonal) == expected
+
+
+@pytest.mark.parametrize("scheme", ("int8", "fp8"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_quantised_bytes_are_those_of_the_tensors(scheme: Scheme, dtype: torch.dtype) -> None:
+    pytest.importorskip("torchao")
+    config = random_config(3, 5)
+    model = build_model(config).to(dtype)
+    quantize_model(model, scheme)
+    assert model.branch is not None
+
+    def num_bytes(*modules: nn.Module) -> int:
+        weights = [weight for module in modules for weight in module.parameters()]
+        parts = [[weight.qdata, weight.scale] if hasattr(weight, "qdata") else [weight] for weight in weights]
+        return sum(part.numel() * part.element_size() for tensors in parts for part in tensors)
+
+    raster = num_bytes(model.backbone) - num_bytes(model.backbone.embedding)
+    both = raster + num_bytes(model.branch)
+    for order, expected in ((Grid(3, 5).raster(), raster), (Grid(3, 5).diagonal(), both)):
+        costs = forward_costs(config, order, 6, dtype.itemsize, quantized=True)
+        assert {cost.read_bytes for cost in costs} == {expected}
+        assert [cost.flops for cost in costs] == [cost.flops for cost in forward_costs(config, order, 6, 4)]
 
 
 def test_the_slower_of_reading_and_computing_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,47 @@ def test_json_is_all_of_stdout(run_cli: Callable, write_tiny_checkpoint: Callabl
     assert document["settings"]["cfg_scale"] == 1.0
     assert document["model"]["branch_added"]
     assert "fresh one" in done.err
+
+
+def test_agreement_of_quantised_weights(
+    run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao")
+    page = tmp_path / "bench.md"
+    options = ("--agreement", "--quantize", "int8", "--dtype", "bfloat16", "--report", page, "--json")
+    done = run_cli("bench", write_tiny_checkpoint(), *options, *QUICK)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert (document["settings"]["dtype"], document["settings"]["quantize"]) == ("bfloat16", "int8")
+    assert [found["arm"] for found in document["agreements"]] == ["raster-eager", "flashar-eager"]
+    assert all(found["mean_abs_difference"] > 0 for found in document["agreements"])
+    assert done.err.index("one picture of each decoder in float32") < done.err.index("expected time")
+    assert done.err.index("expected time") < done.err.index("same argmax") < done.err.index("img/s   x floor")
+    assert "bfloat16 with int8 weights" in done.err
+    text = page.read_text()
+    assert "bfloat16 with int8 weights" in text and "## Agreement with float32" in text
+    assert "| quantize | int8 |" in text
+
+
+def test_without_agreement_nothing_is_compared(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path]) -> None:
+    done = run_cli("bench", write_tiny_checkpoint(), "--json", *QUICK)
+    document = json.loads(done.out)
+    assert document["agreements"] == [] and document["settings"]["quantize"] is None
+    assert "float32 weights" not in done.err and "in float32" not in done.err
+
+
+def test_bench_without_torchao_is_one_line(
+    run_cli: Callable,
+    write_tiny_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    out = tmp_path / "bench.json"
+    done = run_cli("bench", write_tiny_checkpoint(), "--quantize", "fp8", "--out", out, *QUICK)
+    assert done.code == 2 and "pip install flashar[quant]" in done.err and done.err.count("\n") == 1
+    assert not out.exists()
 
 
 def test_existing_report_is_kept(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -81,6 +123,8 @@ def test_res_on_random_weights(run_cli: Callable, write_tiny_checkpoint: Callabl
         (("--upstream", "."), "has no autoregressive"),
         (("--report", "a.pdf"), ".md or .html"),
         (("--plot", "a.svg"), ".png"),
+        (("--quantize", "int8", "--dtype", "float16"), "int8 overflows float16"),
+        (("--quantize", "int8", "--upstream", "."), "bench them apart"),
     ],
 )
 def test_bad_input_is_one_line(

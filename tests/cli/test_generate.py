@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -56,6 +57,32 @@ def test_optimisations_write_the_same_tokens(run_cli, write_tiny_checkpoint, tmp
     assert np.array_equal(np.load(tmp_path / "plain.npy"), np.load(tmp_path / "graph.npy"))
     refused = run_cli("generate", model, "--optimisation", "fast")
     assert refused.code == 2
+
+
+@pytest.mark.parametrize("scheme", ("int8", "fp8"))
+def test_quantised_pictures(run_cli, write_tiny_checkpoint, tmp_path, scheme):
+    pytest.importorskip("torchao")
+    out = tmp_path / "out"
+    arguments = ("--labels", "0-2", "--optimisation", "packed", "--quantize", scheme)
+    result = run_cli("generate", write_tiny_checkpoint(), *arguments, "--device", "cpu", "--out", out, "--json")
+    assert result.code == 0, result.err
+    assert result.err.count("\n") == 1 and "not quantised; decoding eagerly" in result.err
+    assert json.loads(result.out)["quantize"] == scheme
+    with Image.open(out / "00001.png") as picture:
+        assert json.loads(picture.text["flashar"])["quantize"] == scheme
+
+
+@pytest.mark.parametrize("torchao_is_there", (True, False))
+def test_what_cannot_be_quantised_is_one_line(run_cli, write_tiny_checkpoint, tmp_path, monkeypatch, torchao_is_there):
+    arguments = ("--quantize", "int8", "--device", "cpu", "--dtype", "float16", "--out", tmp_path / "out")
+    words = "int8 overflows float16"
+    if not torchao_is_there:
+        monkeypatch.setitem(sys.modules, "torchao", None)
+        monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+        arguments, words = (*arguments, "--dtype", "float32"), "pip install flashar[quant]"
+    result = run_cli("generate", write_tiny_checkpoint(), *arguments)
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokens_alone_need_no_tokenizer(run_cli, write_tiny_checkpoint, tmp_path):

@@ -9,6 +9,7 @@ from flashar_cli.decoding.decoder import decode, decode_with
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.decoding.quantize import SCHEMES, quantize_model
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.decoding.test_decoder import make_conditions, make_model
@@ -77,6 +78,19 @@ def test_an_engine_captures_a_key_once(dtype):
         assert torch.equal(codes, decode_with(plan, conditions, params, uniform, None))
         del codes, plan
     assert torch.cuda.memory_allocated() == allocated
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_graphs_of_quantised_weights_replay_what_eager_does(scheme, dtype):
+    pytest.importorskip("torchao")
+    model, lines = make_model(4, 4, "hidden").to("cuda", dtype), []
+    quantize_model(model, scheme)
+    order, conditions = order_of(model, "diagonal"), make_conditions(3, False)
+    params, uniform = SamplingParams(cfg_scale=2.0), uniform_table(0, 0, 3, 16)
+    codes = Engine(model, None, "graph", lines.append).decode(conditions, order, params, uniform)
+    assert lines == []
+    assert torch.equal(codes, decode(model, conditions, order, params, uniform))
 
 
 def test_what_cannot_be_captured_is_one_line_and_eager():

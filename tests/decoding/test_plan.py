@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from flashar_cli.decoding.decoder import decode, decode_with
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.decoding.quantize import SCHEMES, quantize_model
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
 from tests.decoding.test_decoder import make_conditions, make_model
 
@@ -89,6 +90,16 @@ def test_the_decode_path_is_graph_safe(order_name, params, gate, captions):
     model = make_model(3, 5, gate, captions)
     plan = make_plan(model, order_name, 2, params)
     plan.load(make_conditions(2, captions), params, torch.rand(2, 15))
+    assert run_guarded(plan, "cpu") > 100
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantised_layers_are_graph_safe(order_name, scheme):
+    pytest.importorskip("torchao")
+    model, params = make_model(3, 5, "hidden"), SETTINGS[1]
+    quantize_model(model, scheme)
+    plan = make_plan(model, order_name, 2, params)
+    plan.load(make_conditions(2, False), params, torch.rand(2, 15))
     assert run_guarded(plan, "cpu") > 100
 
 

@@ -1,0 +1,105 @@
+"""How far each arm is from the same decoder run eagerly in float32, unquantised, on the same weights and one picture.
+
+Letters: B images (here one), H rows, W columns, N = H*W cells in decoding order, V codebook size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flashar_cli.benchmarking.arms import UPSTREAM, engine_of, split_arm
+from flashar_cli.benchmarking.report import Agreement
+from flashar_cli.benchmarking.run import Plan, example_conditions
+from flashar_cli.benchmarking.subject import BenchModel
+from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.quantize import is_quantized
+from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Order
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A decoder's greedy tokens int64 [B, H, W], and its guided logits float32 [B, N, V] when they are fed to it."""
+
+    tokens_BHW: Tensor
+    logits_BNV: Tensor
+
+
+def our_arms(names: Sequence[str]) -> list[str]:
+    """The arms that agreement is measured of: upstream's sampler has a check of its own."""
+    return [name for name in names if name != UPSTREAM]
+
+
+@torch.inference_mode()
+def references(subject: BenchModel, plan: Plan) -> dict[str, Reference]:
+    """What the plan's decoders answer in float32, by their names, kept on the CPU: the model itself can then be cast
+    and quantised in place, so that no second one takes memory while arms are timed.
+    """
+    model = subject.model
+    assert model.dtype == torch.float32 and not is_quantized(model), "the reference is plain float32"
+    engine, found = Engine(model), {}
+    for decoder in dict.fromkeys(split_arm(name)[0] for name in our_arms(plan.arms)):
+        tokens_BHW = _greedy_tokens(engine, plan, choose_order(model, decoder))
+        logits_BNV = _logits(engine, plan, choose_order(model, decoder), tokens_BHW)
+        found[decoder] = Reference(tokens_BHW.cpu(), logits_BNV.cpu())
+    return found
+
+
+@torch.inference_mode()
+def agreements(subject: BenchModel, plan: Plan, found: dict[str, Reference]) -> tuple[Agreement, ...]:
+    """Every arm of the plan against the reference of its decoder, on the grid that the model has.
+
+    Raises FlasharError for an arm that this model can't have, and for logits that are not finite.
+    """
+    engines: dict[str, Engine] = {}  # both decoders of a level share what was compiled
+    reports = []
+    for name in our_arms(plan.arms):
+        decoder, level = split_arm(name)
+        assert level is not None
+        if level not in engines:
+            engines[level] = engine_of(subject, level)
+        reports.append(_agreement(name, engines[level], plan, choose_order(subject.model, decoder), found[decoder]))
+    return tuple(reports)
+
+
+def _agreement(name: str, engine: Engine, plan: Plan, order: Order, reference: Reference) -> Agreement:
+    # Decoding comes first: it is where an engine says that it can't have its optimisation.
+    drawn_BHW = _greedy_tokens(engine, plan, order).cpu()
+    logits_BNV = _logits(engine, plan, order, reference.tokens_BHW).cpu()
+    if not bool(torch.isfinite(logits_BNV).all()):
+        raise FlasharError(f"{name} has logits that are not finite in {engine.model.dtype}; use --dtype bfloat16")
+    difference = (logits_BNV - reference.logits_BNV).abs()
+    same_argmax = logits_BNV.argmax(dim=-1) == reference.logits_BNV.argmax(dim=-1)
+    return Agreement(
+        arm=name,
+        grid=str(order.grid),
+        num_cells=len(order.cells),
+        greedy_agreement=same_argmax.double().mean().item(),
+        mean_abs_difference=difference.mean(dtype=torch.float64).item(),
+        max_abs_difference=difference.max().item(),
+        drawn_agreement=(drawn_BHW == reference.tokens_BHW).double().mean().item(),
+    )
+
+
+def _greedy_tokens(engine: Engine, plan: Plan, order: Order) -> Tensor:
+    conditions, params = _inputs(engine.model, plan)
+    return engine.decode(conditions, order, params, torch.zeros(1, len(order.cells)))
+
+
+def _logits(engine: Engine, plan: Plan, order: Order, tokens_BHW: Tensor) -> Tensor:
+    conditions, params = _inputs(engine.model, plan)
+    return engine.teacher_forced(conditions, order, params, tokens_BHW)
+
+
+def _inputs(model: FlasharModel, plan: Plan) -> tuple[Conditions, SamplingParams]:
+    """What the picture shows, and greedy sampling under the plan's guidance."""
+    conditions = example_conditions(model.config, 1, plan.seed).to(model.device)
+    return conditions, replace(plan.params, temperature=0.0)

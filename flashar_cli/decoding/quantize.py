@@ -1,0 +1,82 @@
+"""Weight-only quantisation through torchao: 8 bits a weight in the linear layers that every decoding step reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.models.flashar import FlasharModel
+
+Scheme = Literal["int8", "fp8"]
+SCHEMES: tuple[Scheme, ...] = ("int8", "fp8")
+# The first GPUs that have float8 (Ada, Hopper): compiled kernels that read it are refused by older ones.
+FP8_CAPABILITY = (8, 9)
+
+
+def check_scheme(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises FlasharError where models of this dtype can't be quantised on this device, before anything is loaded."""
+    if scheme not in SCHEMES:
+        raise FlasharError(f"--quantize is {scheme}; expected one of {', '.join(SCHEMES)}")
+    # torchao multiplies with the whole numbers and scales the sums afterwards: they leave float16's range (65504).
+    if scheme == "int8" and dtype == torch.float16:
+        raise FlasharError("--quantize int8 overflows float16; use --dtype bfloat16 or float32, or --quantize fp8")
+    if scheme == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        name, needed = torch.cuda.get_device_name(device), ".".join(map(str, FP8_CAPABILITY))
+        raise FlasharError(f"--quantize fp8 needs compute capability {needed}, which {name} lacks; use --quantize int8")
+    _torchao()
+
+
+@torch.no_grad()
+def quantize_model(model: FlasharModel, scheme: Scheme) -> None:
+    """Makes the weights of a model's blocks and heads int8, or float8 e4m3, with one scale for each output.
+
+    In place, and for good. Products are still those of the model's dtype. Embeddings, norms, gate and prefix stay as
+    they are. Raises FlasharError as ``check_scheme``.
+    """
+    check_scheme(scheme, model.device, model.dtype)
+    quantize_, configs = _torchao()
+    chosen = {id(layer) for layer in quantized_layers(model)}
+    # Inductor's settings are the process's own, so torchao must not change them.
+    config = configs[scheme](set_inductor_config=False, version=2)
+    quantize_(model, config, filter_fn=lambda module, name: id(module) in chosen)
+
+
+def quantized_layers(model: FlasharModel) -> list[nn.Linear]:
+    """The linear layers that ``quantize_model`` is for: those of blocks and heads, of backbone and branch."""
+    parts: list[nn.Module] = [model.backbone.blocks, model.backbone.head]
+    if model.branch is not None:
+        parts += [model.branch.blocks, model.branch.head]
+    return [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a linear layer of this module has weights of a kind of its own, rather than plain ones."""
+    linears = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
+    return any(type(layer.weight) is not nn.Parameter for layer in linears)
+
+
+def _torchao() -> tuple[Callable[..., None], dict[Scheme, Callable[..., Any]]]:
+    """torchao's ``quantize_`` and the configs of the schemes."""
+    try:
+        with _no_warnings_logged():
+            from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise FlasharError(f"--quantize needs torchao ({error}); run `pip install flashar[quant]`") from None
+    return quantize_, {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}
+
+
+@contextmanager
+def _no_warnings_logged() -> Iterator[None]:
+    """torchao says on stderr which of its CUDA libraries it can't load, none of which weight-only layers use."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,130 @@
+"""Agreement with float32 against the same numbers by other means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flashar_cli.benchmarking import run
+from flashar_cli.benchmarking.agreement import agreements, references
+from flashar_cli.benchmarking.estimate import expected_agreement_s
+from flashar_cli.benchmarking.subject import BenchModel, converted
+from flashar_cli.decoding import forwards
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.quantize import is_quantized
+from flashar_cli.errors import FlasharError
+from flashar_cli.nn.sampling import SamplingParams
+from tests.benchmarking.test_run import RATES
+from tests.decoding.test_decoder import GRIDS, make_conditions, make_model, teacher_forced
+
+ARMS = ("raster-eager", "flashar-eager")
+CPU = torch.device("cpu")
+
+
+def subject(height: int = 3, width: int = 5, captions: bool = False) -> BenchModel:
+    return BenchModel("tiny", make_model(height, width, "hidden", captions), None, "random weights", False)
+
+
+def plan(cfg_scale: float = 2.0, arms: tuple[str, ...] = ARMS) -> run.Plan:
+    return run.Plan((1,), 1, 1, SamplingParams(cfg_scale=cfg_scale, top_k=5), 0, arms)
+
+
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+@pytest.mark.parametrize("scale", (1.0, 2.0))
+def test_logits_are_those_of_the_teacher_forced_forward(scale: float, captions: bool) -> None:
+    model, conditions = make_model(3, 5, "hidden", captions), make_conditions(2, captions)
+    codes = torch.randint(32, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    engine, params = Engine(model), SamplingParams(cfg_scale=scale, temperature=0)
+    for order in (model.config.order_grid.raster(), model.config.order_grid.diagonal()):
+        found = engine.teacher_forced(conditions, order, params, codes)
+        torch.testing.assert_close(found, teacher_forced(model, codes, conditions, order, scale), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), GRIDS[:-1])
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+def test_float32_agrees_with_itself_to_the_last_bit(height: int, width: int, captions: bool) -> None:
+    benched, chosen = subject(height, width, captions), plan()
+    found = references(benched, chosen)
+    for reference in found.values():
+        assert reference.tokens_BHW.shape == (1, height, width)
+        assert reference.logits_BNV.shape == (1, height * width, 32)
+    for agreement in agreements(benched, chosen, found):
+        assert agreement.num_cells == height * width and agreement.grid == f"{height}x{width}"
+        assert agreement.greedy_agreement == agreement.drawn_agreement == 1.0
+        assert agreement.mean_abs_difference == agreement.max_abs_difference == 0.0
+
+
+def test_another_head_gives_the_numbers_by_hand() -> None:
+    """Two rows of the head change places: so do two logits of every raster prediction."""
+    benched, chosen = subject(), plan(arms=("raster-eager",))
+    reference = references(benched, chosen)["raster"]
+    tokens, logits = reference.tokens_BHW.flatten(), reference.logits_BNV[0]
+    assert torch.equal(logits.argmax(-1), tokens), "what is drawn greedily is the argmax of what is predicted"
+    first, second = int(tokens[0]), int(tokens[1:][tokens[1:] != tokens[0]][0])
+    exchanged = torch.arange(32)
+    exchanged[first], exchanged[second] = second, first
+    head = benched.model.backbone.head.weight
+    head.data = head.data[exchanged]
+
+    (agreement,) = agreements(benched, chosen, {"raster": reference})
+    differences = (logits[:, exchanged] - logits).abs()
+    moved = (tokens == first) | (tokens == second)
+    assert agreement.greedy_agreement == pytest.approx(1 - moved.double().mean().item())
+    assert agreement.mean_abs_difference == pytest.approx(differences.mean().item(), rel=1e-4)
+    assert agreement.max_abs_difference == pytest.approx(differences.max().item(), rel=1e-4)
+    assert agreement.drawn_agreement <= 1 - 1 / 15, "the first token is another one already"
+
+
+@pytest.mark.parametrize(("dtype", "scheme"), [(torch.bfloat16, None), (torch.float32, "int8"), (torch.float32, "fp8")])
+def test_fewer_bits_are_seen_and_little(dtype: torch.dtype, scheme: str | None) -> None:
+    if scheme is not None:
+        pytest.importorskip("torchao")
+    chosen = plan()
+    benched = subject(4, 4)
+    found = references(benched, chosen)
+    cast = converted(benched, dtype, scheme)  # type: ignore[arg-type]
+    assert (cast.model.dtype, cast.quantize, is_quantized(cast.model)) == (dtype, scheme, scheme is not None)
+    for agreement in agreements(cast, chosen, found):
+        largest = max(reference.logits_BNV.abs().max().item() for reference in found.values())
+        assert 0 < agreement.mean_abs_difference < agreement.max_abs_difference < 0.3 * largest
+        assert agreement.greedy_agreement > 0.5
+    with pytest.raises(AssertionError, match="plain float32"):
+        references(cast, chosen)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="packed weights are oneDNN's")
+def test_logits_are_those_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level whose products are a little too large is seen to be that; the model is afterwards as it was."""
+    monkeypatch.setattr(forwards, "_packed_linear", lambda linear, packed, x: 1.0001 * F.linear(x, linear.weight))
+    benched, chosen = subject(4, 4), plan(arms=("flashar-eager", "flashar-packed", "upstream"))
+    eager, packed = agreements(benched, chosen, references(benched, chosen))
+    assert (eager.arm, packed.arm) == ("flashar-eager", "flashar-packed")
+    assert eager.max_abs_difference == 0 < packed.max_abs_difference < 0.1
+    assert all("forward" not in module.__dict__ for module in benched.model.modules())
+
+
+def test_a_level_that_would_fall_back_and_infinite_logits_are_one_line() -> None:
+    benched, chosen = subject(), plan(arms=("flashar-graph",))
+    found = references(benched, chosen)
+    with pytest.raises(FlasharError, match="CUDA graphs need a CUDA device"):
+        agreements(benched, chosen, found)
+    chosen = replace(chosen, arms=("flashar-eager",))
+    with torch.no_grad():
+        benched.model.backbone.head.weight[3, 3] = torch.inf
+    with pytest.raises(FlasharError, match="flashar-eager has logits that are not finite"):
+        agreements(benched, chosen, found)
+
+
+def test_agreements_are_in_the_report_and_take_time() -> None:
+    benched, chosen = subject(), plan()
+    found = agreements(benched, chosen, references(benched, chosen))
+    report = run.bench(benched, chosen, RATES, agreements=found)
+    assert [agreement.arm for agreement in report.agreements] == list(ARMS)
+    assert type(report).model_validate_json(report.model_dump_json()) == report
+    assert run.bench(benched, chosen, RATES).agreements == ()
+    one, two = (expected_agreement_s(benched, chosen, arms) for arms in (ARMS[:1], ARMS[:1] * 20))
+    assert 0 < one < two
+    assert expected_agreement_s(benched, chosen, ()) == 0
