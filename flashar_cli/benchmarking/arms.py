@@ -5,6 +5,7 @@ Letters: B images, H rows, W columns, N = H*W cells.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,6 +93,10 @@ def through_engine(optimisation: Optimisation) -> Prepare:
 
 
 def _refuse(line: str) -> None:
+    # The engine explains inside the `except` of what went wrong. What ends a sweep of batch sizes goes up as it is.
+    error = sys.exception()
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
     raise FlasharError(line)
 
 
