@@ -1,8 +1,7 @@
 """The benches, profiles and tests of one GPU, in parts: python benchmarks/gpu_suite.py OUT [--only PART]
 
-`run_gpu.sh` calls it. Every part takes at most eight minutes. In OUT it leaves results.json, an entry for each case, as
-a whole after every case; log.txt, appended to; and pictures. A case that fails or is stopped keeps no other from
-running. gpu_cases.py holds the cases.
+`run_gpu.sh` calls it. In OUT it leaves results.json, an entry for each case, as a whole after every case; log.txt,
+appended to; and pictures. A case that fails or is stopped keeps no other from running. gpu_cases.py holds the cases.
 
   --merge FILE ..   adds the entries of other results.json files to that in OUT, and runs nothing
   --summary FILE    prints what was measured beside the targets, and runs nothing
@@ -31,7 +30,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[1]
-PART_S = 480.0
+PART_MINUTES = 8.0
 # Kept back for the part's pictures; a case is not begun with less than this left.
 RESERVE_S = 20.0
 SHOWN_LINES = 30
@@ -75,7 +74,8 @@ class Suite:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="benches, profiles and tests of one GPU")
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder of results.json, log.txt, pictures")
-    parser.add_argument("--only", choices=tuple(PARTS), help="one part; default: all in turn")
+    parser.add_argument("--only", metavar="PART[/CASE],..", help=f"some of {', '.join(PARTS)}; default: all in turn")
+    parser.add_argument("--minutes", type=float, default=PART_MINUTES, help="the most that a part takes; default: 8")
     parser.add_argument("--upstream", type=Path, metavar="DIR", help="a LlamaGen clone: benches its own sampler too")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
@@ -91,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.out is None:
             parser.error("OUT is missing")
+        chosen = choose(args.only)
         args.out.mkdir(parents=True, exist_ok=True)
         results = Results(args.out / "results.json")
         if args.merge is not None:
@@ -98,14 +99,29 @@ def main(argv: Sequence[str] | None = None) -> int:
                 results.add(read_entries(path))
             return 0
         upstream = None if args.upstream is None else args.upstream.resolve()
-        done = [
-            run_part(part, Suite(args.out, args.device, upstream, results, time.monotonic() + PART_S - RESERVE_S))
-            for part in ([args.only] if args.only else PARTS)
-        ]
-        return 0 if all(done) else 1
+        went_well = True
+        for part, cases in chosen.items():
+            stop_at = time.monotonic() + 60 * args.minutes - RESERVE_S
+            went_well &= run_part(part, cases, Suite(args.out, args.device, upstream, results, stop_at))
+        return 0 if went_well else 1
     except FlasharError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def choose(text: str | None) -> dict[str, tuple[Case, ...]]:
+    """The cases of ``--only PART,PART/CASE,..`` by part. Raises FlasharError for what there is not."""
+    if text is None:
+        return dict(PARTS)
+    chosen: dict[str, tuple[Case, ...]] = {}
+    for word in text.split(","):
+        part, _, name = word.partition("/")
+        cases = tuple(case for case in PARTS.get(part, ()) if name in ("", case.name))
+        if not cases:
+            names = [each.name for each in PARTS.get(part, ())]
+            raise FlasharError(f"--only names '{word}'; expected {', '.join(names or PARTS)}")
+        chosen[part] = (*chosen.get(part, ()), *cases)
+    return chosen
 
 
 def read_entries(path: Path) -> dict[str, dict[str, Any]]:
@@ -119,11 +135,11 @@ def read_entries(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def run_part(part: str, suite: Suite) -> bool:
-    """Runs a part's cases, then draws; returns whether all went well."""
+def run_part(part: str, cases: Sequence[Case], suite: Suite) -> bool:
+    """Runs cases of a part, then draws; returns whether all went well."""
     suite.say(f"\n== {part}, {datetime.now(UTC).isoformat(timespec='seconds')}")
     went_well = True
-    for case in PARTS[part]:
+    for case in cases:
         if case.of_upstream and suite.upstream is None:
             suite.say(f"left out: {part}/{case.name} needs --upstream DIR")
         elif suite.left_s() <= 0:

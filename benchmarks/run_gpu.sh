@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU tests, benches and profiles: benchmarks/run_gpu.sh OUT [--only tests|tiny|b|xl|sizes|throughput|train]
-# [--upstream DIR]. Every part is stopped after eight minutes; a case that fails does not keep the others from running.
-# gpu_suite.py does it, with the cases of gpu_cases.py.
+# [--minutes M] [--upstream DIR]. Every part is stopped after eight minutes; a case that fails does not keep the others
+# from running. gpu_suite.py does it, with the cases of gpu_cases.py.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-python}

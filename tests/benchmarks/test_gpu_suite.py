@@ -64,9 +64,9 @@ def test_a_failing_case_is_on_record_and_the_others_run(
 def test_the_time_limit_stops_a_case_and_leaves_out_the_rest(
     scripted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_suite, "PART_S", gpu_suite.RESERVE_S + 1.0)
+    monkeypatch.setattr(gpu_suite, "RESERVE_S", 0.5)
     started = time.monotonic()
-    assert gpu_suite.main([str(tmp_path), "--only", "slow"]) == 1
+    assert gpu_suite.main([str(tmp_path), "--only", "slow", "--minutes", "0.025"]) == 1
     assert time.monotonic() - started < 20
     late = entries(tmp_path)["slow/late"]
     assert (late["status"], late["report"]) == ("stopped", [2]), "what it had reported stays"
@@ -78,13 +78,10 @@ def test_the_time_limit_stops_a_case_and_leaves_out_the_rest(
 
 def test_parts_and_runs_go_into_one_file(scripted: None, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder, part in ((first, "scripted"), (second, "slow")):
-        monkey = {"slow/old": {"kind": "bench", "status": "ok", "report": None}} if part == "slow" else {}
-        folder.mkdir()
-        gpu_suite.Results(folder / "results.json").add(monkey)
-        if part == "scripted":
-            gpu_suite.main([str(folder), "--only", part])
-            gpu_suite.main([str(folder), "--only", part])
+    for _ in range(2):
+        gpu_suite.main([str(first), "--only", "scripted"])
+    second.mkdir()
+    gpu_suite.Results(second / "results.json").add({"slow/old": {"kind": "bench", "status": "ok", "report": None}})
     assert sorted(entries(first)) == ["scripted/bad", "scripted/good"]
     assert (first / "log.txt").read_text().count("== scripted") == 2, "the log is appended to"
     assert gpu_suite.main([str(first), "--merge", str(second / "results.json")]) == 0
@@ -92,10 +89,23 @@ def test_parts_and_runs_go_into_one_file(scripted: None, tmp_path: Path) -> None
     assert sorted(entries(second)) == ["slow/old"]
 
 
-def test_a_report_that_is_half_written_is_none(scripted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_suite, "PARTS", {"slow": gpu_suite.PARTS["slow"][1:]})
-    assert gpu_suite.main([str(tmp_path)]) == 0
-    assert entries(tmp_path)["slow/torn"]["report"] is None
+def test_one_case_alone_and_a_report_that_is_half_written(scripted: None, tmp_path: Path) -> None:
+    assert gpu_suite.main([str(tmp_path), "--only", "slow/torn,scripted/good"]) == 0
+    assert {name: entry["report"] for name, entry in entries(tmp_path).items()} == {
+        "slow/torn": None,
+        "scripted/good": [1],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), (("other", "expected scripted, slow"), ("slow/other", "expected late, torn"))
+)
+def test_what_there_is_not_is_one_line(
+    scripted: None, tmp_path: Path, text: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_suite.main([str(tmp_path / "out"), "--only", text]) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ("", "[]", '{"entries": 3}', "{"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.profile_decode import Span, summarise
 
@@ -39,20 +41,16 @@ def test_streams_beside_each_other_are_idle_only_together() -> None:
     assert profile.busy_s == pytest.approx(90e-9) and profile.idle_share == pytest.approx(0.1)
 
 
+def profiled(out: Path, arm: str, device: str) -> subprocess.CompletedProcess[str]:
+    arguments = ["llamagen-tiny-flashar", "--random-weights", "--res", "16", "--arm", arm, "--device", device]
+    command = [sys.executable, str(ROOT / "benchmarks" / "profile_decode.py"), *arguments, "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def test_a_decode_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
-    arguments = [
-        "llamagen-tiny-flashar",
-        "--random-weights",
-        "--res",
-        "16",
-        "--arm",
-        "flashar-eager",
-        "--device",
-        "cpu",
-    ]
-    command = [sys.executable, str(ROOT / "benchmarks" / "profile_decode.py"), *arguments, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = profiled(out, "flashar-eager", "cpu")
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
     assert document["grid"] == "4x4" and document["unit"] == "operators"
@@ -62,23 +60,18 @@ def test_a_decode_on_a_cpu(tmp_path: Path) -> None:
     assert "| aten::mm |" in done.stderr
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels need a CUDA device")
+def test_kernels_of_replayed_graphs(tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    done = profiled(out, "flashar-graph", "cuda")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text())
+    assert document["unit"] == "kernels" and document["num_calls"] > 7 * 10
+    assert 0 < document["busy_s"] <= document["span_s"]
+
+
 def test_an_arm_that_is_not_to_be_had_is_one_line(tmp_path: Path) -> None:
-    arguments = [
-        "llamagen-tiny-flashar",
-        "--arm",
-        "flashar-graph",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "a.json"),
-    ]
-    command = [sys.executable, str(ROOT / "benchmarks" / "profile_decode.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    done = profiled(tmp_path / "profile.json", "flashar-graph", "cpu")
     assert done.returncode == 2 and "can't have: it is for cuda devices" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "a.json").exists()
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+    assert not list(tmp_path.iterdir())
