@@ -86,6 +86,12 @@ def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
         assert torch.equal(plan.tokens(), expected)
         assert torch.equal(graphed.pixels(expected), tokenizer.decode(expected))
 
+    w1 = model.backbone.blocks[0].feed_forward.w1.weight
+    address = w1.data_ptr()
+    compiled_blocks(model)
+    assert w1.data_ptr() != address
+    assert address in {weight.data_ptr() for weight in graphed.weights}, "the graphs still read these"
+
 
 def test_graphs_without_cuda_are_one_line_and_eager():
     model, lines = make_model(3, 5, "hidden"), []
