@@ -5,6 +5,7 @@ Letters: B images, H rows, W columns, N = H*W cells.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -30,12 +31,13 @@ class Sampler:
 
     ``draw(mark)`` draws int64 [B, H, W] and calls ``mark`` once, when the logits of the prefix are there. ``to_pixels``
     turns them into pictures, None where the model has no tokenizer. ``forwards`` is a module that every forward calls
-    once, counted while it runs; or their number, where no hook sees them.
+    once, counted while it runs; or their number, where no hook sees them. ``launches_seen``: they can be counted.
     """
 
     draw: Callable[[Callable[[], None]], Tensor]
     to_pixels: Callable[[Tensor], Tensor] | None
     forwards: nn.Module | int
+    launches_seen: bool = True
 
 
 Prepare = Callable[[BenchModel, Order, Conditions, SamplingParams, Tensor], Sampler]
@@ -81,9 +83,12 @@ def through_engine(optimisation: Optimisation) -> Prepare:
         def draw(mark: Callable[[], None]) -> Tensor:
             return engine.decode(conditions, order, params, uniform_BN, mark)
 
+        on_gpu = subject.model.device.type == "cuda"
         # A replayed graph calls no module, so nothing can count its forwards.
-        forwards = order.num_steps if subject.model.device.type == "cuda" else subject.model.backbone.blocks[0]
-        return Sampler(draw, None if subject.tokenizer is None else engine.pixels, forwards)
+        forwards = order.num_steps if on_gpu else subject.model.backbone.blocks[0]
+        # What counts operators on a CPU makes PyTorch run compiled code as it was before.
+        launches_seen = on_gpu or optimisation not in ("compile", "flex")
+        return Sampler(draw, None if subject.tokenizer is None else engine.pixels, forwards, launches_seen)
 
     return prepare
 
@@ -94,6 +99,10 @@ def engine_of(subject: BenchModel, level: str) -> Engine:
 
 
 def _refuse(line: str) -> None:
+    # The engine explains inside the `except` of what went wrong. What ends a sweep of batch sizes goes up as it is.
+    error = sys.exception()
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
     raise FlasharError(line)
 
 
@@ -111,6 +120,7 @@ def _only_on(kind: str) -> Callable[[torch.device], str | None]:
 LEVELS: dict[str, Level] = {
     "eager": Level(eager, lambda device: None),
     "packed": Level(through_engine("packed"), _only_on("cpu"), by_default=False),
+    "flex": Level(through_engine("flex"), lambda device: None, by_default=False),
     "compile": Level(through_engine("compile"), lambda device: None, by_default=False),
     "graph": Level(through_engine("graph"), _only_on("cuda"), by_default=False),
 }

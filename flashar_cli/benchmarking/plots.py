@@ -41,14 +41,17 @@ def speedup_figure(report: BenchReport) -> Figure:
 
 
 def cost_figure(report: BenchReport) -> Figure:
-    """Seconds of token generation over the number of tokens of a picture, at the smallest batch size."""
+    """Seconds of token generation over the number of tokens of a picture, at the smallest batch size. An arm may be
+    missing on some grids.
+    """
     figure, axes = new_figure()
     size = min(batch.batch_size for batch in report.batches)
     batches = sorted((batch for batch in report.batches if batch.batch_size == size), key=num_cells)
     for index, name in enumerate(report.settings.arms):
-        seconds = [arm.token_generation_s.median_s for batch in batches for arm in batch.arms if arm.name == name]
+        found = [(num_cells(batch), arm) for batch in batches for arm in batch.arms if arm.name == name]
+        seconds = [arm.token_generation_s.median_s for _, arm in found]
         colour = PALETTE[index % len(PALETTE)]
-        axes.plot([num_cells(batch) for batch in batches], seconds, "o-", color=colour, label=name, markersize=4)
+        axes.plot([cells for cells, _ in found], seconds, "o-", color=colour, label=name, markersize=4)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([num_cells(batch) for batch in batches], [batch.grid for batch in batches])

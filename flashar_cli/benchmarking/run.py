@@ -244,12 +244,18 @@ def _warm_up(arm: Measured, plan: Plan, device: torch.device, on_run: Callable[[
     def first() -> None:
         arm.warmup_s.append(sum(run_once(arm.sampler, device)))
 
+    def counted() -> None:
+        if arm.sampler.launches_seen:
+            arm.launches = count_launches(first, device)
+        else:
+            first()
+
     if isinstance(arm.sampler.forwards, int):
         arm.num_forwards = arm.sampler.forwards
-        arm.launches = count_launches(first, device)
+        counted()
     else:
         with counted_calls(arm.sampler.forwards) as count:
-            arm.launches = count_launches(first, device)
+            counted()
         arm.num_forwards = count[0]
     on_run()
     for _ in range(plan.warmup - 1):

@@ -39,7 +39,7 @@ def command(
     arms: Annotated[
         str | None,
         typer.Option(
-            "--arms", metavar="A,B,..", help="DECODER-LEVEL; levels: eager, packed (CPU), compile, graph (CUDA)."
+            "--arms", metavar="A,B,..", help="DECODER-LEVEL; levels: eager, packed (CPU), flex, compile, graph (CUDA)."
         ),
     ] = None,
     upstream: Annotated[

@@ -12,9 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flashar_cli.decoding.compiled import compiled_blocks, flex_obstacle
 from flashar_cli.decoding.decoder import decode_with
-from flashar_cli.decoding.forwards import Forwards, can_pack, compiled_blocks, packed_linears
+from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
+from flashar_cli.decoding.packed import can_pack, packed_linears
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
@@ -23,17 +25,19 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.vq import VQTokenizer
 
-Optimisation = Literal["eager", "graph", "compile", "packed"]
-OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "packed")
+Optimisation = Literal["eager", "graph", "compile", "flex", "packed"]
+OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "flex", "packed")
+GRAPHED: tuple[Optimisation, ...] = ("graph", "compile", "flex")
 
 
 class Engine:
     """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
 
     ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``compile`` runs the
-    blocks through ``torch.compile`` first (on a CPU: without graphs); ``packed``, for float32 and bfloat16 on a CPU,
-    not quantised, keeps a second copy of the weights in the matrix kernels' own order. Where that can't be done
-    ``explain`` gets one line, once, and decoding goes on eagerly. Raises FlasharError for an unknown optimisation.
+    blocks through ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is ``compile`` with
+    FlexAttention in SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps a second copy of
+    the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets one line, once, and decoding
+    goes on eagerly. Raises FlasharError for an unknown optimisation.
     """
 
     def __init__(
@@ -55,15 +59,17 @@ class Engine:
             self._fall_back("CUDA graphs need a CUDA device")
         elif optimisation == "packed" and not can_pack(model):
             self._fall_back("packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised")
-        elif optimisation == "compile":
-            self._forwards = compiled_blocks(model)
+        elif optimisation == "flex" and (obstacle := flex_obstacle(model)):
+            self._fall_back(obstacle)
+        elif optimisation in ("compile", "flex"):
+            self._forwards = compiled_blocks(model, flex=optimisation == "flex")
         elif optimisation == "packed":
             self._forwards = packed_linears(model)
 
     @property
     def pads_batches(self) -> bool:
         """Whether a last, smaller batch is better decoded at full size than as a key of its own."""
-        return self.optimisation in ("graph", "compile")
+        return self.optimisation in GRAPHED
 
     def plan(self, batch: int, order: Order, params: SamplingParams) -> DecodePlan:
         """The plan of a key, made at its first use. Eagerly only the latest is kept, for its memory."""
@@ -139,7 +145,7 @@ class Engine:
             with self._forwards.active():
                 return decode_with(plan, conditions, params, uniform_BN, on_step)
         except RuntimeError as error:  # as torch.compile's own errors are
-            if self.optimisation != "compile":
+            if self.optimisation not in ("compile", "flex"):
                 raise
             self._fall_back(f"torch.compile failed ({_first_line(error)})")
             return decode_with(plan, conditions, params, uniform_BN, on_step)
@@ -147,7 +153,7 @@ class Engine:
     def _graphs_of(
         self, plan: DecodePlan, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
     ) -> GraphedPlan | None:
-        if self.optimisation not in ("graph", "compile") or self.model.device.type != "cuda":
+        if self.optimisation not in GRAPHED or self.model.device.type != "cuda":
             return None
         if plan.key not in self._graphs:
             plan.load(conditions, params, uniform_BN)  # the warm-up run before a capture needs real inputs

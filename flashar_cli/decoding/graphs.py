@@ -30,6 +30,8 @@ class GraphedPlan:
     def __init__(self, plan: DecodePlan, tokenizer: VQTokenizer | None, on_step: StepHook | None = None) -> None:
         """``on_step`` is called once, at capture: logits it keeps are rewritten by every replay."""
         self.plan = plan
+        # Graphs read weights by address. A module may get others, as compiling it does, but not while these are free.
+        self.weights = [parameter.detach() for parameter in plan.model.parameters()]
         grid, device = plan.key.order.grid, plan.key.device
         self.codes_BHW = torch.zeros(plan.key.batch, grid.height, grid.width, dtype=torch.int64, device=device)
         self._stream = torch.cuda.Stream(device)

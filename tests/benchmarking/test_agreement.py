@@ -12,7 +12,7 @@ from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.agreement import agreements, references
 from flashar_cli.benchmarking.estimate import expected_agreement_s
 from flashar_cli.benchmarking.subject import BenchModel, converted
-from flashar_cli.decoding import forwards
+from flashar_cli.decoding import packed as packed_weights
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
@@ -98,7 +98,7 @@ def test_fewer_bits_are_seen_and_little(dtype: torch.dtype, scheme: str | None) 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="packed weights are oneDNN's")
 def test_logits_are_those_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """A level whose products are a little too large is seen to be that; the model is afterwards as it was."""
-    monkeypatch.setattr(forwards, "_packed_linear", lambda linear, packed, x: 1.0001 * F.linear(x, linear.weight))
+    monkeypatch.setattr(packed_weights, "_packed_linear", lambda linear, packed, x: 1.0001 * F.linear(x, linear.weight))
     benched, chosen = subject(4, 4), plan(arms=("flashar-eager", "flashar-packed", "upstream"))
     eager, packed = agreements(benched, chosen, references(benched, chosen))
     assert (eager.arm, packed.arm) == ("flashar-eager", "flashar-packed")

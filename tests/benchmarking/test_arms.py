@@ -141,3 +141,27 @@ def test_running_out_of_memory_ends_a_sweep_and_fails_a_bench(monkeypatch: pytes
 
 def test_free_memory_of_this_machine() -> None:
     assert 2**20 < sweep.free_bytes(CPU) < 2**50
+
+
+def test_launches_of_compiled_code_are_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts operators would have PyTorch run compiled code as it was before."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
+    names = ("flashar-eager", "flashar-compile")
+    eager, compiled = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0].arms
+    assert eager.launches is not None and compiled.launches is None
+    assert compiled.forwards_per_image == eager.forwards_per_image
+
+
+def test_running_out_of_memory_while_preparing_is_not_a_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends a sweep of batch sizes with what was measured so far."""
+
+    def compiler(forward: object, **settings: object) -> object:
+        def fail(*args: object) -> None:
+            raise torch.OutOfMemoryError("full")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    chosen = replace(plan((1, 2), repeats=1), arms=("flashar-compile",))
+    with pytest.raises(FlasharError, match="a batch of 1 on 3x5 tokens does not fit into memory"):
+        run.bench(subject(), chosen, RATES)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 
-from flashar_cli.decoding import graphs
+from flashar_cli.decoding import compiled, graphs
+from flashar_cli.decoding.compiled import compiled_blocks
 from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.forwards import compiled_blocks, packed_linears
 from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.decoding.packed import packed_linears
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.errors import FlasharError
-from flashar_cli.nn.layers import Block
+from flashar_cli.nn import attention
+from flashar_cli.nn.attention import attend
+from flashar_cli.nn.layers import Attention, Block
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.decoding.test_decoder import make_conditions, make_model
@@ -83,6 +87,12 @@ def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
         assert torch.equal(plan.tokens(), expected)
         assert torch.equal(graphed.pixels(expected), tokenizer.decode(expected))
 
+    w1 = model.backbone.blocks[0].feed_forward.w1.weight
+    address = w1.data_ptr()
+    compiled_blocks(model)
+    assert w1.data_ptr() != address
+    assert address in {weight.data_ptr() for weight in graphed.weights}, "the graphs still read these"
+
 
 def test_graphs_without_cuda_are_one_line_and_eager():
     model, lines = make_model(3, 5, "hidden"), []
@@ -92,7 +102,7 @@ def test_graphs_without_cuda_are_one_line_and_eager():
     assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
     assert lines == ["--optimisation graph: CUDA graphs need a CUDA device; decoding eagerly"]
     assert engine.optimisation == "eager"
-    with pytest.raises(FlasharError, match="expected one of eager, graph, compile, packed"):
+    with pytest.raises(FlasharError, match="expected one of eager, graph, compile, flex, packed"):
         Engine(model, optimisation="fast")
 
 
@@ -120,8 +130,8 @@ def test_packed_weights_give_the_same_logits(gate, captions):
     model, lines = make_model(3, 5, gate, captions), []
     order, conditions = model.config.order_grid.diagonal(), make_conditions(3, captions)
     logits: dict[str, list[torch.Tensor]] = {"eager": [], "packed": []}
-    for seen, forwards in ((logits["eager"], nullcontext()), (logits["packed"], packed_linears(model).active())):
-        with forwards:
+    for seen, how in ((logits["eager"], nullcontext()), (logits["packed"], packed_linears(model).active())):
+        with how:
             decode(model, conditions, order, PARAMS, uniform(0, 3), lambda _, step, seen=seen: seen.append(step))
     torch.testing.assert_close(logits["packed"], logits["eager"], atol=1e-4, rtol=0)
     assert not all(torch.equal(ours, theirs) for ours, theirs in zip(*logits.values(), strict=True))
@@ -148,7 +158,7 @@ def test_packed_weights_are_for_dtypes_that_onednn_packs():
 
 
 def test_w1_and_w3_are_one_product_of_the_same_memory(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: forward)
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
     model = make_model(3, 5, "hidden")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(2, 3, model.config.backbone.dim)
@@ -164,7 +174,7 @@ def test_w1_and_w3_are_one_product_of_the_same_memory(monkeypatch):
 
 
 def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
-    def compiler(forward, dynamic):
+    def compiler(forward, **settings):
         def fail(*args):
             raise RuntimeError("no C++ compiler\nand a long story")
 
@@ -180,7 +190,7 @@ def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
 
 
 def test_a_last_smaller_batch_is_padded_where_sizes_are_dear(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: forward)
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
     model = make_model(3, 5, "hidden")
     order, conditions = model.config.order_grid.diagonal(), make_conditions(3, False)
     engine = Engine(model, optimisation="compile")
@@ -190,15 +200,72 @@ def test_a_last_smaller_batch_is_padded_where_sizes_are_dear(monkeypatch):
     assert torch.equal(torch.cat(batches), torch.cat(plain))
 
 
+@pytest.fixture
+def traced_only(monkeypatch):
+    """``torch.compile`` without its code generation: tracing, guards and limits are the same, and take no seconds."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield
+    torch._dynamo.reset()
+
+
+def test_blocks_share_their_compiled_variants(traced_only, monkeypatch):
+    """Prefix, one cell, several cells: three for any number of blocks, batch and order, and none of them in parts."""
+    monkeypatch.setattr(compiled, "MAX_VARIANTS", 3)
+    model, lines = make_model(3, 5, "hidden"), []
+    engine, grid = Engine(model, optimisation="compile", explain=lines.append), model.config.order_grid
+    for order, batch in ((grid.diagonal(), 2), (grid.raster(), 2), (grid.diagonal(), 3)):
+        codes = engine.decode(make_conditions(batch, False), order, PARAMS, uniform(0, batch))
+        assert torch.equal(codes, decode(model, make_conditions(batch, False), order, PARAMS, uniform(0, batch)))
+    assert lines == [] and not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+
+
+def test_a_block_that_is_not_compiled_any_more_is_said(traced_only, monkeypatch):
+    """By default PyTorch runs what has too many variants as it is, without a word."""
+    monkeypatch.setattr(compiled, "MAX_VARIANTS", 2)
+    model, lines = make_model(3, 5, "hidden"), []
+    engine, order = Engine(model, optimisation="compile", explain=lines.append), model.config.order_grid.diagonal()
+    codes = engine.decode(make_conditions(2, False), order, PARAMS, uniform(0, 2))
+    assert len(lines) == 1 and "torch.compile failed (the blocks have 2 compiled variants and need more)" in lines[0]
+    assert torch.equal(codes, decode(model, make_conditions(2, False), order, PARAMS, uniform(0, 2)))
+
+
+def test_flex_attends_where_there_is_no_mask(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
+    queries = []
+
+    def flex(q, k, v, grouped):
+        queries.append(q.shape[2])
+        return attend(q, k, v, None, "eager")
+
+    monkeypatch.setattr(attention, "_flex_decoding", flex)
+    model, lines = make_model(3, 5, "hidden"), []
+    engine, order = Engine(model, optimisation="flex", explain=lines.append), model.config.order_grid.diagonal()
+    codes = engine.decode(make_conditions(2, False), order, PARAMS, uniform(0, 2))
+    num_blocks = sum(isinstance(module, Block) for module in model.modules())
+    assert queries == [len(cells) for cells in order.steps[:-1] for _ in range(num_blocks)]  # not for the prefix
+    assert lines == []
+    assert torch.equal(codes, decode(model, make_conditions(2, False), order, PARAMS, uniform(0, 2)))
+    assert {module.backend for module in model.modules() if isinstance(module, Attention)} == {"sdpa"}
+
+
+def test_flex_is_not_for_captions():
+    lines = []
+    assert Engine(make_model(3, 5, "hidden", True), optimisation="flex", explain=lines.append).optimisation == "eager"
+    assert len(lines) == 1 and "captions need a key mask at every step" in lines[0]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("optimisation", ("compile", "flex"))
 @pytest.mark.parametrize("order_name", ("raster", "diagonal"))
-def test_compiled_blocks_agree(order_name):
+def test_compiled_blocks_agree(order_name, optimisation):
     model = make_model(3, 5, "hidden")
     grid = model.config.order_grid
     order = grid.raster() if order_name == "raster" else grid.diagonal()
     greedy, lines = SamplingParams(cfg_scale=2.0, temperature=0), []
-    engine = Engine(model, optimisation="compile", explain=lines.append)
+    engine = Engine(model, optimisation=optimisation, explain=lines.append)
     codes = engine.decode(make_conditions(2, False), order, greedy, uniform(0, 2))
     assert lines == []
     assert torch.equal(codes, decode(model, make_conditions(2, False), order, greedy, uniform(0, 2)))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from flashar_cli.decoding.compiled import compiled_blocks
 from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.forwards import can_pack, compiled_blocks
+from flashar_cli.decoding.packed import can_pack
 from flashar_cli.decoding.quantize import SCHEMES, check_scheme, is_quantized, quantize_model
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.sampling import SamplingParams

@@ -6,7 +6,7 @@ import torch
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.attention import attend, check_backend
+from flashar_cli.nn.attention import attend, check_backend, flex_takes
 from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps
 from tests.tiny_models import build_model, random_config
 
@@ -61,3 +61,4 @@ def test_flex_is_refused_where_it_cannot_train():
     with pytest.raises(FlasharError, match="not 100"):
         check_backend("flex", torch.device("cuda"), 100)
     check_backend("sdpa", CPU, 100)
+    assert [size for size in (8, 16, 64, 100, 128) if flex_takes(size)] == [16, 64, 128]

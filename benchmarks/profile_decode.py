@@ -1,0 +1,212 @@
+"""Where the time of a decode goes, by kernel: python benchmarks/profile_decode.py llamagen-xl --random-weights
+--res 512 --arm flashar-graph --out FILE
+
+One batch under PyTorch's profiler: kernels, copies and fills on CUDA, operators on a CPU. For each name calls, time and
+share; and how long nothing ran. The same batch is timed without the profiler too, as that slows down what launches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashar_cli.benchmarking import tables
+from flashar_cli.benchmarking.arms import LEVELS, choose_arms, split_arm
+from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.benchmarking.run import example_conditions, floor_of, run_once
+from flashar_cli.benchmarking.subject import load_subject
+from flashar_cli.benchmarking.timing import measure_rates, quartiles
+from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.errors import FlasharError
+from flashar_cli.files import atomic_file
+from flashar_cli.nn.sampling import SamplingParams, uniform_table
+
+NAME_LENGTH = 200
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that ran, on a clock in nanoseconds. ``lane`` is its stream or thread."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    lane: int = 0
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """All calls of one name. ``share`` is that of the time in which anything ran."""
+
+    name: str
+    calls: int
+    total_s: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """``span_s`` from the first start to the last end; in ``idle_share`` of it nothing ran, in ``num_gaps`` gaps."""
+
+    span_s: float
+    busy_s: float
+    idle_share: float
+    num_gaps: int
+    longest_gap_s: float
+    num_calls: int
+    kernels: tuple[KernelTime, ...]
+
+
+def summarise(spans: Sequence[Span]) -> Profile:
+    """Time by name, of a call what its own inner calls (in its lane) leave; and the gaps between all of them."""
+    assert spans, "a decode runs something"
+    ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
+    totals: dict[str, list[int]] = {}
+    open_spans: dict[int, list[Span]] = {}
+    busy_ns = longest_ns = num_gaps = 0
+    reached_ns = ordered[0].start_ns
+    for span in ordered:
+        own = totals.setdefault(span.name, [0, 0])
+        own[0] += 1
+        own[1] += span.end_ns - span.start_ns
+        outer = open_spans.setdefault(span.lane, [])
+        while outer and outer[-1].end_ns <= span.start_ns:
+            outer.pop()
+        if outer:
+            totals[outer[-1].name][1] -= min(span.end_ns, outer[-1].end_ns) - span.start_ns
+        outer.append(span)
+        gap_ns = span.start_ns - reached_ns
+        if gap_ns > 0:
+            num_gaps += 1
+            longest_ns = max(longest_ns, gap_ns)
+        busy_ns += max(0, span.end_ns - max(span.start_ns, reached_ns))
+        reached_ns = max(reached_ns, span.end_ns)
+    span_ns = reached_ns - ordered[0].start_ns
+    all_ns = sum(total for _, total in totals.values())
+    kernels = [
+        KernelTime(name, calls, total / 1e9, total / all_ns if all_ns else 0.0)
+        for name, (calls, total) in totals.items()
+    ]
+    return Profile(
+        span_s=span_ns / 1e9,
+        busy_s=busy_ns / 1e9,
+        idle_share=1 - busy_ns / span_ns if span_ns else 0.0,
+        num_gaps=num_gaps,
+        longest_gap_s=longest_ns / 1e9,
+        num_calls=len(ordered),
+        kernels=tuple(sorted(kernels, key=lambda kernel: -kernel.total_s)),
+    )
+
+
+def recorded(work: Callable[[], object], device: torch.device) -> list[Span]:
+    """What ran on the device while ``work`` did; on a CPU the operators of the thread that called them."""
+    activities = torch.profiler.ProfilerActivity
+    on_gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[activities.CUDA if on_gpu else activities.CPU]) as profile:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    # The events themselves: making Python objects of up to a million, as `events()` does, takes minutes.
+    results = profile.profiler.kineto_results if profile.profiler else None
+    assert results is not None, "a profile that has ended has results"
+    wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+    spans = []
+    for event in results.events():
+        if event.device_type() == wanted and event.duration_ns() > 0:
+            lane = event.device_resource_id() if on_gpu else event.start_thread_id()
+            start = event.start_ns()
+            spans.append(Span(event.name()[:NAME_LENGTH], start, start + event.duration_ns(), lane))
+    return spans
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="where the time of a decode goes, by kernel")
+    parser.add_argument("model")
+    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--res", type=int, help="side of the pictures in pixels; default: the model's")
+    parser.add_argument("--arm", default="flashar-graph", help="DECODER-LEVEL, as flashar bench names them")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU: float32")
+    parser.add_argument("--top", type=int, default=40, help="names that are kept")
+    parser.add_argument("--out", type=Path, required=True, help="JSON")
+    args = parser.parse_args()
+    try:
+        document = profile_arm(args)
+    except FlasharError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with atomic_file(args.out) as file:
+        file.write((json.dumps(document, indent=2) + "\n").encode())
+    show(document)
+    return 0
+
+
+@torch.inference_mode()
+def profile_arm(args: argparse.Namespace) -> dict[str, Any]:
+    """Prepares an arm, times it, and profiles one batch."""
+    device = torch.device(args.device)
+    choose_arms(args.arm, device, False)
+    decoder, level = split_arm(args.arm)
+    assert level is not None, "upstream is no arm here"
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    subject = load_subject(args.model, args.res, args.random_weights, device, dtype, 0)
+    model = subject.model
+    conditions = example_conditions(model.config, args.batch_size, 0).to(device)
+    params = SamplingParams(**model.config.generation.model_dump())
+    order = choose_order(model, decoder)
+    uniform_BN = uniform_table(0, 0, args.batch_size, len(order.cells)).to(device)
+    sampler = LEVELS[level].prepare(subject, order, conditions, params, uniform_BN)
+    run_once(sampler, device)
+    runs = [run_once(sampler, device) for _ in range(RUNS)]
+    profile = summarise(recorded(lambda: sampler.draw(lambda: None), device))
+    unprofiled_s = quartiles([prefix + decode for prefix, decode, *_ in runs])[1]
+    floor = floor_of(model, args.arm, args.batch_size, params, measure_rates(device, dtype))
+    return {
+        "model": subject.name,
+        "weights": subject.weights,
+        "grid": str(model.config.order_grid),
+        "arm": args.arm,
+        "batch_size": args.batch_size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "hardware": hardware(device).model_dump(),
+        "software": software().model_dump(),
+        "unit": "kernels" if device.type == "cuda" else "operators",
+        "token_generation_s": unprofiled_s,
+        "floor_s": floor.seconds,
+        # The profiler lengthens gaps, hardly the kernels: this is what is idle without it.
+        "idle_share_unprofiled": max(0.0, 1 - profile.busy_s / unprofiled_s),
+        **asdict(profile),
+        "kernels": [asdict(kernel) for kernel in profile.kernels[: args.top]],
+        "num_names": len(profile.kernels),
+    }
+
+
+def show(document: dict[str, Any]) -> None:
+    """The table, on stderr."""
+    facts = {key: document[key] for key in ("model", "grid", "arm", "batch_size", "dtype", "unit")}
+    print(", ".join(f"{key} {value}" for key, value in facts.items()), file=sys.stderr)
+    print(
+        f"token generation {document['token_generation_s'] * 1e3:.2f} ms (floor {document['floor_s'] * 1e3:.2f}), "
+        f"busy {document['busy_s'] * 1e3:.2f} ms, idle {document['idle_share_unprofiled']:.0%}; while profiled "
+        f"{document['span_s'] * 1e3:.2f} ms, idle {document['idle_share']:.0%} in {document['num_gaps']} gaps, the "
+        f"longest {document['longest_gap_s'] * 1e6:.0f} us",
+        file=sys.stderr,
+    )
+    rows = [
+        [each["name"][:90], str(each["calls"]), f"{each['total_s'] * 1e3:.3f}", f"{each['share']:.1%}"]
+        for each in document["kernels"][:20]
+    ]
+    print(tables.markdown((["name", "calls", "total ms", "share"], rows)), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

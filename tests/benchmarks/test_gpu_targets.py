@@ -1,0 +1,120 @@
+"""Which numbers the summary of the GPU suite holds against which target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gpu_suite
+from benchmarks.gpu_targets import summary
+from tests.benchmarking.reports import arm, report
+
+
+def bench(
+    model: str, grid: str, batch_size: int, arms: dict[str, float], floors: dict[str, float], dtype: str = "bfloat16"
+) -> dict[str, Any]:
+    """An entry with chosen seconds and floors, in layout 2."""
+    pairs = [(name, f"raster-{name.partition('-')[2]}") for name in arms if name.startswith("flashar")]
+    pairs += [(name, "upstream") for name in arms if name != "upstream"]
+    document = report()
+    settings = {key: value for key, value in document["settings"].items() if key != "optimisation"}
+    batch = {
+        "grid": grid,
+        "batch_size": batch_size,
+        "speedup": None,
+        "speedup_with_token_decode": None,
+        "speedups": [
+            {
+                "arm": fast,
+                "over": slow,
+                "token_generation": arms[slow] / arms[fast],
+                "with_token_decode": None,
+                "floor": floors.get(slow, 1.0) / floors.get(fast, 1.0),
+            }
+            for fast, slow in pairs
+            if slow in arms
+        ],
+        "arms": [
+            {
+                **arm(63, seconds),
+                "images_per_s": batch_size / seconds,
+                "name": name,
+                "decoder": name.partition("-")[0],
+                "level": name.partition("-")[2] or None,
+            }
+            for name, seconds in arms.items()
+        ],
+    }
+    document |= {
+        "report_version": 2,
+        "model": {**document["model"], "name": model, "grid": grid},
+        "settings": {**settings, "arms": list(arms), "dtype": dtype},
+        "batches": [batch],
+    }
+    return {"kind": "bench", "status": "ok", "report": document}
+
+
+def verdicts(text: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[2:] for row in rows[2:]}
+
+
+def test_nothing_measured_is_said() -> None:
+    found = verdicts(summary({}))
+    assert len(found) == 8 and all(row[:2] == ["-", "not measured"] for row in found.values())
+
+
+def test_targets_are_met_or_missed() -> None:
+    entries = {
+        # Graphs are faster: they are the best level, though compiled decoding has the better ratio.
+        "xl/512-graph": bench(
+            "llamagen-xl", "32x32", 1, {"raster-graph": 0.8, "flashar-graph": 0.05}, {"raster-graph": 16.0}
+        ),
+        "xl/512-compile": bench(
+            "llamagen-xl", "32x32", 1, {"raster-compile": 1.8, "flashar-compile": 0.06}, {"raster-compile": 16.0}
+        ),
+        "xl/512-upstream": bench("llamagen-xl", "32x32", 1, {"upstream": 1.0, "flashar-graph": 0.05}, {}),
+        "throughput/b": bench("llamagen-b", "16x16", 256, {"flashar-graph": 0.1}, {}),
+        "throughput/b-small": bench("llamagen-b", "16x16", 64, {"flashar-graph": 0.1}, {}),
+        "throughput/l": bench("llamagen-l", "16x16", 64, {"flashar-graph": 0.1}, {}, dtype="float32"),
+        "xl/profile": {
+            "kind": "profile",
+            "status": "ok",
+            "report": {
+                "model": "llamagen-xl",
+                "grid": "32x32",
+                "arm": "flashar-graph",
+                "batch_size": 1,
+                "token_generation_s": 0.05,
+                "floor_s": 0.025,
+                "idle_share_unprofiled": 0.2,
+                "kernels": [{"name": "gemv", "calls": 3, "total_s": 0.02, "share": 0.5}],
+            },
+        },
+        "throughput/xxl": {"kind": "bench", "status": "stopped", "report": None},
+    }
+    text = summary(entries)
+    found = verdicts(text)
+    assert found["XL 512, speed-up / floors"][:2] == ["1", "met"]
+    assert "16.00x, floors 16.00x" in found["XL 512, speed-up / floors"][2]
+    assert found["XL 512, token generation"][:2] == ["50 ms", "met"]
+    assert found["XL 512, over upstream's sampler"][:2] == ["20 x", "missed"]
+    assert found["B 256, best batch"][:2] == ["2560 img/s", "met"]
+    assert "batch 256" in found["B 256, best batch"][2]
+    assert found["L 256, best batch"][1] == "not measured", "float32 is another target"
+    assert found["XL 384, speed-up / floors"][1] == "not measured"
+    assert "not as it should be: throughput/xxl: stopped" in text
+    profile = "xl/profile: llamagen-xl 32x32 flashar-graph at batch 1: 50.0 ms, floor 25.0, idle 20%; 50% gemv"
+    assert profile in text.splitlines()
+
+
+def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"entries": {}}))
+    assert gpu_suite.main(["--summary", str(path)]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert gpu_suite.main(["--summary", str(tmp_path / "absent.json")]) == 2
+    assert "absent.json could not be read" in capsys.readouterr().err
