@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from flashar_cli.benchmarking import tables
 from flashar_cli.benchmarking.arms import LEVELS, choose_arms, split_arm
 from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.run import example_conditions, floor_of, run_once
 from flashar_cli.benchmarking.subject import load_subject
 from flashar_cli.benchmarking.timing import measure_rates, quartiles

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GPU tests, benches and profiles: benchmarks/run_gpu.sh OUT [--only tests|tiny|b|xl|sizes|throughput|train]
 # [--minutes M] [--upstream DIR]. Every part is stopped after eight minutes; a case that fails does not keep the others
-# from running. gpu_suite.py does it, with the cases of gpu_cases.py.
+# from running. gpu/suite.py does it, with the cases of gpu/cases.py.
 set -euo pipefail
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 PYTHON=${PYTHON:-python}
@@ -11,4 +11,4 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     exit 2
 fi
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
-exec "$PYTHON" "$ROOT/benchmarks/gpu_suite.py" "$@"
+exec "$PYTHON" -m benchmarks.gpu.suite "$@"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flashar_cli.benchmarking.report import report_schema
+from flashar_cli.benchmarking.reports.document import report_schema
 
 TARGET = Path(__file__).with_name("bench.schema.json")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashar_cli.benchmarking.arms import UPSTREAM, engine_of, split_arm
-from flashar_cli.benchmarking.report import Agreement
+from flashar_cli.benchmarking.reports.document import Agreement
 from flashar_cli.benchmarking.run import Plan, example_conditions
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.decoding.decoder import choose_order

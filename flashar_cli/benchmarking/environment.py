@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from flashar_cli import __version__
-from flashar_cli.benchmarking.report import Hardware, Software
+from flashar_cli.benchmarking.reports.document import Hardware, Software
 
 CHECKOUT = Path(__file__).parents[2]
 # Environment variables that change how fast something runs.

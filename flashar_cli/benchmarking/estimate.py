@@ -14,7 +14,8 @@ from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.run import Plan, example_conditions
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
-from flashar_cli.decoding.decoder import choose_order, decode_step, prefill
+from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.plan import DecodePlan, PlanKey
 
 
 @torch.inference_mode()
@@ -51,11 +52,11 @@ def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) ->
     middle = order.num_steps // 2
     if middle == 0:
         return 0.0
-    state, logits_RCV = prefill(model, conditions, order, plan.params.guided)
-    num_cells = len(order.steps[middle - 1])
-    codes_RC = torch.zeros(len(logits_RCV), num_cells, dtype=torch.int64, device=model.device)
-    # The cache is empty beyond the prefix, which changes the values but not the work.
-    step = partial(decode_step, state, middle, codes_RC)
+    decode = DecodePlan(model, PlanKey.of(model, batch_size, order, plan.params.kind))
+    decode.load(conditions, plan.params, torch.zeros(batch_size, len(order.cells)))
+    codes_RC = torch.zeros(decode.num_rows, len(order.steps[middle - 1]), dtype=torch.int64, device=model.device)
+    # The cache is empty, which changes the values but not the work.
+    step = partial(decode.step, middle, codes_RC)
     return order.num_steps * best_s(step, model.device, repeats=2)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashar_cli.benchmarking.report import Launches
+from flashar_cli.benchmarking.reports.document import Launches
 
 # What the host calls to make the device do something, in the CUDA runtime and in the driver.
 LAUNCHING = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch", "cudaMemcpy", "cudaMemset")

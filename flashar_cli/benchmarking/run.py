@@ -20,7 +20,7 @@ from flashar_cli.benchmarking.floor import Floor, Rates, forward_costs
 from flashar_cli.benchmarking.launches import count_launches
 from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.published.upstream import Upstream
-from flashar_cli.benchmarking.report import (
+from flashar_cli.benchmarking.reports.document import (
     Agreement,
     ArmReport,
     BatchReport,

@@ -87,12 +87,13 @@ def command(
     import torch
 
     from flashar_cli import runtime
-    from flashar_cli.benchmarking import tables
     from flashar_cli.benchmarking.agreement import agreements, our_arms, references
     from flashar_cli.benchmarking.arms import choose_arms, split_arm
     from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
     from flashar_cli.benchmarking.published.upstream import load_upstream
-    from flashar_cli.benchmarking.report import write_report
+    from flashar_cli.benchmarking.reports import tables
+    from flashar_cli.benchmarking.reports.document import write_report
+    from flashar_cli.benchmarking.roofline import roofline
     from flashar_cli.benchmarking.run import Plan, bench, num_runs
     from flashar_cli.benchmarking.subject import converted, default_model, grids_of, load_subject
     from flashar_cli.benchmarking.sweep import sizes_that_fit
@@ -140,7 +141,7 @@ def command(
         sizes, end = sizes_that_fit(subject, params, grids, len(chosen_arms))
         plan = replace(plan, batch_sizes=sizes, sweep_end=end)
     rates = measure_rates(chosen_device, chosen_dtype)
-    output.table("roofline: what each decoder can't do without on this machine", *tables.roofline(subject, plan, rates))
+    output.table("roofline: what each decoder can't do without on this machine", *roofline(subject, plan, rates))
     expected = expected_s(subject, plan) + expected_agreement_s(subject, plan, compared)
     output.note(f"expected time: about {duration(expected)}")
     agreed = agreements(subject, plan, found) if compared else ()
@@ -157,11 +158,11 @@ def command(
     if out is not None:
         write_report(report, out)
     if report_out is not None:
-        from flashar_cli.benchmarking.pages import write_page
+        from flashar_cli.benchmarking.reports.pages import write_page
 
         write_page(report, report_out)
     if plot_out is not None:
-        from flashar_cli.benchmarking.plots import write_plot
+        from flashar_cli.benchmarking.reports.plots import write_plot
 
         write_plot(report, plot_out)
     for path in filter(None, (out, report_out, plot_out)):

@@ -14,7 +14,7 @@ from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
-    from flashar_cli.benchmarking.compare import Change
+    from flashar_cli.benchmarking.reports.compare import Change
 
 EXAMPLES = """Examples:
 
@@ -55,8 +55,8 @@ def command(
     allowed = parse_tolerance(tolerance)
     if markdown and json:
         raise FlasharError("--markdown and --json were both passed; expected one of them")
-    from flashar_cli.benchmarking.compare import compare, differences, hardware_changes, version_changes
-    from flashar_cli.benchmarking.report import read_report
+    from flashar_cli.benchmarking.reports.compare import compare, differences, hardware_changes, version_changes
+    from flashar_cli.benchmarking.reports.document import read_report
 
     old_report, new_report = read_report(old), read_report(new)
     changes = compare(old_report, new_report, allowed, allow_different, gate.value)

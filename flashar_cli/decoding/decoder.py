@@ -1,6 +1,6 @@
 """Cached decoding in any order: prefix, then one forward a step. Raster and FlashAR differ only by the order.
 
-Letters: B images, R rows (B, or 2B with guidance: conditional rows first), C cells of a step, V codebook size.
+Letters: B images, N = H*W cells, H grid rows, W grid columns, C cells of a step, V codebook size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.sampling import SamplingKind, SamplingParams
+from flashar_cli.nn.sampling import SamplingParams
 
 
 def choose_order(model: FlasharModel, decoder: str | None) -> Order:
@@ -57,16 +57,3 @@ def decode_with(
     plan.draw(0, plan.prefix(), on_step)
     plan.advance(1, plan.key.order.num_steps, on_step)
     return plan.tokens()
-
-
-def prefill(model: FlasharModel, conditions: Conditions, order: Order, guided: bool) -> tuple[DecodePlan, Tensor]:
-    """Runs the prefix and predicts the cells of step 0: a fresh plan and logits [R, C, V]."""
-    params = SamplingParams(cfg_scale=2.0 if guided else 1.0)
-    plan = DecodePlan(model, PlanKey.of(model, len(conditions), order, SamplingKind(guided=guided)))
-    plan.load(conditions, params, torch.zeros(len(conditions), len(order.cells)))
-    return plan, plan.prefix()
-
-
-def decode_step(plan: DecodePlan, step: int, codes_RC: Tensor) -> Tensor:
-    """Feeds the codes of the step before and predicts the cells of ``step``: logits [R, C, V]."""
-    return plan.step(step, codes_RC)

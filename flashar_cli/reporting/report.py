@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.benchmarking.report import Hardware, Software
+from flashar_cli.benchmarking.reports.document import Hardware, Software
 from flashar_cli.config import BranchConfig, ModelConfig
 from flashar_cli.reporting import curves, gates, html
 from flashar_cli.reporting.figures import has_matplotlib, to_svg

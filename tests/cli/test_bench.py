@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flashar_cli.benchmarking.report import read_report
+from flashar_cli.benchmarking.reports.document import read_report
 from flashar_cli.cli.bench import duration, parse_batch_sizes
 from flashar_cli.errors import FlasharError
 

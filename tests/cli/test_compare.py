@@ -11,7 +11,7 @@ import pytest
 
 from flashar_cli.cli.compare import parse_tolerance
 from flashar_cli.errors import FlasharError
-from tests.benchmarking.reports import report
+from tests.benchmarking.reports.made_up import report
 
 
 @pytest.fixture

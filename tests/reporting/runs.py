@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flashar_cli.benchmarking.report import Hardware, Software
+from flashar_cli.benchmarking.reports.document import Hardware, Software
 from flashar_cli.recipe import AdaptRecipe
 from flashar_cli.reporting.records import Record
 from flashar_cli.reporting.report import AdaptReport

@@ -33,7 +33,7 @@ from flashar_cli.benchmarking.published.importing import (
     unchanged_process,
 )
 from flashar_cli.benchmarking.published.llamagen import LLAMAGEN
-from flashar_cli.benchmarking.report import UpstreamReport
+from flashar_cli.benchmarking.reports.document import UpstreamReport
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.decoding.decoder import choose_order, decode

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from flashar_cli.benchmarking import run, tables
+from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.estimate import expected_s
 from flashar_cli.benchmarking.published import decoder_of, upstream
 from flashar_cli.benchmarking.published.importing import MODEL_FILE, SAMPLER_FILE
 from flashar_cli.benchmarking.published.upstream import load_upstream
+from flashar_cli.benchmarking.reports import tables
+from flashar_cli.benchmarking.roofline import roofline
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch
 from flashar_cli.config import BranchConfig, CaptionPrefix, ModelConfig
 from flashar_cli.errors import FlasharError
@@ -92,7 +94,7 @@ def test_roofline_and_estimate_take_upstream_for_the_decoder_it_is_like(case: Ca
     assert decoder_of("upstream", case.family) == case.decoder
     assert decoder_of("raster-graph", case.family) == "raster"
     benched = subject_of(config_of(case.family))
-    _, rows = tables.roofline(benched, PLAN, RATES)
+    _, rows = roofline(benched, PLAN, RATES)
     floors = {row[2]: row[3:] for row in rows if row[1] == "1"}
     assert floors["upstream"] == floors[case.decoder] and floors["upstream"][0] == str(case.forwards)
     assert expected_s(benched, PLAN) > 0

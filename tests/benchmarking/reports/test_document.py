@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from flashar_cli.benchmarking import run
-from flashar_cli.benchmarking.pages import as_html, as_markdown
-from flashar_cli.benchmarking.report import BenchReport, read_report, report_schema
+from flashar_cli.benchmarking.reports.document import BenchReport, read_report, report_schema
+from flashar_cli.benchmarking.reports.pages import as_html, as_markdown
 from flashar_cli.nn.sampling import SamplingParams
-from tests.benchmarking.reports import report
+from tests.benchmarking.reports.made_up import report
 from tests.benchmarking.test_run import RATES, subject
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SCHEMA = BENCHMARKS / "bench.schema.json"
 RECORDED = sorted(path for path in (BENCHMARKS / "results").glob("*.json") if '"report_version"' in path.read_text())
 
@@ -125,7 +125,7 @@ def test_published_rows_are_marked_as_copied(measured: BenchReport) -> None:
 
 def test_plot_is_a_png(measured: BenchReport, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from flashar_cli.benchmarking.plots import write_plot
+    from flashar_cli.benchmarking.reports.plots import write_plot
 
     write_plot(measured, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

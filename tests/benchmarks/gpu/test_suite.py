@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import typer
 
-from benchmarks import gpu_cases, gpu_suite
-from benchmarks.gpu_cases import Case, Drawing
+from benchmarks.gpu import cases as gpu_cases
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.gpu.cases import Case, Drawing
 from flashar_cli.cli.main import app
 from flashar_cli.reporting.figures import has_matplotlib
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def entries(out: Path) -> dict[str, dict[str, Any]]:
@@ -39,8 +40,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_suite, "PARTS", {"scripted": cases[:2], "slow": cases[2:]})
     monkeypatch.setattr(gpu_suite, "DRAWINGS", {})
 
-    def command(case: Case, suite: gpu_suite.Suite, report: Path, sheet: Path) -> list[str]:
-        return [sys.executable, "-c", f"import time; FILE = {str(report)!r}; {case.arguments}"]
+    def command(case: Case, suite: gpu_suite.Suite, out: Path) -> list[str]:
+        return [sys.executable, "-c", f"import time; FILE = {str(out)!r}; {case.arguments}"]
 
     monkeypatch.setattr(gpu_suite, "command_of", command)
 
@@ -122,12 +123,12 @@ def test_a_stopped_suite_stops_its_case(tmp_path: Path) -> None:
     line = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     program = (
         "import runpy, signal, sys\n"
-        "from benchmarks import gpu_suite\n"
-        "from benchmarks.gpu_cases import Case\n"
-        "signal.signal(signal.SIGTERM, gpu_suite._leave)\n"
-        "gpu_suite.PARTS = {'only': (Case('case', 'bench', ''),)}\n"
-        f"gpu_suite.command_of = lambda *_: [sys.executable, '-c', {line!r}]\n"
-        f"gpu_suite.main([{str(tmp_path / 'out')!r}])\n"
+        "from benchmarks.gpu import suite\n"
+        "from benchmarks.gpu.cases import Case\n"
+        "signal.signal(signal.SIGTERM, suite._leave)\n"
+        "suite.PARTS = {'only': (Case('case', 'bench', ''),)}\n"
+        f"suite.command_of = lambda *_: [sys.executable, '-c', {line!r}]\n"
+        f"suite.main([{str(tmp_path / 'out')!r}])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     suite = subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -149,7 +150,7 @@ def test_cases_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         Case("16", "bench", f"{model} --res 16 --arms {arms}"),
         Case("32-flashar", "bench", f"{model} --res 32 --arms flashar-eager"),
         Case("upstream", "bench", f"{model} --res 32 --arms upstream", of_upstream=True),
-        Case("drawn", "agreement", "llamagen-tiny-flashar --optimisations eager --num-images 2 --dtype float32"),
+        Case("drawn", "pictures", "llamagen-tiny-flashar --num-images 2"),
     )
     drawings = (
         Drawing("cost.png", "cost", ("16", "32-flashar")),
@@ -167,15 +168,13 @@ def test_cases_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     }
     assert found["small/16"]["report"]["batches"][0]["speedup"] > 0
     assert "left out: small/upstream needs --upstream DIR" in (tmp_path / "log.txt").read_text()
-    drawn = found["small/drawn"]["report"]["optimisations"]["eager"]
-    assert drawn == {"num_equal_tokens": 2 * 256, "fell_back": None}
     figures = ["cost.png", "speedup.png"] if has_matplotlib() else []
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted([*figures, "small-drawn.png"])
 
 
 def test_every_part_leaves_at_most_eight_files() -> None:
     for part, cases in gpu_cases.PARTS.items():
-        sheets = [case for case in cases if case.kind == "agreement"]
+        sheets = [case for case in cases if case.kind == "pictures"]
         assert len(sheets) + len(gpu_cases.DRAWINGS.get(part, ())) <= 6
         assert len({case.name for case in cases}) == len(cases)
     for part, drawings in gpu_cases.DRAWINGS.items():

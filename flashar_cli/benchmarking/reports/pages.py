@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashar_cli.benchmarking import tables
-from flashar_cli.benchmarking.literature import published_for
-from flashar_cli.benchmarking.plots import cost_figure, speedup_figure
-from flashar_cli.benchmarking.report import BenchReport
+from flashar_cli.benchmarking.reports import tables
+from flashar_cli.benchmarking.reports.document import BenchReport
+from flashar_cli.benchmarking.reports.literature import published_for
+from flashar_cli.benchmarking.reports.plots import cost_figure, speedup_figure
 from flashar_cli.config import Config
 from flashar_cli.files import atomic_file
 from flashar_cli.reporting import html

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flashar_cli.benchmarking import tables
-from flashar_cli.benchmarking.report import ArmReport, BatchReport, BenchReport
+from flashar_cli.benchmarking.reports import tables
+from flashar_cli.benchmarking.reports.document import ArmReport, BatchReport, BenchReport
 
 Measure = Callable[[list[BenchReport]], tuple[float, str] | None]
 SHARE_OF_FLOORS = 0.9

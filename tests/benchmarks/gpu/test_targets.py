@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu_suite
-from benchmarks.gpu_targets import summary
-from tests.benchmarking.reports import arm, report
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.gpu.targets import summary
+from tests.benchmarking.reports.made_up import arm, report
 
 
 def bench(

@@ -5,50 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flashar_cli.benchmarking.arms import split_arm
-from flashar_cli.benchmarking.floor import Floor, Rates
-from flashar_cli.benchmarking.report import Agreement, ArmReport, BatchReport, BenchReport
-from flashar_cli.benchmarking.run import Plan, floor_of
-from flashar_cli.benchmarking.subject import BenchModel, set_grid
+from flashar_cli.benchmarking.reports.document import Agreement, ArmReport, BatchReport, BenchReport
 
 Table = tuple[list[str], list[list[str]]]
-
-
-def roofline(subject: BenchModel, plan: Plan, rates: Rates) -> Table:
-    """What each decoder can't do without, before anything is run."""
-    header = [
-        "grid",
-        "batch",
-        "decoder",
-        "forwards",
-        "reads GB",
-        "computes TFLOP",
-        "waits for",
-        "floor ms",
-        "floor img/s",
-    ]
-    own = subject.model.config.order_grid
-    rows = []
-    for grid in plan.grids or (own,):
-        set_grid(subject, grid)
-        for size in plan.batch_sizes:
-            for decoder in dict.fromkeys(split_arm(arm)[0] for arm in plan.arms):
-                floor = floor_of(subject.model, decoder, size, plan.params, rates)
-                rows.append([str(grid), str(size), decoder, *_floor_numbers(floor, size)])
-    set_grid(subject, own)
-    return header, rows
-
-
-def _floor_numbers(floor: Floor, batch_size: int) -> list[str]:
-    bound = floor.num_memory_bound
-    waits = "memory" if bound == floor.num_forwards else "products" if bound == 0 else f"memory in {bound}"
-    return [
-        str(floor.num_forwards),
-        _short(floor.read_bytes / 1e9),
-        _short(floor.flops / 1e12),
-        waits,
-        _short(floor.seconds * 1000),
-        _short(batch_size / floor.seconds),
-    ]
 
 
 def arms(report: BenchReport) -> Table:
@@ -123,8 +82,8 @@ def floors(report: BenchReport) -> Table:
     rows = []
     for batch in report.batches:
         for arm in batch.arms:
-            work = ["-" if n is None else _short(n / unit) for n, unit in ((arm.read_bytes, 1e9), (arm.flops, 1e12))]
-            times = [_short(seconds * 1000) for seconds in (arm.floor_s, arm.token_generation_s.median_s)]
+            work = ["-" if n is None else short(n / unit) for n, unit in ((arm.read_bytes, 1e9), (arm.flops, 1e12))]
+            times = [short(seconds * 1000) for seconds in (arm.floor_s, arm.token_generation_s.median_s)]
             place = [batch.grid, str(batch.batch_size), arm.name]
             rows.append([*place, str(arm.forwards_per_image), *work, *times, f"{arm.times_floor:.1f}"])
     return header, rows
@@ -161,7 +120,7 @@ def _letters(names: Sequence[str]) -> list[str]:
     return [chr(ord("A") + index) for index in range(len(names))]
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Three digits, or all of a whole number that has more."""
     return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from flashar_cli.benchmarking.old_reports import upgrade
+from flashar_cli.benchmarking.reports.old_reports import upgrade
 from flashar_cli.benchmarking.timing import quartiles
 from flashar_cli.config import Config, explain
 from flashar_cli.decoding.quantize import Scheme

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashar_cli.benchmarking.report import BatchReport, BenchReport
+from flashar_cli.benchmarking.reports.document import BatchReport, BenchReport
 from flashar_cli.files import atomic_file
 from flashar_cli.reporting.figures import COLOURS, INK, add_legend, new_figure, to_png
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from flashar_cli.benchmarking.report import BatchReport, BenchReport
+from flashar_cli.benchmarking.reports.document import BatchReport, BenchReport
 from flashar_cli.config import Config
 from flashar_cli.errors import FlasharError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["tests", "bench", "profile", "agreement", "train"]
+Kind = Literal["tests", "bench", "profile", "pictures", "train"]
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,15 @@ EAGER, GRAPH, COMPILE, FLEX = (f"raster-{level},flashar-{level}" for level in ("
 PARTS: dict[str, tuple[Case, ...]] = {
     "tests": (Case("tests", "tests", "-m gpu"),),
     "tiny": (
-        Case("graph", "bench", f"{TINY} --arms {EAGER},{GRAPH} --batch-sizes 1,8,64 --repeats 10"),
-        Case("pictures", "agreement", f"{TINY} --optimisations graph,compile,flex"),
-        Case("pictures-float32", "agreement", f"{TINY} --optimisations graph,compile,flex --dtype float32"),
+        Case("graph", "bench", f"{TINY} --arms {EAGER},{GRAPH} --batch-sizes 1,8,64 --repeats 10 --agreement"),
+        Case("pictures", "pictures", f"{TINY} --num-images 40 --batch-size 20 --optimisation graph"),
         Case("compile", "bench", f"{TINY} --arms {GRAPH},{COMPILE} --batch-sizes 1,8,64 --repeats 10"),
         Case("flex", "bench", f"{TINY} --arms {COMPILE},{FLEX} --batch-sizes 1,8,64 --repeats 10"),
         Case("profile", "profile", f"{TINY} --arm flashar-graph"),
-        Case("float32", "bench", f"{TINY} --arms {EAGER},{GRAPH} --dtype float32 --batch-sizes 1,64"),
-        Case("float16", "bench", f"{TINY} --arms {EAGER},{GRAPH} --dtype float16 --batch-sizes 1,64"),
+        Case("float32", "bench", f"{TINY} --arms {GRAPH},{COMPILE},{FLEX} --dtype float32 --repeats 3 --agreement"),
+        Case("float16", "bench", f"{TINY} --arms {EAGER},{GRAPH} --dtype float16 --batch-sizes 1,64 --agreement"),
+        Case("int8", "bench", f"{TINY} --arms {GRAPH},{COMPILE} --quantize int8 --repeats 3 --agreement"),
+        Case("fp8", "bench", f"{TINY} --arms {GRAPH},{COMPILE} --quantize fp8 --repeats 3 --agreement"),
     ),
     "b": (
         Case("graph", "bench", f"{B} --arms {EAGER},{GRAPH}"),
@@ -72,6 +73,8 @@ PARTS: dict[str, tuple[Case, ...]] = {
         Case("512-flex", "bench", f"{XL} --res 512 --arms flashar-eager,flashar-compile,flashar-flex"),
         Case("384-eager", "bench", f"{XL} --res 384 --arms {EAGER} --repeats 2"),
         Case("384-profile-raster", "profile", f"{XL} --res 384 --arm raster-graph"),
+        Case("512-int8", "bench", f"{XL} --res 512 --arms flashar-graph,flashar-compile --quantize int8 --repeats 3"),
+        Case("512-fp8", "bench", f"{XL} --res 512 --arms flashar-graph,flashar-compile --quantize fp8 --repeats 3"),
         Case("512-upstream-compile", "bench", f"{XL} --res 512 --arms upstream,flashar-compile --repeats 2", True),
     ),
     # A raster picture of 1024 pixels is 4096 forwards, some three million kernels to capture: it comes last.

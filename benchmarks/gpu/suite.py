@@ -1,7 +1,7 @@
-"""The benches, profiles and tests of one GPU, in parts: python benchmarks/gpu_suite.py OUT [--only PART]
+"""The benches, profiles and tests of one GPU, in parts: python -m benchmarks.gpu.suite OUT [--only PART]
 
 `run_gpu.sh` calls it. In OUT it leaves results.json, an entry for each case, as a whole after every case; log.txt,
-appended to; and pictures. A case that fails or is stopped keeps no other from running. gpu_cases.py holds the cases.
+appended to; and pictures. A case that fails or is stopped keeps no other from running. cases.py holds the cases.
 
   --merge FILE ..   adds the entries of other results.json files to that in OUT, and runs nothing
   --summary FILE    prints what was measured beside the targets, and runs nothing
@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +26,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_cases import DRAWINGS, PARTS, Case, Drawing
+from benchmarks.gpu.cases import DRAWINGS, PARTS, Case, Drawing
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PART_MINUTES = 8.0
 # Kept back for the part's pictures; a case is not begun with less than this left.
 RESERVE_S = 20.0
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.summary is not None:
-            from benchmarks.gpu_targets import summary
+            from benchmarks.gpu.targets import summary
 
             print(summary(read_entries(args.summary)))
             return 0
@@ -157,13 +158,15 @@ def run_part(part: str, cases: Sequence[Case], suite: Suite) -> bool:
 def run_case(part: str, case: Case, suite: Suite) -> dict[str, Any]:
     """Runs one case in what is left of the time; its entry holds what it reported, also where it was stopped."""
     with tempfile.TemporaryDirectory() as folder:
-        report, sheet = Path(folder) / "report.json", suite.out.resolve() / f"{part}-{case.name}.png"
-        command = command_of(case, suite, report, sheet)
+        report, pictures = Path(folder) / "report.json", Path(folder) / "pictures"
+        command = command_of(case, suite, pictures if case.kind == "pictures" else report)
         suite.say(f"$ {shlex.join(command)}")
         started = time.monotonic()
         status = run_logged(command, suite.out / "log.txt", suite.left_s())
         seconds = time.monotonic() - started
         suite.say(f"{status}: {part}/{case.name}, {seconds:.0f} s")
+        if (sheet := pictures / "contact-sheet.png").exists():
+            shutil.copyfile(sheet, suite.out / f"{part}-{case.name}.png")
         return {
             "kind": case.kind,
             "status": "ok" if status == "ok" else status.split()[0],
@@ -174,17 +177,18 @@ def run_case(part: str, case: Case, suite: Suite) -> dict[str, Any]:
         }
 
 
-def command_of(case: Case, suite: Suite, report: Path, sheet: Path) -> list[str]:
-    """The command line of a case."""
-    arguments, files = shlex.split(case.arguments), ["--device", suite.device, "--out", str(report)]
+def command_of(case: Case, suite: Suite, out: Path) -> list[str]:
+    """The command line of a case that leaves its report, or its folder of pictures, at ``out``."""
+    arguments, files = shlex.split(case.arguments), ["--device", suite.device, "--out", str(out)]
     if case.kind == "tests":
         return [sys.executable, "-m", "pytest", "-q", *arguments]
     if case.kind == "bench":
         clone = ["--upstream", str(suite.upstream)] if case.of_upstream else []
         return [sys.executable, "-m", "flashar_cli", "bench", *arguments, *clone, *files]
-    script = {"profile": "profile_decode.py", "agreement": "agreement.py", "train": "train_rate.py"}[case.kind]
-    sheets = ["--sheet", str(sheet)] if case.kind == "agreement" else []
-    return [sys.executable, str(ROOT / "benchmarks" / script), *arguments, *files, *sheets]
+    if case.kind == "pictures":
+        return [sys.executable, "-m", "flashar_cli", "generate", *arguments, *files]
+    script = {"profile": "profile_decode.py", "train": "train_rate.py"}[case.kind]
+    return [sys.executable, str(ROOT / "benchmarks" / script), *arguments, *files]
 
 
 def run_logged(command: Sequence[str], log: Path, limit_s: float) -> str:
@@ -231,8 +235,8 @@ def read_json(path: Path) -> Any:
 
 def draw(part: str, drawing: Drawing, suite: Suite) -> None:
     """Draws what there is of a drawing's reports; nothing, where there is nothing or no matplotlib."""
-    from flashar_cli.benchmarking.plots import cost_figure, speedup_figure
-    from flashar_cli.benchmarking.report import BatchReport, BenchReport
+    from flashar_cli.benchmarking.reports.document import BatchReport, BenchReport
+    from flashar_cli.benchmarking.reports.plots import cost_figure, speedup_figure
     from flashar_cli.reporting.figures import has_matplotlib, to_png
 
     entries = (suite.results.entries.get(f"{part}/{name}", {}) for name in drawing.cases)

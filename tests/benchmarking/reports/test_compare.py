@@ -2,10 +2,10 @@
 
 import pytest
 
-from flashar_cli.benchmarking.compare import compare, differences, version_changes
-from flashar_cli.benchmarking.report import BenchReport
+from flashar_cli.benchmarking.reports.compare import compare, differences, version_changes
+from flashar_cli.benchmarking.reports.document import BenchReport
 from flashar_cli.errors import FlasharError
-from tests.benchmarking.reports import report
+from tests.benchmarking.reports.made_up import report
 
 
 def model(**settings: object) -> BenchReport:
