@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from flashar_cli.benchmarking.arms import LEVELS, choose_arms, split_arm
+from flashar_cli.benchmarking.arms import choose_arms, prepare, split_arm
 from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.benchmarking.measure import run_once
+from flashar_cli.benchmarking.plan import example_conditions, floor_of
 from flashar_cli.benchmarking.reports import tables
-from flashar_cli.benchmarking.run import example_conditions, floor_of, run_once
 from flashar_cli.benchmarking.subject import load_subject
 from flashar_cli.benchmarking.timing import measure_rates, quartiles
 from flashar_cli.decoding.decoder import choose_order
@@ -164,7 +165,7 @@ def profile_arm(args: argparse.Namespace) -> dict[str, Any]:
     params = SamplingParams(**model.config.generation.model_dump())
     order = choose_order(model, decoder)
     uniform_BN = uniform_table(0, 0, args.batch_size, len(order.cells)).to(device)
-    sampler = LEVELS[level].prepare(subject, order, conditions, params, uniform_BN)
+    sampler = prepare(subject, level, order, conditions, params, uniform_BN)
     run_once(sampler, device)
     runs = [run_once(sampler, device) for _ in range(RUNS)]
     profile = summarise(recorded(lambda: sampler.draw(lambda: None), device))

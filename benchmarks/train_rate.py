@@ -23,8 +23,9 @@ import torch
 
 from flashar_cli.adaptation.job import choose_branch
 from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.benchmarking.memory import peak_memory_bytes, reset_peak_memory
 from flashar_cli.benchmarking.subject import random_model
-from flashar_cli.benchmarking.timing import matmul_flops_per_s, peak_memory_bytes, reset_peak_memory
+from flashar_cli.benchmarking.timing import matmul_flops_per_s
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.families import PRESETS

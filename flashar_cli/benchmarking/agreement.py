@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flashar_cli.benchmarking.arms import UPSTREAM, engine_of, split_arm
+from flashar_cli.benchmarking.plan import Plan, example_conditions
 from flashar_cli.benchmarking.reports.document import Agreement
-from flashar_cli.benchmarking.run import Plan, example_conditions
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.decoding.engine import Engine

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from flashar_cli.benchmarking.subject import BenchModel
-from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import Engine, Optimisation
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
@@ -40,62 +39,54 @@ class Sampler:
     launches_seen: bool = True
 
 
-Prepare = Callable[[BenchModel, Order, Conditions, SamplingParams, Tensor], Sampler]
+# From the slowest to the fastest on a GPU, as far as is known, and the kind of device that a level is for (None: any).
+# Only eager arms are benched without being named, as eager is what `generate` does without being told.
+LEVELS: dict[Optimisation, str | None] = {
+    "eager": None,
+    "packed": "cpu",
+    "flex": None,
+    "graph": "cuda",
+    "compile": None,
+}
+DEFAULT_ARMS = ("raster-eager", "flashar-eager")
 
 
-@dataclass(frozen=True)
-class Level:
-    """One level of optimisation. ``prepare(subject, order, conditions, params, uniform_BN)`` may compile and capture;
-    ``obstacle`` says in one line why a device can't have the level, or nothing. ``by_default`` levels are benched
-    without being asked for.
-    """
-
-    prepare: Prepare
-    obstacle: Callable[[torch.device], str | None]
-    by_default: bool = True
-
-
-def eager(
-    subject: BenchModel, order: Order, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
+def prepare(
+    subject: BenchModel,
+    level: Optimisation,
+    order: Order,
+    conditions: Conditions,
+    params: SamplingParams,
+    uniform_BN: Tensor,
 ) -> Sampler:
-    """The decoder as it is, one launch an operator."""
-    model = subject.model
+    """The decoder as ``generate --optimisation`` runs it, compiled and captured.
+
+    Raises FlasharError where it would fall back to eager.
+    """
+    engine, block = engine_of(subject, level), subject.model.backbone.blocks[0]
+    on_gpu, num_captured = subject.model.device.type == "cuda", 0
+
+    def count_captured(*_: object) -> None:
+        nonlocal num_captured
+        num_captured += on_gpu and torch.cuda.is_current_stream_capturing()
+
+    handle = block.register_forward_hook(count_captured)
+    engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
+    handle.remove()
 
     def draw(mark: Callable[[], None]) -> Tensor:
-        def on_step(step: int, logits: Tensor) -> None:
-            if step == 0:
-                mark()
+        return engine.decode(conditions, order, params, uniform_BN, mark)
 
-        return decode(model, conditions, order, params, uniform_BN, on_step)
-
-    return Sampler(draw, pixels_of(subject), model.backbone.blocks[0])
-
-
-def through_engine(optimisation: Optimisation) -> Prepare:
-    """The decoder as ``generate --optimisation`` runs it. Raises FlasharError where it would fall back to eager."""
-
-    def prepare(
-        subject: BenchModel, order: Order, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
-    ) -> Sampler:
-        engine = engine_of(subject, optimisation)
-        engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
-
-        def draw(mark: Callable[[], None]) -> Tensor:
-            return engine.decode(conditions, order, params, uniform_BN, mark)
-
-        on_gpu = subject.model.device.type == "cuda"
-        # A replayed graph calls no module, so nothing can count its forwards.
-        forwards = order.num_steps if on_gpu else subject.model.backbone.blocks[0]
-        # What counts operators on a CPU makes PyTorch run compiled code as it was before.
-        launches_seen = on_gpu or optimisation not in ("compile", "flex")
-        return Sampler(draw, None if subject.tokenizer is None else engine.pixels, forwards, launches_seen)
-
-    return prepare
+    to_pixels = None if subject.tokenizer is None else engine.pixels
+    # A replayed graph calls no module: its forwards are those that were captured. What counts operators on a CPU makes
+    # PyTorch run compiled code as it was before.
+    launches_seen = on_gpu or level not in ("compile", "flex")
+    return Sampler(draw, to_pixels, num_captured or block, launches_seen)
 
 
-def engine_of(subject: BenchModel, level: str) -> Engine:
+def engine_of(subject: BenchModel, level: Optimisation) -> Engine:
     """The decoder at a level of optimisation. Raises FlasharError where it would fall back to eager, then or later."""
-    return Engine(subject.model, subject.tokenizer, cast(Optimisation, level), _refuse)
+    return Engine(subject.model, subject.tokenizer, level, _refuse)
 
 
 def _refuse(line: str) -> None:
@@ -111,40 +102,19 @@ def pixels_of(subject: BenchModel) -> Callable[[Tensor], Tensor] | None:
     return None if subject.tokenizer is None else subject.tokenizer.decode_unchecked
 
 
-def _only_on(kind: str) -> Callable[[torch.device], str | None]:
-    return lambda device: None if device.type == kind else f"it is for {kind} devices"
-
-
-# From the slowest to the fastest: without --arms the last one that the device can have is benched. Those that --arms
-# has to name take a second copy of the weights, or were never measured on a GPU.
-LEVELS: dict[str, Level] = {
-    "eager": Level(eager, lambda device: None),
-    "packed": Level(through_engine("packed"), _only_on("cpu"), by_default=False),
-    "flex": Level(through_engine("flex"), lambda device: None, by_default=False),
-    "compile": Level(through_engine("compile"), lambda device: None, by_default=False),
-    "graph": Level(through_engine("graph"), _only_on("cuda"), by_default=False),
-}
-
-
-def default_arms(device: torch.device) -> tuple[str, ...]:
-    """Both decoders at the best level of this device."""
-    best = [name for name, level in LEVELS.items() if level.by_default and level.obstacle(device) is None][-1]
-    return tuple(f"{decoder}-{best}" for decoder in DECODERS)
-
-
-def split_arm(name: str) -> tuple[str, str | None]:
+def split_arm(name: str) -> tuple[str, Optimisation | None]:
     """``raster-eager`` -> (``raster``, ``eager``); ``upstream`` has no level."""
     decoder, _, level = name.partition("-")
-    return decoder, level or None
+    return decoder, cast(Optimisation, level) if level else None
 
 
 def choose_arms(text: str | None, device: torch.device, with_upstream: bool) -> tuple[str, ...]:
-    """The arms of ``--arms A,B,..``, or both decoders at their best; upstream comes first where it is not named.
+    """The arms of ``--arms A,B,..``, or both decoders eagerly; upstream comes first where it is not named.
 
     Raises FlasharError for an unknown arm, one that this device can't have, and one named twice.
     """
     if text is None:
-        return ((UPSTREAM,) if with_upstream else ()) + default_arms(device)
+        return ((UPSTREAM,) if with_upstream else ()) + DEFAULT_ARMS
     names = tuple(part.strip() for part in text.split(","))
     known = [f"{decoder}-{level}" for level in LEVELS for decoder in DECODERS]
     for name in names:
@@ -153,9 +123,9 @@ def choose_arms(text: str | None, device: torch.device, with_upstream: bool) -> 
         if name != UPSTREAM and name not in known:
             raise FlasharError(f"--arms names '{name}'; expected some of {', '.join([*known, UPSTREAM])}")
         _, level = split_arm(name)
-        obstacle = LEVELS[level].obstacle(device) if level else None
-        if obstacle is not None:
-            raise FlasharError(f"--arms names {name}, which this machine can't have: {obstacle}")
+        kind = LEVELS[level] if level else None
+        if kind is not None and kind != device.type:
+            raise FlasharError(f"--arms names {name}, which is for {kind} devices; this one is {device}")
     if len(set(names)) < len(names):
         raise FlasharError(f"--arms is '{text}'; expected each arm once")
     return names if UPSTREAM in names or not with_upstream else (UPSTREAM, *names)

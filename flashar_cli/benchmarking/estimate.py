@@ -10,8 +10,9 @@ from functools import partial
 
 import torch
 
+from flashar_cli.benchmarking.memory import is_out_of_memory
+from flashar_cli.benchmarking.plan import Plan, example_conditions
 from flashar_cli.benchmarking.published import decoder_of
-from flashar_cli.benchmarking.run import Plan, example_conditions
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
 from flashar_cli.decoding.decoder import choose_order
@@ -29,12 +30,17 @@ def expected_s(subject: BenchModel, plan: Plan) -> float:
         set_grid(subject, grid)
         for batch_size in plan.batch_sizes:
             decoders = [decoder_of(arm, subject.model.config.family) for arm in plan.arms]
-            seconds = {decoder: _decode_s(subject, plan, batch_size, decoder) for decoder in set(decoders)}
-            total += sum(seconds[decoder] for decoder in decoders)
-            if subject.tokenizer is not None:
-                total += len(plan.arms) * _token_decode_s(subject, batch_size)
+            try:
+                seconds = {decoder: _decode_s(subject, plan, batch_size, decoder) for decoder in set(decoders)}
+                total += sum(seconds[decoder] for decoder in decoders)
+                if subject.tokenizer is not None:
+                    total += len(plan.arms) * _token_decode_s(subject, batch_size)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                break  # neither will the bench come so far
     set_grid(subject, own)
-    return total * (plan.warmup + plan.repeats)
+    return total * (plan.warmup + plan.repeats + 1)
 
 
 @torch.inference_mode()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flashar_cli.benchmarking.arms import split_arm
 from flashar_cli.benchmarking.floor import Floor, Rates
+from flashar_cli.benchmarking.plan import Plan, floor_of
 from flashar_cli.benchmarking.reports.tables import Table, short
-from flashar_cli.benchmarking.run import Plan, floor_of
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 
 

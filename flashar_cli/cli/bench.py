@@ -90,13 +90,14 @@ def command(
     from flashar_cli.benchmarking.agreement import agreements, our_arms, references
     from flashar_cli.benchmarking.arms import choose_arms, split_arm
     from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
+    from flashar_cli.benchmarking.plan import Plan, num_runs
     from flashar_cli.benchmarking.published.upstream import load_upstream
     from flashar_cli.benchmarking.reports import tables
-    from flashar_cli.benchmarking.reports.document import write_report
+    from flashar_cli.benchmarking.reports.document import BenchReport, write_report
     from flashar_cli.benchmarking.roofline import roofline
-    from flashar_cli.benchmarking.run import Plan, bench, num_runs
+    from flashar_cli.benchmarking.run import bench
     from flashar_cli.benchmarking.subject import converted, default_model, grids_of, load_subject
-    from flashar_cli.benchmarking.sweep import sizes_that_fit
+    from flashar_cli.benchmarking.sweep import refuse_what_cannot_fit, sizes_that_fit
     from flashar_cli.benchmarking.timing import measure_rates
     from flashar_cli.decoding.quantize import Scheme, check_scheme
     from flashar_cli.nn.sampling import SamplingParams
@@ -119,6 +120,8 @@ def command(
         raise FlasharError(f"--res is {res}, but trained weights are of one grid; bench others with --random-weights")
     published = None if upstream is None else load_upstream(upstream)
     compared = our_arms(chosen_arms) if agreement else []
+    if agreement and not compared:
+        raise FlasharError("--agreement compares our own arms, and --arms names none; name one, e.g. flashar-eager")
     loaded_dtype = torch.float32 if compared else chosen_dtype
     subject = load_subject(name, sides[0] if sides else None, is_random, chosen_device, loaded_dtype, seed)
     config = subject.model.config
@@ -131,6 +134,8 @@ def command(
 
     generation = config.generation.model_dump()
     params = SamplingParams(**{**generation, **({} if cfg_scale is None else {"cfg_scale": cfg_scale})})
+    if published is not None:
+        published.check_params(params)
     plan = Plan(sizes or (1,), repeats, warmup, params, seed, chosen_arms, grids)
     if compared:
         seconds = expected_agreement_s(subject, plan, {split_arm(arm)[0] for arm in compared})
@@ -140,6 +145,8 @@ def command(
     if sizes is None:
         sizes, end = sizes_that_fit(subject, params, grids, len(chosen_arms))
         plan = replace(plan, batch_sizes=sizes, sweep_end=end)
+    else:
+        refuse_what_cannot_fit(subject, plan)
     rates = measure_rates(chosen_device, chosen_dtype)
     output.table("roofline: what each decoder can't do without on this machine", *roofline(subject, plan, rates))
     expected = expected_s(subject, plan) + expected_agreement_s(subject, plan, compared)
@@ -148,15 +155,20 @@ def command(
     if agreed:
         output.table(tables.AGREEMENT_TITLE, *tables.agreements(agreed))
         output.note(tables.AGREEMENT_REMARK)
+
+    def keep(so_far: BenchReport) -> None:
+        """What is measured is on disk, whatever becomes of the rest."""
+        if out is not None:
+            write_report(so_far, out)
+
     with output.progress(num_runs(plan), "runs") as bar:
-        report = bench(subject, plan, rates, lambda: bar.update(1), published, agreed)
+        report = bench(subject, plan, rates, lambda: bar.update(1), published, agreed, keep)
     output.table(tables.title(report), *tables.arms(report))
     if published is not None or len(chosen_arms) > 2:
         output.table("one arm over another", *tables.speedups(report))
     for line in tables.remarks(report):
         output.note(line)
-    if out is not None:
-        write_report(report, out)
+    keep(report)
     if report_out is not None:
         from flashar_cli.benchmarking.reports.pages import write_page
 
@@ -169,6 +181,8 @@ def command(
         output.note(f"wrote {path}")
     if json:
         output.document(report.model_dump(mode="json"))
+    if report.sweep_end is not None and plan.sweep_end is None:
+        raise FlasharError(f"{report.sweep_end}; use smaller --batch-sizes (what was measured before is reported)")
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
@@ -208,8 +222,12 @@ def _check_outputs(out: Path | None, report_out: Path | None, plot_out: Path | N
         raise FlasharError(f"--report is {report_out}; expected a name that ends in .md or .html")
     if plot_out is not None and plot_out.suffix != ".png":
         raise FlasharError(f"--plot is {plot_out}; expected a name that ends in .png")
-    for path in filter(None, (out, report_out, plot_out)):
-        refuse_existing(path, overwrite)
+    files = {"--out": out, "--report": report_out, "--plot": plot_out}
+    named = {option: path for option, path in files.items() if path is not None}
+    for option, path in named.items():
+        refuse_existing(path, overwrite, option)
+    if len({path.resolve() for path in named.values()}) < len(named):
+        raise FlasharError(f"{' and '.join(named)} name the same file; give each its own")
     if plot_out is not None:
         from flashar_cli.reporting.figures import require_matplotlib
 

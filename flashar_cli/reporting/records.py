@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from flashar_cli.benchmarking.timing import matmul_flops_per_s, peak_memory_bytes, peak_rss_bytes
+from flashar_cli.benchmarking.memory import peak_memory_bytes, peak_rss_bytes
+from flashar_cli.benchmarking.timing import matmul_flops_per_s
 from flashar_cli.config import ModelConfig
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.stages import Stage

@@ -9,6 +9,8 @@ import torch
 
 from flashar_cli.benchmarking import arms, run, sweep
 from flashar_cli.benchmarking.launches import OperatorCounter
+from flashar_cli.benchmarking.memory import ArmMemory, free_bytes
+from flashar_cli.benchmarking.plan import example_conditions, num_runs
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -16,14 +18,12 @@ from flashar_cli.nn.sampling import SamplingParams
 from tests.benchmarking.test_run import RATES, plan, subject
 
 CPU = torch.device("cpu")
+FOUR_ARMS = ("raster-packed", "flashar-packed", "raster-eager", "flashar-eager")
 
 
-def test_default_is_the_best_level_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_names_both_decoders_run_eagerly() -> None:
     assert arms.choose_arms(None, CPU, False) == ("raster-eager", "flashar-eager")
     assert arms.choose_arms(None, CPU, True) == ("upstream", "raster-eager", "flashar-eager")
-    monkeypatch.setitem(arms.LEVELS, "fast", arms.Level(arms.eager, lambda device: None))
-    monkeypatch.setitem(arms.LEVELS, "gpu-only", arms.Level(arms.eager, lambda device: "needs CUDA"))
-    assert arms.choose_arms(None, CPU, False) == ("raster-fast", "flashar-fast")
 
 
 @pytest.mark.parametrize(
@@ -34,40 +34,40 @@ def test_default_is_the_best_level_of_the_device(monkeypatch: pytest.MonkeyPatch
         ("raster", "expected some of"),
         ("raster-eager,raster-eager", "each arm once"),
         ("upstream", "--upstream DIR"),
-        ("raster-captured", "raster-captured, which this machine can't have: no graphs here"),
+        ("raster-graph", "raster-graph, which is for cuda devices; this one is cpu"),
     ],
 )
-def test_bad_arms_are_one_line(monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
-    monkeypatch.setitem(arms.LEVELS, "captured", arms.Level(arms.eager, lambda device: "no graphs here"))
+def test_bad_arms_are_one_line(text: str, message: str) -> None:
     with pytest.raises(FlasharError, match=message):
         arms.choose_arms(text, CPU, False)
 
 
-def test_speedups_compare_the_same_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A level is one entry of the table; the headline is the best level that both decoders ran at."""
-    monkeypatch.setitem(arms.LEVELS, "other", arms.Level(arms.eager, lambda device: None))
-    names = ("raster-eager", "flashar-other", "flashar-eager")
+def test_speedups_compare_the_same_level() -> None:
+    names = ("raster-eager", "flashar-packed", "flashar-eager")
     batch = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0]
     assert [(ratio.arm, ratio.over) for ratio in batch.speedups] == [("flashar-eager", "raster-eager")]
     assert batch.best_level == "eager"
 
-    names = ("raster-other", *names)
+
+@pytest.mark.parametrize("names", [FOUR_ARMS, FOUR_ARMS[::-1], FOUR_ARMS[2:] + FOUR_ARMS[:2]])
+def test_the_headline_is_of_the_level_at_which_flashar_is_fastest(names: tuple[str, ...]) -> None:
     batch = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0]
-    assert [ratio.arm for ratio in batch.speedups] == ["flashar-eager", "flashar-other"]
     times = {arm.name: arm.token_generation_s.median_s for arm in batch.arms}
-    assert batch.speedup == pytest.approx(times["raster-other"] / times["flashar-other"])
+    best = min(("eager", "packed"), key=lambda level: times[f"flashar-{level}"])
+    assert batch.best_level == best
+    assert batch.speedup == pytest.approx(times[f"raster-{best}"] / times[f"flashar-{best}"])
 
 
 @pytest.mark.parametrize("decoder", arms.DECODERS)
 def test_packed_weights_draw_the_same_tokens(decoder: str) -> None:
     bench_model = subject()
     order = choose_order(bench_model.model, decoder)
-    conditions, params = run.example_conditions(bench_model.model.config, 2, 0), SamplingParams(cfg_scale=2.0)
+    conditions, params = example_conditions(bench_model.model.config, 2, 0), SamplingParams(cfg_scale=2.0)
     uniform = torch.rand(2, len(order.cells), generator=torch.Generator().manual_seed(0))
     marks: list[int] = []
     drawn = []
     for level in ("eager", "packed"):
-        sampler = arms.LEVELS[level].prepare(bench_model, order, conditions, params, uniform)
+        sampler = arms.prepare(bench_model, level, order, conditions, params, uniform)
         drawn.append(sampler.draw(lambda: marks.append(1)))
     assert torch.equal(*drawn) and len(marks) == 2
 
@@ -75,11 +75,9 @@ def test_packed_weights_draw_the_same_tokens(decoder: str) -> None:
 def test_a_level_that_would_fall_back_is_refused() -> None:
     bench_model = subject()
     order = choose_order(bench_model.model, "raster")
-    conditions = run.example_conditions(bench_model.model.config, 1, 0)
+    conditions = example_conditions(bench_model.model.config, 1, 0)
     with pytest.raises(FlasharError, match="CUDA graphs need a CUDA device"):
-        arms.LEVELS["graph"].prepare(bench_model, order, conditions, SamplingParams(), torch.zeros(1, len(order.cells)))
-    with pytest.raises(FlasharError, match="can't have: it is for cuda devices"):
-        arms.choose_arms("raster-graph", CPU, False)
+        arms.prepare(bench_model, "graph", order, conditions, SamplingParams(), torch.zeros(1, len(order.cells)))
 
 
 def test_one_arm_alone_has_no_speedup() -> None:
@@ -107,7 +105,7 @@ def test_several_grids_in_one_report() -> None:
     report = run.bench(subject(), replace(plan(repeats=1), grids=grids), RATES)
     assert report.model.grid == "2x2, 4x4"
     assert [(batch.grid, batch.flashar.forwards_per_image) for batch in report.batches] == [("2x2", 3), ("4x4", 7)]
-    assert run.num_runs(replace(plan(repeats=1), grids=grids)) == 8
+    assert num_runs(replace(plan(repeats=1), grids=grids)) == 12
 
 
 def test_sweep_stops_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,25 +120,76 @@ def test_sweep_stops_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == (1,) and "batch 2" in end
 
 
-def test_running_out_of_memory_ends_a_sweep_and_fails_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("x: can't allocate memory: you tried")])
+def test_running_out_of_memory_ends_the_batch_sizes(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
     real = run.example_conditions
 
     def small_memory(config, batch_size, seed):  # type: ignore[no-untyped-def]
         if batch_size > 2:
-            raise torch.OutOfMemoryError("full")
+            raise error
         return real(config, batch_size, seed)
 
     monkeypatch.setattr(run, "example_conditions", small_memory)
-    chosen = plan((1, 2, 4), repeats=1)
-    with pytest.raises(FlasharError, match="a batch of 4 on 3x5 tokens"):
-        run.bench(subject(), chosen, RATES)
-    report = run.bench(subject(), replace(chosen, sweep_end="estimated"), RATES)
+    chosen, kept = plan((1, 2, 4, 8), repeats=1), []
+    report = run.bench(subject(), chosen, RATES, on_batch=kept.append)
     assert [batch.batch_size for batch in report.batches] == [1, 2]
     assert report.sweep_end == "out of memory at batch 4 on 3x5 tokens"
+    assert [len(each.batches) for each in kept] == [1, 2]
+    with pytest.raises(FlasharError, match="out of memory at batch 4 on 3x5 tokens; use smaller --batch-sizes"):
+        run.bench(subject(), replace(chosen, batch_sizes=(4,)), RATES)
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(run, "prepared", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run.bench(subject(), plan(repeats=1), RATES)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    benched = subject()
+    each = sweep.bytes_per_image(benched, benched.model.config.order_grid, plan().params, 2)
+    monkeypatch.setattr(sweep, "free_bytes", lambda device: 5 * each)
+    sweep.refuse_what_cannot_fit(benched, plan((1, 5)))
+    with pytest.raises(FlasharError, match="--batch-sizes has 6, .* enough for 5"):
+        sweep.refuse_what_cannot_fit(benched, plan((6, 1)))
+
+
+class CountedMemory:
+    """What torch.cuda tells of memory, from a script of allocations."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+
+    def hold(self, num_bytes: int) -> None:
+        self.held += num_bytes
+        self.peak = max(self.peak, self.held)
+
+
+def test_memory_of_an_arm_leaves_the_other_arms_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CountedMemory()
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: counter.held)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: counter.peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(counter, "peak", counter.held))
+    counter.hold(1000)  # weights
+    first, second = (ArmMemory(torch.device("cuda")) for _ in range(2))
+    with first.counted(keeps=True):
+        counter.hold(50)
+        counter.hold(-20)
+    with second.counted(keeps=True):
+        counter.hold(400)
+    assert (first.peak_bytes, second.peak_bytes) == (1050, 1400)
+    for arm, own in ((first, 100), (second, 1)):
+        with arm.counted():
+            counter.hold(own)
+            counter.hold(-own)
+    assert (first.peak_bytes, second.peak_bytes) == (1000 + 30 + 100, 1401)
 
 
 def test_free_memory_of_this_machine() -> None:
-    assert 2**20 < sweep.free_bytes(CPU) < 2**50
+    assert 2**20 < free_bytes(CPU) < 2**50
 
 
 def test_launches_of_compiled_code_are_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,5 +212,20 @@ def test_running_out_of_memory_while_preparing_is_not_a_fall_back(monkeypatch: p
 
     monkeypatch.setattr(torch, "compile", compiler)
     chosen = replace(plan((1, 2), repeats=1), arms=("flashar-compile",))
-    with pytest.raises(FlasharError, match="a batch of 1 on 3x5 tokens does not fit into memory"):
+    with pytest.raises(FlasharError, match="out of memory at batch 1 on 3x5 tokens"):
         run.bench(subject(), chosen, RATES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
+@pytest.mark.parametrize("decoder", arms.DECODERS)
+def test_forwards_of_a_graph_are_counted_while_it_is_captured(decoder: str) -> None:
+    benched = subject(4, 4)
+    benched.model.cuda()
+    assert benched.tokenizer is not None
+    benched.tokenizer.cuda()
+    order = choose_order(benched.model, decoder)
+    conditions = example_conditions(benched.model.config, 1, 0).to(benched.model.device)
+    uniform = torch.rand(1, 16, device="cuda")
+    sampler = arms.prepare(benched, "graph", order, conditions, SamplingParams(), uniform)
+    assert sampler.forwards == order.num_steps

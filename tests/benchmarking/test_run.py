@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashar_cli.benchmarking import arms, run
+from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.estimate import expected_s
 from flashar_cli.benchmarking.floor import Rates
+from flashar_cli.benchmarking.plan import Plan, example_conditions, num_runs
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch, random_tokenizer
 from flashar_cli.config import CaptionPrefix
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.nn.sampling import SamplingParams
 from tests.tiny_models import build_model, random_config
 
@@ -23,8 +25,8 @@ def subject(height: int = 3, width: int = 5, tokenizer: bool = True, branch: boo
     return BenchModel("tiny", model, vq, "random weights", ensure_branch(model, 0))
 
 
-def plan(batch_sizes: tuple[int, ...] = (1,), repeats: int = 2, cfg_scale: float = 1.5) -> run.Plan:
-    return run.Plan(batch_sizes, repeats, 1, SamplingParams(cfg_scale=cfg_scale), 0)
+def plan(batch_sizes: tuple[int, ...] = (1,), repeats: int = 2, cfg_scale: float = 1.5) -> Plan:
+    return Plan(batch_sizes, repeats, 1, SamplingParams(cfg_scale=cfg_scale), 0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)])
@@ -55,18 +57,19 @@ def test_document_is_consistent() -> None:
 
 
 def test_arms_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made ready and warmed up, timed in turn, and counted at the end, when nothing is timed any more."""
     seen = []
-    real = arms.decode
+    real = Engine.decode
 
-    def spy(model, conditions, order, *rest):  # type: ignore[no-untyped-def]
+    def spy(engine, conditions, order, *rest):  # type: ignore[no-untyped-def]
         seen.append(order.name)
-        return real(model, conditions, order, *rest)
+        return real(engine, conditions, order, *rest)
 
-    monkeypatch.setattr(arms, "decode", spy)
+    monkeypatch.setattr(Engine, "decode", spy)
     num_calls = []
     run.bench(subject(), plan(repeats=2), RATES, on_run=lambda: num_calls.append(1))
-    assert seen == ["raster", "diagonal", "raster", "diagonal", "raster", "diagonal"]
-    assert len(num_calls) == run.num_runs(plan(repeats=2)) == 6
+    assert seen == ["raster", "diagonal"] + ["raster", "diagonal"] + 2 * ["raster", "diagonal"] + ["raster", "diagonal"]
+    assert len(num_calls) == num_runs(plan(repeats=2)) == 8
 
 
 def test_without_tokenizer_there_is_no_token_decode() -> None:
@@ -89,7 +92,7 @@ def test_floor_and_share_follow_from_the_rates() -> None:
 
 def test_conditions_of_captions_fit_the_model() -> None:
     config = random_config().model_copy(update={"prefix": CaptionPrefix(feature_dim=6, length=7)})
-    conditions = run.example_conditions(config, 3, 0)
+    conditions = example_conditions(config, 3, 0)
     assert conditions.features is not None and conditions.features.shape == (3, 7, 6)
     build_model(config).prefix.check(conditions)
 

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from flashar_cli.benchmarking.timing import Stopwatch, measure_rates, peak_memory_bytes, peak_rss_bytes, quartiles
+from flashar_cli.benchmarking.memory import peak_memory_bytes, peak_rss_bytes
+from flashar_cli.benchmarking.timing import Stopwatch, measure_rates, quartiles
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.reports.document import read_report
 from flashar_cli.cli.bench import duration, parse_batch_sizes
 from flashar_cli.errors import FlasharError
+from tests.benchmarking.published.clones import write_clone
 
 QUICK = ("--repeats", 1, "--device", "cpu")
 
@@ -179,3 +182,44 @@ def test_batch_sizes() -> None:
 
 def test_duration() -> None:
     assert (duration(0.2), duration(42.4), duration(150)) == ("1 s", "42 s", "2 min")
+
+
+def test_files_of_a_bench_are_checked_before_it(run_cli: Callable, tmp_path: Path) -> None:
+    same = str(tmp_path / "same.md")
+    done = run_cli("bench", "llamagen-tiny-flashar", "--out", same, "--report", same)
+    assert done.code == 2 and "--out and --report name the same file" in done.err
+    taken = tmp_path / "taken.html"
+    taken.write_text("mine")
+    done = run_cli("bench", "llamagen-tiny-flashar", "--report", str(taken))
+    assert done.code == 2 and f"--report {taken} exists" in done.err
+    assert taken.read_text() == "mine"
+
+
+def test_agreement_of_no_arm_of_ours_is_refused(run_cli: Callable, tmp_path: Path) -> None:
+    write_clone(tmp_path)
+    done = run_cli("bench", "llamagen-tiny", "--upstream", str(tmp_path), "--arms", "upstream", "--agreement")
+    assert done.code == 2 and "--agreement compares our own arms" in done.err
+
+
+def test_a_size_that_cannot_fit_is_refused(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path]) -> None:
+    done = run_cli("bench", write_tiny_checkpoint(), "--batch-sizes", "1,1000000000", *QUICK)
+    assert done.code == 2 and "--batch-sizes has 1000000000, which needs about" in done.err
+
+
+def test_what_was_measured_before_memory_ended_is_kept(
+    run_cli: Callable, write_tiny_checkpoint: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run._bench_batch
+
+    def small_memory(subject, plan, batch_size, *rest):  # type: ignore[no-untyped-def]
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("full")
+        return real(subject, plan, batch_size, *rest)
+
+    monkeypatch.setattr(run, "_bench_batch", small_memory)
+    out = tmp_path / "bench.json"
+    done = run_cli("bench", write_tiny_checkpoint(), "--batch-sizes", "1,2", "--out", str(out), *QUICK)
+    assert done.code == 2 and "out of memory at batch 2" in done.err
+    report = read_report(out)
+    assert [batch.batch_size for batch in report.batches] == [1]
+    assert report.sweep_end is not None and "batch 2" in report.sweep_end

@@ -73,8 +73,16 @@ class Upstream:
         if obstacle is not None:
             raise FlasharError(f"--upstream, {own.clone}, runs {obstacle}; leave --upstream out")
 
+    def check_params(self, params: SamplingParams) -> None:
+        """Raises FlasharError for settings that upstream does not have."""
+        if params.cfg_scale < 1:
+            raise FlasharError(
+                f"--cfg-scale is {params.cfg_scale:g}, but upstream's sampler guides from 1 on; use >= 1"
+            )
+
     def prepare(self, subject: BenchModel, conditions: Conditions, params: SamplingParams, seed: int) -> Sampler:
-        """The arm at one batch size. Raises FlasharError for settings that upstream does not have."""
+        """The arm at one batch size. Raises FlasharError as ``check_params``."""
+        self.check_params(params)
         model = self._model(subject.model)
         return Sampler(self._draw(model, subject.model.config, conditions, params, seed), pixels_of(subject), model)
 
@@ -116,10 +124,6 @@ class Upstream:
     def _draw(
         self, model: nn.Module, config: ModelConfig, conditions: Conditions, params: SamplingParams, seed: int
     ) -> Callable[[Callable[[], None]], Tensor]:
-        if params.cfg_scale < 1:
-            raise FlasharError(
-                f"--cfg-scale is {params.cfg_scale:g}, but upstream's sampler guides from 1 on; use >= 1"
-            )
         grid = config.order_grid
         settings: dict[str, Any] = {
             "cfg_scale": params.cfg_scale,

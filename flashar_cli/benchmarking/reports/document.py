@@ -60,7 +60,7 @@ class ArmReport(Config):
     token_decode_s: Seconds | None = Field(description="tokens to pixels; null without a tokenizer")
     images_per_s: float = Field(description="batch size over the median token generation")
     warmup_s: tuple[float, ...] = Field(description="whole runs before the measured ones")
-    peak_memory_bytes: int | None = Field(description="held by PyTorch on the device; null on a CPU")
+    peak_memory_bytes: int | None = Field(description="held by PyTorch on the device for this arm; null on a CPU")
     read_bytes: int | None = Field(None, description="weight bytes that must be read for one batch")
     flops: int | None = Field(None, description="multiplications and additions with weights for one batch")
     read_bytes_per_s: float = Field(description="weight bytes that must be read, over the median token generation")
@@ -79,22 +79,29 @@ class Speedup(Config):
     floor: float = Field(gt=0, description="ratio of the floors: what an ideal decoder would reach here")
 
 
+def best_common_level(arms: Sequence[ArmReport]) -> str | None:
+    """Of the levels that both of our decoders ran at, the one at which FlashAR's median is the lowest."""
+    raster_levels = {arm.level for arm in arms if arm.decoder == "raster"}
+    common = [arm for arm in arms if arm.decoder == "flashar" and arm.level in raster_levels]
+    return min(common, key=lambda arm: arm.token_generation_s.median_s).level if common else None
+
+
 class BatchReport(Config):
     """All arms on one grid at one batch size."""
 
     grid: str
     batch_size: int = Field(gt=0)
-    speedup: float | None = Field(gt=0, description="flashar over raster at the best level that both ran at")
+    speedup: float | None = Field(
+        gt=0, description="flashar over raster at the common level at which flashar is fastest"
+    )
     speedup_with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
     speedups: tuple[Speedup, ...] = Field(description="flashar over raster at each level, and every arm over upstream")
     arms: tuple[ArmReport, ...] = Field(min_length=1)
 
     @property
     def best_level(self) -> str | None:
-        """The last level that both decoders ran at."""
-        levels = [arm.level for arm in self.arms if arm.decoder == "flashar"]
-        common = [arm.level for arm in self.arms if arm.decoder == "raster" and arm.level in levels]
-        return common[-1] if common else None
+        """As ``best_common_level``."""
+        return best_common_level(self.arms)
 
     @property
     def raster(self) -> ArmReport:
@@ -218,7 +225,7 @@ class BenchReport(Config):
     peak_rss_bytes: int = Field(description="of the whole process")
     upstream: UpstreamReport | None = None
     agreements: tuple[Agreement, ...] = Field((), description="of each arm with float32, where it was asked for")
-    sweep_end: str | None = Field(None, description="why a sweep of batch sizes ended")
+    sweep_end: str | None = Field(None, description="why there are no larger batch sizes")
     batches: tuple[BatchReport, ...] = Field(min_length=1)
 
     @model_validator(mode="before")

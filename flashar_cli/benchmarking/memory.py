@@ -1,0 +1,73 @@
+"""Memory: what is free, what was held, and how running out of it is recognised."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+class ArmMemory:
+    """The most that one of several arms holds on a CUDA device, what all of them share included; None on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak_bytes: int | None = None
+        self._device = device
+        self._shared = self._allocated()
+        self._own = 0
+
+    @contextmanager
+    def counted(self, keeps: bool = False) -> Iterator[None]:
+        """Counts what is held inside; ``keeps``: what is still held afterwards is the arm's own."""
+        before = self._allocated()
+        reset_peak_memory(self._device)
+        yield
+        peak = peak_memory_bytes(self._device)
+        if peak is not None:
+            self.peak_bytes = max(self.peak_bytes or 0, self._shared + self._own + peak - before)
+        if keeps:
+            self._own += self._allocated() - before
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocation failed: on a GPU an error of its own, on a CPU one that only its text tells."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be had: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    # Elsewhere than on Linux: half of what is built in.
+    return available[0] if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak, where the device counts one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most that PyTorch held on the device since the last reset; None on a CPU, which keeps no such count."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has occupied so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
