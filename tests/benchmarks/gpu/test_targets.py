@@ -14,13 +14,19 @@ from tests.benchmarking.reports.made_up import arm, report
 
 
 def bench(
-    model: str, grid: str, batch_size: int, arms: dict[str, float], floors: dict[str, float], dtype: str = "bfloat16"
+    model: str,
+    grid: str,
+    batch_size: int,
+    arms: dict[str, float],
+    floors: dict[str, float],
+    gpu: str | None = "NVIDIA H200",
+    **settings: Any,
 ) -> dict[str, Any]:
-    """An entry with chosen seconds and floors, in layout 2."""
+    """An entry with chosen seconds and floors, in layout 2; the slower an arm, the further from its floor."""
     pairs = [(name, f"raster-{name.partition('-')[2]}") for name in arms if name.startswith("flashar")]
     pairs += [(name, "upstream") for name in arms if name != "upstream"]
     document = report()
-    settings = {key: value for key, value in document["settings"].items() if key != "optimisation"}
+    plain = {key: value for key, value in document["settings"].items() if key != "optimisation"}
     batch = {
         "grid": grid,
         "batch_size": batch_size,
@@ -41,6 +47,7 @@ def bench(
             {
                 **arm(63, seconds),
                 "images_per_s": batch_size / seconds,
+                "times_floor": 20 * seconds,
                 "name": name,
                 "decoder": name.partition("-")[0],
                 "level": name.partition("-")[2] or None,
@@ -51,7 +58,8 @@ def bench(
     document |= {
         "report_version": 2,
         "model": {**document["model"], "name": model, "grid": grid},
-        "settings": {**settings, "arms": list(arms), "dtype": dtype},
+        "hardware": {**document["hardware"], "gpu": gpu},
+        "settings": {**plain, "dtype": "bfloat16", "arms": list(arms), **settings},
         "batches": [batch],
     }
     return {"kind": "bench", "status": "ok", "report": document}
@@ -79,7 +87,6 @@ def test_targets_are_met_or_missed() -> None:
         "xl/512-upstream": bench("llamagen-xl", "32x32", 1, {"upstream": 1.0, "flashar-graph": 0.05}, {}),
         "throughput/b": bench("llamagen-b", "16x16", 256, {"flashar-graph": 0.1}, {}),
         "throughput/b-small": bench("llamagen-b", "16x16", 64, {"flashar-graph": 0.1}, {}),
-        "throughput/l": bench("llamagen-l", "16x16", 64, {"flashar-graph": 0.1}, {}, dtype="float32"),
         "xl/profile": {
             "kind": "profile",
             "status": "ok",
@@ -99,16 +106,40 @@ def test_targets_are_met_or_missed() -> None:
     text = summary(entries)
     found = verdicts(text)
     assert found["XL 512, speed-up / floors"][:2] == ["1", "met"]
-    assert "16.00x, floors 16.00x" in found["XL 512, speed-up / floors"][2]
+    where = "flashar-graph (1.00 times its floor) over raster-graph (16.00 times its floor): 16.00x, floors 16.00x"
+    assert found["XL 512, speed-up / floors"][2] == where, "a slow raster shows"
     assert found["XL 512, token generation"][:2] == ["50 ms", "met"]
     assert found["XL 512, over upstream's sampler"][:2] == ["20 x", "missed"]
     assert found["B 256, best batch"][:2] == ["2560 img/s", "met"]
     assert "batch 256" in found["B 256, best batch"][2]
-    assert found["L 256, best batch"][1] == "not measured", "float32 is another target"
+    assert found["L 256, best batch"][1] == "not measured"
     assert found["XL 384, speed-up / floors"][1] == "not measured"
     assert "not as it should be: throughput/xxl: stopped" in text
     profile = "xl/profile: llamagen-xl 32x32 flashar-graph at batch 1: 50.0 ms, floor 25.0, idle 20%; 50% gemv"
     assert profile in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    (
+        ({"dtype": "float32"}, "in float32"),
+        ({"quantize": "int8"}, "int8 weights"),
+        ({"cfg_scale": 1.0}, "without guidance"),
+        ({"gpu": "NVIDIA A100-SXM4-80GB"}, "measured on NVIDIA A100-SXM4-80GB"),
+        ({"gpu": "NVIDIA GH200 480GB"}, "measured on NVIDIA GH200 480GB"),
+        ({"gpu": None}, "measured on a processor"),
+    ),
+)
+def test_other_measurements_do_not_count_and_are_named(other: dict[str, Any], why: str) -> None:
+    slow, fast = ({"flashar-graph": seconds, "upstream": 1.0} for seconds in (0.1, 0.01))
+    entries = {"plain": bench("llamagen-xl", "32x32", 1, slow, {})}
+    entries["other"] = bench("llamagen-xl", "32x32", 1, fast, {}, **other)
+    text = summary(entries)
+    found = verdicts(text)
+    assert found["XL 512, token generation"][:2] == ["100 ms", "missed"]
+    assert found["XL 512, over upstream's sampler"][:2] == ["10 x", "missed"]
+    assert f"left out: other, {why}" in text.splitlines()
+    assert "left out: plain" not in text
 
 
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
