@@ -158,7 +158,8 @@ def attention(name: str, device: torch.device) -> AbstractContextManager[object]
     return sdpa_kernel(SDPA[name], set_priority=True)
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="where the time of a decode goes, by kernel")
     parser.add_argument("model")
     parser.add_argument("--random-weights", action="store_true")
@@ -170,7 +171,11 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU: float32")
     parser.add_argument("--top", type=int, default=40, help="names that are kept")
     parser.add_argument("--out", type=Path, required=True, help="JSON")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     try:
         device = resolve_device(args.device)
         check_arm(args.arm, device)

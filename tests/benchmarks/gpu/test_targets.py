@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import suite as gpu_suite
+from benchmarks.gpu.cases import Case
 from benchmarks.gpu.targets import summary
 from tests.benchmarking.reports.made_up import arm, report
+
+ROOT = Path(__file__).parents[3]
 
 
 def bench(
@@ -73,6 +79,25 @@ def verdicts(text: str) -> dict[str, list[str]]:
 def test_nothing_measured_is_said() -> None:
     found = verdicts(summary({}))
     assert len(found) == 8 and all(row[:2] == ["-", "not measured"] for row in found.values())
+
+
+def test_the_first_run_of_the_readme_measures_every_target() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    (only,) = re.findall(r"run_gpu\.sh OUT --upstream DIR --only (\S+)", text)
+    chosen = gpu_suite.choose(only)
+    entries = {f"{part}/{case.name}": made_up(case) for part, cases in chosen.items() for case in cases}
+    assert all(row[1] in ("met", "missed") for row in verdicts(summary(entries)).values())
+    for part, cases in chosen.items():
+        assert gpu_cases.PARTS[part][: len(cases)] == cases, "what measures the targets comes first"
+
+
+def made_up(case: Case) -> dict[str, Any]:
+    """What a bench of one grid would report, at its last batch size."""
+    model, *words = case.arguments.split()
+    options = {name: value for name, value in pairwise(words) if name.startswith("--")}
+    side = int(options["--res"]) // 16
+    size = int(options.get("--batch-sizes", "1").split(",")[-1])
+    return bench(model, f"{side}x{side}", size, dict.fromkeys(options["--arms"].split(","), 1.0), {})
 
 
 def test_targets_are_met_or_missed() -> None:
