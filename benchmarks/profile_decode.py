@@ -29,7 +29,7 @@ from flashar_cli.benchmarking.timing import measure_rates, quartiles
 from flashar_cli.cli.options import resolve_device
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
+from flashar_cli.files import atomic_file, refuse_unwritable
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
 
 NAME_LENGTH = 200
@@ -179,6 +179,9 @@ def main() -> int:
     try:
         device = resolve_device(args.device)
         check_arm(args.arm, device)
+        if args.batch_size < 1:
+            raise FlasharError(f"--batch-size is {args.batch_size}; expected a whole number from 1")
+        refuse_unwritable(args.out)
         with attention(args.sdpa, device):
             document = profile_arm(args, device)
     except FlasharError as error:
