@@ -3,6 +3,7 @@
 
 One batch under PyTorch's profiler: kernels, copies and fills on CUDA, operators on a CPU. For each name calls, time and
 share; and how long nothing ran. The same batch is timed without the profiler too, as that slows down what launches.
+--sdpa flash, cudnn, efficient or math puts one of SDPA's back-ends first, to compare them.
 """
 
 from __future__ import annotations
@@ -11,26 +12,39 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flashar_cli.benchmarking.arms import choose_arms, prepare, split_arm
+from flashar_cli.benchmarking.arms import DECODERS, LEVELS, choose_arms, prepare, split_arm
 from flashar_cli.benchmarking.environment import hardware, software
 from flashar_cli.benchmarking.measure import run_once
 from flashar_cli.benchmarking.plan import example_conditions, floor_of
 from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.subject import load_subject
 from flashar_cli.benchmarking.timing import measure_rates, quartiles
+from flashar_cli.cli.options import resolve_device
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
+from flashar_cli.files import atomic_file, refuse_unwritable
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
 
 NAME_LENGTH = 200
 RUNS = 5
+PYTORCHS_CHOICE = "auto"
+# The others run where the first can't: on CUDA flash takes no mask, which the prefix has, and neither flash nor cuDNN
+# takes heads as large as the tokenizer's.
+SDPA: dict[str, list[SDPBackend]] = {
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+    "math": [SDPBackend.MATH],
+}
+ONLY_ON_CUDA = ("cudnn", "efficient")
 
 
 @dataclass(frozen=True)
@@ -128,20 +142,49 @@ def recorded(work: Callable[[], object], device: torch.device) -> list[Span]:
     return spans
 
 
-def main() -> int:
+def check_arm(arm: str, device: torch.device) -> None:
+    """Raises FlasharError unless it is one arm of ours that the device can have."""
+    known = [f"{decoder}-{level}" for level in LEVELS for decoder in DECODERS]
+    if arm not in known:
+        raise FlasharError(f"--arm is '{arm}'; expected one of {', '.join(known)}")
+    choose_arms(arm, device, False)
+
+
+def attention(name: str, device: torch.device) -> AbstractContextManager[object]:
+    """A context in which the SDPA back-end of that name comes first. Raises FlasharError where the device has none."""
+    if name == PYTORCHS_CHOICE:
+        return nullcontext()
+    if name in ONLY_ON_CUDA and device.type != "cuda":
+        raise FlasharError(f"--sdpa is {name}, which is for cuda devices, and --device is {device}; use flash or math")
+    return sdpa_kernel(SDPA[name], set_priority=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="where the time of a decode goes, by kernel")
     parser.add_argument("model")
     parser.add_argument("--random-weights", action="store_true")
     parser.add_argument("--res", type=int, help="side of the pictures in pixels; default: the model's")
     parser.add_argument("--arm", default="flashar-graph", help="DECODER-LEVEL, as flashar bench names them")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--sdpa", choices=(PYTORCHS_CHOICE, *SDPA), default=PYTORCHS_CHOICE, help="runs where it can")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:I")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU: float32")
     parser.add_argument("--top", type=int, default=40, help="names that are kept")
     parser.add_argument("--out", type=Path, required=True, help="JSON")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     try:
-        document = profile_arm(args)
+        device = resolve_device(args.device)
+        check_arm(args.arm, device)
+        if args.batch_size < 1:
+            raise FlasharError(f"--batch-size is {args.batch_size}; expected a whole number from 1")
+        refuse_unwritable(args.out)
+        with attention(args.sdpa, device):
+            document = profile_arm(args, device)
     except FlasharError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -152,12 +195,10 @@ def main() -> int:
 
 
 @torch.inference_mode()
-def profile_arm(args: argparse.Namespace) -> dict[str, Any]:
+def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Prepares an arm, times it, and profiles one batch."""
-    device = torch.device(args.device)
-    choose_arms(args.arm, device, False)
     decoder, level = split_arm(args.arm)
-    assert level is not None, "upstream is no arm here"
+    assert level is not None, "check_arm lets only arms of ours through"
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     subject = load_subject(args.model, args.res, args.random_weights, device, dtype, 0)
     model = subject.model
@@ -177,6 +218,7 @@ def profile_arm(args: argparse.Namespace) -> dict[str, Any]:
         "grid": str(model.config.order_grid),
         "arm": args.arm,
         "batch_size": args.batch_size,
+        "sdpa": args.sdpa,
         "dtype": str(dtype).removeprefix("torch."),
         "hardware": hardware(device).model_dump(),
         "software": software().model_dump(),
@@ -193,7 +235,7 @@ def profile_arm(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any]) -> None:
     """The table, on stderr."""
-    facts = {key: document[key] for key in ("model", "grid", "arm", "batch_size", "dtype", "unit")}
+    facts = {key: document[key] for key in ("model", "grid", "arm", "batch_size", "sdpa", "dtype", "unit")}
     print(", ".join(f"{key} {value}" for key, value in facts.items()), file=sys.stderr)
     print(
         f"token generation {document['token_generation_s'] * 1e3:.2f} ms (floor {document['floor_s'] * 1e3:.2f}), "

@@ -147,34 +147,39 @@ def run_part(part: str, cases: Sequence[Case], suite: Suite) -> bool:
             suite.say(f"left out: {part}/{case.name}, the part's time is up")
             went_well = False
         else:
-            entry = run_case(part, case, suite)
-            suite.results.add({f"{part}/{case.name}": entry})
-            went_well &= entry["status"] == "ok"
+            went_well &= run_case(part, case, suite)
     for drawing in DRAWINGS.get(part, ()):
         draw(part, drawing, suite)
     return went_well
 
 
-def run_case(part: str, case: Case, suite: Suite) -> dict[str, Any]:
-    """Runs one case in what is left of the time; its entry holds what it reported, also where it was stopped."""
+def run_case(part: str, case: Case, suite: Suite) -> bool:
+    """Runs one case in what is left of the time; returns whether it went well. Its entry holds what it had reported,
+    also where it failed, or was stopped, alone or with the suite.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report, pictures = Path(folder) / "report.json", Path(folder) / "pictures"
         command = command_of(case, suite, pictures if case.kind == "pictures" else report)
         suite.say(f"$ {shlex.join(command)}")
         started = time.monotonic()
-        status = run_logged(command, suite.out / "log.txt", suite.left_s())
-        seconds = time.monotonic() - started
-        suite.say(f"{status}: {part}/{case.name}, {seconds:.0f} s")
-        if (sheet := pictures / "contact-sheet.png").exists():
-            shutil.copyfile(sheet, suite.out / f"{part}-{case.name}.png")
-        return {
-            "kind": case.kind,
-            "status": "ok" if status == "ok" else status.split()[0],
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-            "command": command,
-            "report": read_json(report),
-        }
+        status = "stopped with the suite"
+        try:
+            status = run_logged(command, suite.out / "log.txt", suite.left_s())
+        finally:
+            seconds = time.monotonic() - started
+            suite.say(f"{status}: {part}/{case.name}, {seconds:.0f} s")
+            if (sheet := pictures / "contact-sheet.png").exists():
+                shutil.copyfile(sheet, suite.out / f"{part}-{case.name}.png")
+            entry = {
+                "kind": case.kind,
+                "status": status.split()[0],
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(seconds, 1),
+                "command": command,
+                "report": read_json(report),
+            }
+            suite.results.add({f"{part}/{case.name}": entry})
+        return status == "ok"
 
 
 def command_of(case: Case, suite: Suite, out: Path) -> list[str]:

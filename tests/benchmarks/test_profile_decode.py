@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks.profile_decode import Span, summarise
+from benchmarks.profile_decode import Span, attention, main, recorded, summarise
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,37 +43,83 @@ def test_streams_beside_each_other_are_idle_only_together() -> None:
     assert profile.busy_s == pytest.approx(90e-9) and profile.idle_share == pytest.approx(0.1)
 
 
-def profiled(out: Path, arm: str, device: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["llamagen-tiny-flashar", "--random-weights", "--res", "16", "--arm", arm, "--device", device]
+def profiled(out: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    arguments = ["llamagen-tiny-flashar", "--random-weights", "--res", "16", *options]
     command = [sys.executable, str(ROOT / "benchmarks" / "profile_decode.py"), *arguments, "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_a_decode_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
-    done = profiled(out, "flashar-eager", "cpu")
+    done = profiled(out, "--arm", "flashar-eager", "--device", "cpu", "--sdpa", "math")
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
     assert document["grid"] == "4x4" and document["unit"] == "operators"
     assert sum(each["share"] for each in document["kernels"]) <= 1 + 1e-9
-    assert {"aten::mm", "aten::mul"} <= {each["name"] for each in document["kernels"]}
+    assert {"aten::mm", "aten::mul"} <= operators(document)
     assert 0 <= document["idle_share"] < 1 and document["token_generation_s"] > 0
     assert "| aten::mm |" in done.stderr
+    assert document["sdpa"] == "math" and "aten::_scaled_dot_product_attention_math" in operators(document)
+
+
+def operators(document: dict[str, Any]) -> set[str]:
+    return {each["name"] for each in document["kernels"]}
+
+
+@pytest.mark.parametrize(("name", "kind"), (("flash", "flash_attention"), ("math", "attention_math")))
+def test_a_back_end_of_sdpa_is_used_and_put_back(name: str, kind: str) -> None:
+    device = torch.device("cpu")
+    query = torch.randn(1, 2, 4, 16)
+
+    def names() -> set[str]:
+        return {span.name for span in recorded(lambda: F.scaled_dot_product_attention(query, query, query), device)}
+
+    before = names()
+    with attention(name, device):
+        assert any(kind in operator for operator in names())
+    assert names() == before
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels need a CUDA device")
-def test_kernels_of_replayed_graphs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sdpa", ("auto", "flash", "cudnn", "efficient", "math"))
+def test_kernels_of_replayed_graphs(tmp_path: Path, sdpa: str) -> None:
     out = tmp_path / "profile.json"
-    done = profiled(out, "flashar-graph", "cuda")
+    done = profiled(out, "--device", "cuda", "--sdpa", sdpa)
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
     assert document["unit"] == "kernels" and document["num_calls"] > 7 * 10
     assert 0 < document["busy_s"] <= document["span_s"]
 
 
-def test_an_arm_that_is_not_to_be_had_is_one_line(tmp_path: Path) -> None:
-    done = profiled(tmp_path / "profile.json", "flashar-graph", "cpu")
-    assert done.returncode == 2 and "which is for cuda devices" in done.stderr.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+def test_a_machine_without_cuda_is_one_line(tmp_path: Path) -> None:
+    done = profiled(tmp_path / "profile.json", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2 and "PyTorch sees 0 CUDA devices" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    (
+        (("--arm", "flashar-graph", "--device", "cpu"), "which is for cuda devices"),
+        (("--arm", "raster-eager,flashar-eager", "--device", "cpu"), "expected one of raster-eager"),
+        (("--arm", "upstream", "--device", "cpu"), "--arm is 'upstream'; expected one of"),
+        (("--arm", "flashar-eager", "--device", "gpu"), "--device is gpu; expected auto, cpu, cuda or cuda:I"),
+        (("--arm", "flashar-eager", "--device", "cpu", "--batch-size", "0"), "--batch-size is 0; expected"),
+        (("--arm", "flashar-eager", "--device", "cpu", "--sdpa", "cudnn"), "--sdpa is cudnn, which is for cuda"),
+    ),
+)
+def test_what_can_not_be_had_is_one_line(
+    options: tuple[str, ...],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "profile.json"
+    command = ["profile_decode.py", "llamagen-tiny-flashar", "--random-weights", *options, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1 and not out.exists()

@@ -17,6 +17,7 @@ import typer
 from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import suite as gpu_suite
 from benchmarks.gpu.cases import Case, Drawing
+from benchmarks.profile_decode import make_parser
 from flashar_cli.cli.main import app
 from flashar_cli.reporting.figures import has_matplotlib
 
@@ -28,14 +29,19 @@ def entries(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+# A report that is rewritten as more is measured, as a bench of several batch sizes does.
+TWICE = "[open(FILE, 'w').write(text) for text in ('[1]', '[1, 2]')]"
+
+
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part whose cases are lines of Python; ``FILE`` is where each may write its report."""
     cases = (
         Case("good", "bench", "print('hello'); open(FILE, 'w').write('[1]')"),
         Case("bad", "bench", "print('what went wrong'); raise SystemExit(3)"),
-        Case("late", "train", "open(FILE, 'w').write('[2]'); print('partly done', flush=True); time.sleep(60)"),
+        Case("late", "train", f"{TWICE}; print('partly done', flush=True); time.sleep(60)"),
         Case("torn", "bench", "open(FILE, 'w').write('[3')"),
+        Case("too-large", "bench", f"{TWICE}; raise SystemExit(2)"),
     )
     monkeypatch.setattr(gpu_suite, "PARTS", {"scripted": cases[:2], "slow": cases[2:]})
     monkeypatch.setattr(gpu_suite, "DRAWINGS", {})
@@ -70,11 +76,17 @@ def test_the_time_limit_stops_a_case_and_leaves_out_the_rest(
     assert gpu_suite.main([str(tmp_path), "--only", "slow", "--minutes", "0.025"]) == 1
     assert time.monotonic() - started < 20
     late = entries(tmp_path)["slow/late"]
-    assert (late["status"], late["report"]) == ("stopped", [2]), "what it had reported stays"
+    assert (late["status"], late["report"]) == ("stopped", [1, 2]), "what it had reported stays"
     log = (tmp_path / "log.txt").read_text()
     assert "partly done" in log and "stopped after 1 s" in log
     assert "left out: slow/torn, the part's time is up" in log
     assert "slow/torn" not in entries(tmp_path)
+
+
+def test_a_case_that_fails_after_a_report_keeps_it(scripted: None, tmp_path: Path) -> None:
+    assert gpu_suite.main([str(tmp_path), "--only", "slow/too-large"]) == 1
+    entry = entries(tmp_path)["slow/too-large"]
+    assert (entry["status"], entry["report"]) == ("failed", [1, 2])
 
 
 def test_parts_and_runs_go_into_one_file(scripted: None, tmp_path: Path) -> None:
@@ -99,7 +111,7 @@ def test_one_case_alone_and_a_report_that_is_half_written(scripted: None, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), (("other", "expected scripted, slow"), ("slow/other", "expected late, torn"))
+    ("text", "expected"), (("other", "expected scripted, slow"), ("slow/other", "expected late, torn, too-large"))
 )
 def test_what_there_is_not_is_one_line(
     scripted: None, tmp_path: Path, text: str, expected: str, capsys: pytest.CaptureFixture[str]
@@ -118,16 +130,17 @@ def test_a_file_that_is_no_results_is_one_line(tmp_path: Path, text: str, capsys
 
 
 def test_a_stopped_suite_stops_its_case(tmp_path: Path) -> None:
-    """Otherwise a bench would go on using the device beside the next one."""
+    """Otherwise a bench would go on using the device beside the next one. What it had reported stays."""
     pid_file = tmp_path / "pid"
-    line = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    line = "import os, sys, time; FILE, PID = sys.argv[1:]; "
+    line += f"{TWICE}; open(PID, 'w').write(str(os.getpid())); time.sleep(60)"
     program = (
         "import runpy, signal, sys\n"
         "from benchmarks.gpu import suite\n"
         "from benchmarks.gpu.cases import Case\n"
         "signal.signal(signal.SIGTERM, suite._leave)\n"
         "suite.PARTS = {'only': (Case('case', 'bench', ''),)}\n"
-        f"suite.command_of = lambda *_: [sys.executable, '-c', {line!r}]\n"
+        f"suite.command_of = lambda *words: [sys.executable, '-c', {line!r}, str(words[-1]), {str(pid_file)!r}]\n"
         f"suite.main([{str(tmp_path / 'out')!r}])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -140,6 +153,8 @@ def test_a_stopped_suite_stops_its_case(tmp_path: Path) -> None:
     suite.wait(20)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+    entry = entries(tmp_path / "out")["only/case"]
+    assert (entry["status"], entry["report"]) == ("stopped", [1, 2])
 
 
 def test_cases_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +208,8 @@ def test_cases_name_options_and_arms_that_exist() -> None:
         assert {word for word in words if word.startswith("--")} <= options
         assert set(words[words.index("--arms") + 1].split(",")) <= arms
         assert case.of_upstream == ("upstream" in case.arguments)
+    for case in (case for cases in gpu_cases.PARTS.values() for case in cases if case.kind == "profile"):
+        assert make_parser().parse_args([*case.arguments.split(), "--out", "FILE"]).arm in arms
 
 
 @pytest.mark.skipif(not (ROOT / "benchmarks" / "run_gpu.sh").exists(), reason="not a checkout")

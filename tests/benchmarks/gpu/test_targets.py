@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import suite as gpu_suite
+from benchmarks.gpu.cases import Case
 from benchmarks.gpu.targets import summary
 from tests.benchmarking.reports.made_up import arm, report
 
+ROOT = Path(__file__).parents[3]
+
 
 def bench(
-    model: str, grid: str, batch_size: int, arms: dict[str, float], floors: dict[str, float], dtype: str = "bfloat16"
+    model: str,
+    grid: str,
+    batch_size: int,
+    arms: dict[str, float],
+    floors: dict[str, float],
+    gpu: str | None = "NVIDIA H200",
+    **settings: Any,
 ) -> dict[str, Any]:
-    """An entry with chosen seconds and floors, in layout 2."""
+    """An entry with chosen seconds and floors, in layout 2; the slower an arm, the further from its floor."""
     pairs = [(name, f"raster-{name.partition('-')[2]}") for name in arms if name.startswith("flashar")]
     pairs += [(name, "upstream") for name in arms if name != "upstream"]
     document = report()
-    settings = {key: value for key, value in document["settings"].items() if key != "optimisation"}
+    plain = {key: value for key, value in document["settings"].items() if key != "optimisation"}
     batch = {
         "grid": grid,
         "batch_size": batch_size,
@@ -41,6 +53,7 @@ def bench(
             {
                 **arm(63, seconds),
                 "images_per_s": batch_size / seconds,
+                "times_floor": 20 * seconds,
                 "name": name,
                 "decoder": name.partition("-")[0],
                 "level": name.partition("-")[2] or None,
@@ -51,7 +64,8 @@ def bench(
     document |= {
         "report_version": 2,
         "model": {**document["model"], "name": model, "grid": grid},
-        "settings": {**settings, "arms": list(arms), "dtype": dtype},
+        "hardware": {**document["hardware"], "gpu": gpu},
+        "settings": {**plain, "dtype": "bfloat16", "arms": list(arms), **settings},
         "batches": [batch],
     }
     return {"kind": "bench", "status": "ok", "report": document}
@@ -67,6 +81,25 @@ def test_nothing_measured_is_said() -> None:
     assert len(found) == 8 and all(row[:2] == ["-", "not measured"] for row in found.values())
 
 
+def test_the_first_run_of_the_readme_measures_every_target() -> None:
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    (only,) = re.findall(r"run_gpu\.sh OUT --upstream DIR --only (\S+)", text)
+    chosen = gpu_suite.choose(only)
+    entries = {f"{part}/{case.name}": made_up(case) for part, cases in chosen.items() for case in cases}
+    assert all(row[1] in ("met", "missed") for row in verdicts(summary(entries)).values())
+    for part, cases in chosen.items():
+        assert gpu_cases.PARTS[part][: len(cases)] == cases, "what measures the targets comes first"
+
+
+def made_up(case: Case) -> dict[str, Any]:
+    """What a bench of one grid would report, at its last batch size."""
+    model, *words = case.arguments.split()
+    options = {name: value for name, value in pairwise(words) if name.startswith("--")}
+    side = int(options["--res"]) // 16
+    size = int(options.get("--batch-sizes", "1").split(",")[-1])
+    return bench(model, f"{side}x{side}", size, dict.fromkeys(options["--arms"].split(","), 1.0), {})
+
+
 def test_targets_are_met_or_missed() -> None:
     entries = {
         # Graphs are faster: they are the best level, though compiled decoding has the better ratio.
@@ -79,7 +112,6 @@ def test_targets_are_met_or_missed() -> None:
         "xl/512-upstream": bench("llamagen-xl", "32x32", 1, {"upstream": 1.0, "flashar-graph": 0.05}, {}),
         "throughput/b": bench("llamagen-b", "16x16", 256, {"flashar-graph": 0.1}, {}),
         "throughput/b-small": bench("llamagen-b", "16x16", 64, {"flashar-graph": 0.1}, {}),
-        "throughput/l": bench("llamagen-l", "16x16", 64, {"flashar-graph": 0.1}, {}, dtype="float32"),
         "xl/profile": {
             "kind": "profile",
             "status": "ok",
@@ -99,16 +131,40 @@ def test_targets_are_met_or_missed() -> None:
     text = summary(entries)
     found = verdicts(text)
     assert found["XL 512, speed-up / floors"][:2] == ["1", "met"]
-    assert "16.00x, floors 16.00x" in found["XL 512, speed-up / floors"][2]
+    where = "flashar-graph (1.00 times its floor) over raster-graph (16.00 times its floor): 16.00x, floors 16.00x"
+    assert found["XL 512, speed-up / floors"][2] == where, "a slow raster shows"
     assert found["XL 512, token generation"][:2] == ["50 ms", "met"]
     assert found["XL 512, over upstream's sampler"][:2] == ["20 x", "missed"]
     assert found["B 256, best batch"][:2] == ["2560 img/s", "met"]
     assert "batch 256" in found["B 256, best batch"][2]
-    assert found["L 256, best batch"][1] == "not measured", "float32 is another target"
+    assert found["L 256, best batch"][1] == "not measured"
     assert found["XL 384, speed-up / floors"][1] == "not measured"
     assert "not as it should be: throughput/xxl: stopped" in text
     profile = "xl/profile: llamagen-xl 32x32 flashar-graph at batch 1: 50.0 ms, floor 25.0, idle 20%; 50% gemv"
     assert profile in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    (
+        ({"dtype": "float32"}, "in float32"),
+        ({"quantize": "int8"}, "int8 weights"),
+        ({"cfg_scale": 1.0}, "without guidance"),
+        ({"gpu": "NVIDIA A100-SXM4-80GB"}, "measured on NVIDIA A100-SXM4-80GB"),
+        ({"gpu": "NVIDIA GH200 480GB"}, "measured on NVIDIA GH200 480GB"),
+        ({"gpu": None}, "measured on a processor"),
+    ),
+)
+def test_other_measurements_do_not_count_and_are_named(other: dict[str, Any], why: str) -> None:
+    slow, fast = ({"flashar-graph": seconds, "upstream": 1.0} for seconds in (0.1, 0.01))
+    entries = {"plain": bench("llamagen-xl", "32x32", 1, slow, {})}
+    entries["other"] = bench("llamagen-xl", "32x32", 1, fast, {}, **other)
+    text = summary(entries)
+    found = verdicts(text)
+    assert found["XL 512, token generation"][:2] == ["100 ms", "missed"]
+    assert found["XL 512, over upstream's sampler"][:2] == ["10 x", "missed"]
+    assert f"left out: other, {why}" in text.splitlines()
+    assert "left out: plain" not in text
 
 
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
