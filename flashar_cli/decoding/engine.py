@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashar_cli.decoding.compiled import compiled_blocks, flex_obstacle
 from flashar_cli.decoding.failures import OptimisationFailed
+from flashar_cli.decoding.forked import forked_branch
 from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.packed import can_pack, packed_linears
@@ -25,15 +26,17 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.vq import VQTokenizer
 
-Optimisation = Literal["eager", "graph", "compile", "flex", "packed"]
-OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "flex", "packed")
-GRAPHED: tuple[Optimisation, ...] = ("graph", "compile", "flex")
+Optimisation = Literal["eager", "graph", "forked", "compile", "flex", "packed"]
+OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "forked", "compile", "flex", "packed")
+GRAPHED: tuple[Optimisation, ...] = ("graph", "forked", "compile", "flex")
 
 
 def obstacle(model: FlasharModel, optimisation: Optimisation) -> str | None:
     """What keeps a model, where and as it is, from an optimisation, in one line; None where nothing known does."""
-    if optimisation == "graph" and model.device.type != "cuda":
+    if optimisation in ("graph", "forked") and model.device.type != "cuda":
         return "CUDA graphs need a CUDA device"
+    if optimisation == "forked" and model.branch is None:
+        return "there is no vertical branch to run beside the backbone"
     if optimisation == "packed" and not can_pack(model):
         return "packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised"
     return flex_obstacle(model) if optimisation == "flex" else None
@@ -42,10 +45,11 @@ def obstacle(model: FlasharModel, optimisation: Optimisation) -> str | None:
 class Engine:
     """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
 
-    ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``compile`` runs the
-    blocks through ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is ``compile`` with
-    FlexAttention in SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps a second copy of
-    the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets the reason, one line, once,
+    ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``forked``, to be
+    measured, is ``graph`` with the vertical branch on a second stream; ``compile`` runs the blocks through
+    ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is ``compile`` with FlexAttention in
+    SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps a second copy of the weights in
+    the matrix kernels' own order. Where that can't be done ``explain`` gets the reason, one line, once,
     and decoding goes on eagerly, unless ``explain`` raises. Running out of memory is raised as it is. Raises
     FlasharError for an unknown optimisation.
     """
@@ -70,6 +74,8 @@ class Engine:
             self._fall_back(reason)
         elif optimisation in ("compile", "flex"):
             self._forwards = compiled_blocks(model, flex=optimisation == "flex")
+        elif optimisation == "forked":
+            self._forwards = forked_branch(model)
         elif optimisation == "packed":
             self._forwards = packed_linears(model)
 

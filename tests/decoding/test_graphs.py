@@ -7,6 +7,7 @@ import torch
 
 from flashar_cli.decoding.decoder import decode, decode_with
 from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.forked import forked_branch
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.decoding.quantize import SCHEMES, quantize_model
@@ -50,6 +51,28 @@ def test_replayed_logits_are_those_of_eager_bit_for_bit(shape, order_name, scale
     graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
     for seed, params in enumerate(settings):
         uniform = uniform_table(seed, 0, batch, num_cells)
+        seen: list[torch.Tensor] = []
+        eager = decode(model, conditions, order, params, uniform, lambda step, logits, seen=seen: seen.append(logits))
+        plan.load(conditions, params, uniform)
+        graphs.prefix()
+        graphs.steps()
+        assert torch.equal(plan.tokens(), eager)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, seen, strict=True))
+
+
+@pytest.mark.parametrize("layer", (0, 1, 2))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@torch.inference_mode()
+def test_a_forked_branch_changes_no_bit(dtype, layer):
+    model = make_model(16, 16, "hidden", layer=layer, depth=2).to("cuda", dtype)
+    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), SamplingParams(cfg_scale=2.0)
+    plan = DecodePlan(model, PlanKey.of(model, 3, order, params.kind))
+    plan.load(conditions, params, uniform_table(9, 0, 3, 256))
+    kept: list[torch.Tensor] = []
+    with forked_branch(model).active():
+        graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
+    for seed in range(5):
+        uniform = uniform_table(seed, 0, 3, 256)
         seen: list[torch.Tensor] = []
         eager = decode(model, conditions, order, params, uniform, lambda step, logits, seen=seen: seen.append(logits))
         plan.load(conditions, params, uniform)
