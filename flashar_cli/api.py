@@ -60,8 +60,12 @@ class ImageModel:
         that says why, where it falls back to eager decoding. Raises FlasharError for an unknown optimisation.
         """
         if optimisation not in self._engines:
+            tell = explain or (lambda line: warnings.warn(line, stacklevel=2))
             self._engines[optimisation] = Engine(
-                self.model, self.tokenizer, optimisation, explain or (lambda line: warnings.warn(line, stacklevel=2))
+                self.model,
+                self.tokenizer,
+                optimisation,
+                lambda reason: tell(f"--optimisation {optimisation}: {reason}; decoding eagerly"),
             )
         return self._engines[optimisation]
 

@@ -73,6 +73,10 @@ class Order:
     horizontal_source: tuple[int, ...]
     vertical_source: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        # Orders are keys of caches that every step looks up: thousands of numbers would be hashed each time.
+        return hash((self.name, self.grid))
+
     @cached_property
     def cells(self) -> list[int]:
         """[N] raster cell at each position."""

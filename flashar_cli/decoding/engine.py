@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flashar_cli.decoding.compiled import compiled_blocks, flex_obstacle
-from flashar_cli.decoding.decoder import decode_with
+from flashar_cli.decoding.failures import OptimisationFailed
+from flashar_cli.decoding.forked import forked_branch
 from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.packed import can_pack, packed_linears
@@ -25,19 +26,32 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.vq import VQTokenizer
 
-Optimisation = Literal["eager", "graph", "compile", "flex", "packed"]
-OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "compile", "flex", "packed")
-GRAPHED: tuple[Optimisation, ...] = ("graph", "compile", "flex")
+Optimisation = Literal["eager", "graph", "forked", "compile", "flex", "packed"]
+OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "forked", "compile", "flex", "packed")
+GRAPHED: tuple[Optimisation, ...] = ("graph", "forked", "compile", "flex")
+
+
+def obstacle(model: FlasharModel, optimisation: Optimisation) -> str | None:
+    """What keeps a model, where and as it is, from an optimisation, in one line; None where nothing known does."""
+    if optimisation in ("graph", "forked") and model.device.type != "cuda":
+        return "CUDA graphs need a CUDA device"
+    if optimisation == "forked" and model.branch is None:
+        return "there is no vertical branch to run beside the backbone"
+    if optimisation == "packed" and not can_pack(model):
+        return "packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised"
+    return flex_obstacle(model) if optimisation == "flex" else None
 
 
 class Engine:
     """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
 
-    ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``compile`` runs the
-    blocks through ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is ``compile`` with
-    FlexAttention in SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps a second copy of
-    the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets one line, once, and decoding
-    goes on eagerly. Raises FlasharError for an unknown optimisation.
+    ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``forked``, to be
+    measured, is ``graph`` with the vertical branch on a second stream; ``compile`` runs the blocks through
+    ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is ``compile`` with FlexAttention in
+    SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps a second copy of the weights in
+    the matrix kernels' own order. Where that can't be done ``explain`` gets the reason, one line, once,
+    and decoding goes on eagerly, unless ``explain`` raises. Running out of memory is raised as it is. Raises
+    FlasharError for an unknown optimisation.
     """
 
     def __init__(
@@ -45,24 +59,23 @@ class Engine:
         model: FlasharModel,
         tokenizer: VQTokenizer | None = None,
         optimisation: Optimisation = "eager",
-        explain: Callable[[str], None] = lambda line: None,
+        explain: Callable[[str], None] = lambda reason: None,
     ) -> None:
         if optimisation not in OPTIMISATIONS:
             raise FlasharError(f"--optimisation is {optimisation}; expected one of {', '.join(OPTIMISATIONS)}")
         self.model, self.tokenizer, self.optimisation = model, tokenizer, optimisation
         self._explain = explain
         self._forwards: Forwards | None = None
-        self._plans: dict[PlanKey, DecodePlan] = {}
+        self._captures = optimisation in GRAPHED and model.device.type == "cuda"
+        self._plan: DecodePlan | None = None
         self._graphs: dict[PlanKey, GraphedPlan] = {}
         self._latest: GraphedPlan | None = None
-        if optimisation == "graph" and model.device.type != "cuda":
-            self._fall_back("CUDA graphs need a CUDA device")
-        elif optimisation == "packed" and not can_pack(model):
-            self._fall_back("packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised")
-        elif optimisation == "flex" and (obstacle := flex_obstacle(model)):
-            self._fall_back(obstacle)
+        if reason := obstacle(model, optimisation):
+            self._fall_back(reason)
         elif optimisation in ("compile", "flex"):
             self._forwards = compiled_blocks(model, flex=optimisation == "flex")
+        elif optimisation == "forked":
+            self._forwards = forked_branch(model)
         elif optimisation == "packed":
             self._forwards = packed_linears(model)
 
@@ -72,13 +85,14 @@ class Engine:
         return self.optimisation in GRAPHED
 
     def plan(self, batch: int, order: Order, params: SamplingParams) -> DecodePlan:
-        """The plan of a key, made at its first use. Eagerly only the latest is kept, for its memory."""
+        """The plan of a key, made at its first use. Without graphs only the latest is kept, for its memory."""
         key = PlanKey.of(self.model, batch, order, params.kind)
-        if key not in self._plans:
-            if not self._graphs:
-                self._plans.clear()
-            self._plans[key] = DecodePlan(self.model, key)
-        return self._plans[key]
+        if key in self._graphs:
+            return self._graphs[key].plan
+        if self._plan is None or self._plan.key != key:
+            self._plan = None  # the memory of the one before, for the next
+            self._plan = DecodePlan(self.model, key)
+        return self._plan
 
     @torch.inference_mode()
     def decode(
@@ -91,15 +105,14 @@ class Engine:
     ) -> Tensor:
         """As ``decoder.decode``; ``on_prefix`` is called once the prefix and the logits of step 0 are on their way."""
         plan = self.plan(len(conditions), order, params)
-        graphs = self._graphs_of(plan, conditions, params, uniform_BN)
-        if graphs is None:
-            return self._decode_without_graphs(plan, conditions, params, uniform_BN, on_prefix)
-        self._latest = graphs
         plan.load(conditions, params, uniform_BN)
-        graphs.prefix()
-        if on_prefix is not None:
-            on_prefix()
-        graphs.steps()
+        mark = on_prefix or (lambda: None)
+        try:
+            self._run(plan, mark)
+            return plan.tokens()
+        except OptimisationFailed as error:
+            self._fall_back(str(error))
+        self._run(plan, mark)
         return plan.tokens()
 
     @torch.inference_mode()
@@ -118,8 +131,13 @@ class Engine:
         """
         plan = self.plan(len(conditions), order, params)
         plan.load(conditions, params, torch.zeros(len(conditions), len(order.cells)))
-        with self._active_forwards():
-            return torch.cat(list(plan.teacher_forced(order.from_raster(codes_BHW.to(self.model.device)))), dim=1)
+        codes_BN = order.from_raster(codes_BHW.to(self.model.device))
+        try:
+            with self._active_forwards():
+                return torch.cat(list(plan.teacher_forced(codes_BN)), dim=1)
+        except OptimisationFailed as error:
+            self._fall_back(str(error))
+        return torch.cat(list(plan.teacher_forced(codes_BN)), dim=1)
 
     def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
         """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
@@ -127,51 +145,30 @@ class Engine:
         if self.tokenizer is not None:
             self.pixels(codes)
 
-    def _decode_without_graphs(
-        self,
-        plan: DecodePlan,
-        conditions: Conditions,
-        params: SamplingParams,
-        uniform_BN: Tensor,
-        on_prefix: Callable[[], None] | None,
-    ) -> Tensor:
-        def on_step(step: int, logits_BCV: Tensor) -> None:
-            if step == 0 and on_prefix is not None:
-                on_prefix()
+    def _run(self, plan: DecodePlan, mark: Callable[[], None]) -> None:
+        """Draws what was loaded into the plan. Raises OptimisationFailed, after which eager decoding is left."""
+        if self._captures:
+            self._latest = self._graphs_of(plan)
+            self._latest.prefix()
+            mark()
+            self._latest.steps()
+            return
+        with self._active_forwards():
+            plan.draw(0, plan.prefix(), lambda step, logits_BCV: mark())
+            plan.advance(1, plan.key.order.num_steps)
 
-        if self._forwards is None:
-            return decode_with(plan, conditions, params, uniform_BN, on_step)
-        try:
-            with self._forwards.active():
-                return decode_with(plan, conditions, params, uniform_BN, on_step)
-        except RuntimeError as error:  # as torch.compile's own errors are
-            if self.optimisation not in ("compile", "flex"):
-                raise
-            self._fall_back(f"torch.compile failed ({_first_line(error)})")
-            return decode_with(plan, conditions, params, uniform_BN, on_step)
-
-    def _graphs_of(
-        self, plan: DecodePlan, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor
-    ) -> GraphedPlan | None:
-        if self.optimisation not in GRAPHED or self.model.device.type != "cuda":
-            return None
+    def _graphs_of(self, plan: DecodePlan) -> GraphedPlan:
+        """The graphs of a plan, captured at its first use, which needs real inputs to warm up."""
         if plan.key not in self._graphs:
-            plan.load(conditions, params, uniform_BN)  # the warm-up run before a capture needs real inputs
-            try:
-                with self._active_forwards():
-                    self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
-            except RuntimeError as error:
-                self._fall_back(f"capture failed ({_first_line(error)})")
-                return None
+            with self._active_forwards():
+                self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
         return self._graphs[plan.key]
 
     def _active_forwards(self) -> AbstractContextManager[None]:
         return nullcontext() if self._forwards is None else self._forwards.active()
 
     def _fall_back(self, reason: str) -> None:
-        self._explain(f"--optimisation {self.optimisation}: {reason}; decoding eagerly")
-        self.optimisation, self._forwards = "eager", None
-
-
-def _first_line(error: RuntimeError) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        self.optimisation, self._forwards, self._captures = "eager", None, False
+        self._graphs.clear()
+        self._latest = None
+        self._explain(reason)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flashar_cli.decoding.failures import give_up
 from flashar_cli.decoding.plan import DecodePlan, StepHook
 from flashar_cli.tokenizers.vq import VQTokenizer
 
@@ -23,7 +24,7 @@ class GraphedPlan:
     """Prefix, steps and, with a tokenizer, token decode of a plan, as graphs in one memory pool.
 
     The graphs read weights and buffers where they were at capture: the model must not be moved, cast or reloaded while
-    this lives. Raises RuntimeError where capture is impossible.
+    this lives. Raises OptimisationFailed where capture is impossible.
     """
 
     @torch.inference_mode()
@@ -85,6 +86,16 @@ class GraphedPlan:
 
     def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            result = work()
+        failed: list[BaseException] = []
+        try:
+            # When work fails, ending its capture fails too: PyTorch then stays on the capture's stream, and its error
+            # hides that of the work.
+            with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                try:
+                    result = work()
+                except BaseException as error:
+                    failed.append(error)
+                    raise
+        except RuntimeError as error:
+            give_up("capture failed", failed.pop() if failed else error)
         return graph, result

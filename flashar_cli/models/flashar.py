@@ -5,6 +5,7 @@ Letters: B batch, S = P + N sequence, P prefix tokens, N = H*W cells, C target c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,10 @@ from flashar_cli.nn.rope import rope_table_2d
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+
+# Runs work that was split off before, and returns its result, ready to use.
+Aside = Callable[[Callable[[], Tensor]], Tensor]
 
 
 class HiddenStates(NamedTuple):
@@ -113,16 +118,26 @@ class FlasharModel(nn.Module):
         start: int = 0,
     ) -> HiddenStates:
         """Runs embedded tokens through backbone and branch; training, prefix and decoding steps all come here."""
-        num_layers = self.config.backbone.num_layers
-        caches = cache.layers if cache else None
-        states = run_blocks(self.backbone.blocks, x_BSD, rope, mask, caches, start)
-        horizontal = self.backbone.norm(states[-1])
+        blocks, layers = list(self.backbone.blocks), cache.layers if cache else None
+
+        def run(part: Iterable[nn.Module], x_BSD: Tensor, first: int) -> Tensor:
+            return run_blocks(part, x_BSD, rope, mask, layers[first:] if layers else None, start)[-1]
+
         if not use_branch:
-            return HiddenStates(horizontal, None)
-        assert self.branch is not None, "the order needs a vertical branch"
-        branch_caches = caches[num_layers:] if caches else None
-        branch_states = run_blocks(self.branch.blocks, states[self.branch.layer], rope, mask, branch_caches, start)
-        return HiddenStates(horizontal, self.branch.norm(branch_states[-1]))
+            return HiddenStates(self.backbone.norm(run(blocks, x_BSD, 0)), None)
+        branch = self.branch
+        assert branch is not None, "the order needs a vertical branch"
+        shared_BSD = run(blocks[: branch.layer], x_BSD, 0)
+        aside = self.fork()
+        horizontal = self.backbone.norm(run(blocks[branch.layer :], shared_BSD, branch.layer))
+        vertical = aside(lambda: branch.norm(run(branch.blocks, shared_BSD, len(blocks))))
+        return HiddenStates(horizontal, vertical)
+
+    def fork(self) -> Aside:
+        """How to run the branch, which reads what the backbone has computed so far: after the backbone's other blocks.
+        Decoding may set another way.
+        """
+        return _afterwards
 
     def fuse(self, hidden: HiddenStates, targets: Targets) -> Prediction:
         """Predicts target cells: ``g * l_horizontal + (1 - g) * l_vertical`` (paper: fusion gate).
@@ -202,6 +217,10 @@ def initialise(model: FlasharModel, seed: int) -> None:
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
+def _afterwards(work: Callable[[], Tensor]) -> Tensor:
+    return work()
 
 
 def _select(hidden_BKD: Tensor, index: Tensor | None) -> Tensor:

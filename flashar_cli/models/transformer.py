@@ -5,6 +5,7 @@ Letters: B batch, S sequence, D model dim, V codebook size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -29,14 +30,14 @@ class Transformer(nn.Module):
 
 
 def run_blocks(
-    blocks: nn.ModuleList,
+    blocks: Iterable[nn.Module],
     x_BSD: Tensor,
     rope: Tensor,
     mask: Tensor | BlockMask | None,
     caches: list[LayerCache] | None,
     start: int,
 ) -> list[Tensor]:
-    """The hidden state before each block and after the last, [len(blocks) + 1] tensors [B, S, D]."""
+    """The hidden state before each block and after the last, number of blocks + 1 tensors [B, S, D]."""
     states = [x_BSD]
     for index, block in enumerate(blocks):
         states.append(block(states[-1], rope, mask, caches[index] if caches else None, start))

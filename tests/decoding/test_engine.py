@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import gc
+import weakref
+from contextlib import nullcontext, suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from flashar_cli.decoding import compiled, graphs
+from flashar_cli.decoding import engine as engine_module
 from flashar_cli.decoding.compiled import compiled_blocks
 from flashar_cli.decoding.decoder import decode
-from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.engine import OPTIMISATIONS, Engine, obstacle
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.decoding.packed import packed_linears
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
@@ -100,9 +105,9 @@ def test_graphs_without_cuda_are_one_line_and_eager():
     order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
     codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
     assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
-    assert lines == ["--optimisation graph: CUDA graphs need a CUDA device; decoding eagerly"]
+    assert lines == ["CUDA graphs need a CUDA device"]
     assert engine.optimisation == "eager"
-    with pytest.raises(FlasharError, match="expected one of eager, graph, compile, flex, packed"):
+    with pytest.raises(FlasharError, match="expected one of eager, graph, forked, compile, flex, packed"):
         Engine(model, optimisation="fast")
 
 
@@ -169,24 +174,197 @@ def test_w1_and_w3_are_one_product_of_the_same_memory(monkeypatch):
         assert feed_forward.w13[-1].data_ptr() == feed_forward.w3.weight[-1].data_ptr()
         torch.testing.assert_close(feed_forward(x), expected, atol=1e-6, rtol=0)
     assert feed_forward.w13 is None
+    addresses = []
+    for _ in range(2):
+        with compiled_blocks(model).active():
+            addresses.append([block.feed_forward.w13.data_ptr() for block in model.backbone.blocks])
+    assert addresses[0] == addresses[1], "a second engine of the model takes no memory"
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
-    def compiler(forward, **settings):
-        def fail(*args):
-            raise RuntimeError("no C++ compiler\nand a long story")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", compiler)
+    failing_blocks(monkeypatch, TorchDynamoException("no C++ compiler\nand a long story"))
     model, lines = make_model(3, 5, "hidden"), []
     engine = Engine(model, optimisation="compile", explain=lines.append)
     order, conditions = model.config.order_grid.raster(), make_conditions(2, False)
     codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
     assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
-    assert lines == ["--optimisation compile: torch.compile failed (no C++ compiler); decoding eagerly"]
+    assert lines == ["torch.compile failed (no C++ compiler)"]
+    again = Engine(model, optimisation="compile", explain=lines.append)
+    logits = again.teacher_forced(conditions, order, PARAMS, codes)
+    assert torch.equal(logits, Engine(model).teacher_forced(conditions, order, PARAMS, codes))
+    assert lines[1:] == lines[:1] and again.optimisation == "eager"
+
+
+def chained(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    (
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+        (RuntimeError(CPU_ALLOCATOR), "can't allocate memory"),
+        (chained(TorchDynamoException("a step"), torch.OutOfMemoryError("CUDA out of memory")), "CUDA out of memory"),
+        (chained(TorchDynamoException("a step"), RuntimeError(CPU_ALLOCATOR)), "can't allocate memory"),
+        (RuntimeError("what eager code would raise too"), "what eager code would raise too"),
+    ),
+    ids=("cuda", "cpu", "cuda while compiling", "cpu while compiling", "no fault of the compiler"),
+)
+def test_what_eager_decoding_does_not_get_round_goes_up(monkeypatch, error, raised):
+    failing_blocks(monkeypatch, error)
+    model, lines = make_model(3, 5, "hidden"), []
+    order, conditions = model.config.order_grid.raster(), make_conditions(2, False)
+    engine = Engine(model, optimisation="compile", explain=lines.append)
+    with pytest.raises(RuntimeError, match=raised) as caught:
+        engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    assert type(caught.value) is type(error.__cause__ or error)
+    assert lines == [] and engine.optimisation == "compile"
+
+
+class CudaLike:
+    """What PyTorch does with streams and captures, its handling of errors included (torch/cuda/graphs.py)."""
+
+    def __init__(self, monkeypatch):
+        self.stream_now = "default"
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "capture")
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "graph", partial(Capture, self))
+        monkeypatch.setattr(graphs.GraphedPlan, "_warm_up", lambda self, tokenizer: None)
+
+    def stream(self, stream):
+        return OnStream(self, stream)
+
+
+class OnStream:
+    def __init__(self, cuda, stream):
+        self.cuda, self.stream = cuda, stream
+
+    def __enter__(self):
+        self.before, self.cuda.stream_now = self.cuda.stream_now, self.stream
+
+    def __exit__(self, *error):
+        self.cuda.stream_now = self.before
+
+
+class Capture(OnStream):
+    def __init__(self, cuda, graph, pool, stream):
+        super().__init__(cuda, stream)
+
+    def __exit__(self, *error):
+        if error != (None, None, None):
+            raise RuntimeError("operation failed due to a previous error during capture")
+        super().__exit__(*error)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return CudaLike(monkeypatch)
+
+
+def capturing_engine(monkeypatch, model, lines):
+    """An engine that captures on a CPU, with what stands in for CUDA."""
+    monkeypatch.setattr(engine_module, "obstacle", lambda model, optimisation: None)
+    engine = Engine(model, optimisation="graph", explain=lines.append)
+    engine._captures = True
+    return engine
+
+
+def test_a_failed_capture_names_its_reason_and_leaves_its_stream(monkeypatch, cuda):
+    model, lines = make_model(3, 5, "hidden"), []
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
+    streams = []
+    forward = model.backbone.norm.forward
+
+    def norm(x):
+        streams.append(cuda.stream_now)
+        if cuda.stream_now == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing\nand a long story")
+        return forward(x)
+
+    model.backbone.norm.forward = norm
+    engine = capturing_engine(monkeypatch, model, lines)
+    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    assert lines == ["capture failed (operation not permitted when stream is capturing)"]
+    assert streams == ["capture"] + ["default"] * order.num_steps and cuda.stream_now == "default"
+    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+
+
+@pytest.mark.parametrize("error", (torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()))
+def test_what_stops_a_capture_but_is_no_fault_of_it_goes_up(monkeypatch, cuda, error):
+    def norm(x):
+        raise error
+
+    model, lines = make_model(3, 5, "hidden"), []
+    model.backbone.norm.forward = norm
+    engine = capturing_engine(monkeypatch, model, lines)
+    with pytest.raises(type(error)):
+        engine.decode(make_conditions(2, False), model.config.order_grid.raster(), PARAMS, uniform(0, 2))
+    assert lines == [] and cuda.stream_now == "default" and engine.optimisation == "graph"
+
+
+def test_running_out_of_memory_in_a_capture_frees_it_at_once(monkeypatch, cuda):
+    """A sweep of batch sizes goes on after it: what the capture held must not wait for a collection of garbage."""
+    held = []
+
+    def norm(x):
+        held.append(weakref.ref(x))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = make_model(3, 5, "hidden")
+    model.backbone.norm.forward = norm
+    engine = capturing_engine(monkeypatch, model, [])
+    gc.disable()
+    try:
+        with suppress(torch.OutOfMemoryError):
+            engine.decode(make_conditions(2, False), model.config.order_grid.raster(), PARAMS, uniform(0, 2))
+        assert [x() for x in held] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_fall_back_keeps_no_graphs_and_one_plan(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    model, lines = make_model(3, 5, "hidden"), []
+    order = model.config.order_grid.diagonal()
+    engine = capturing_engine(monkeypatch, model, lines)
+    plans = []
+    for batch in (1, 2):
+        engine.decode(make_conditions(batch, False), order, PARAMS, uniform(0, batch))
+        plans.append(weakref.ref(engine.plan(batch, order, PARAMS)))
+    assert engine.plan(1, order, PARAMS) is plans[0]() and engine.plan(2, order, PARAMS) is plans[1]()
+    norm, fails = model.backbone.norm, RuntimeError("no")
+    monkeypatch.setattr(
+        norm, "forward", lambda x, own=norm.forward: own(x) if cuda.stream_now == "default" else fail(fails)
+    )
+    engine.decode(make_conditions(3, False), order, PARAMS, uniform(0, 3))
+    gc.collect()
+    assert lines == ["capture failed (no)"]
+    assert [plan() for plan in plans] == [None, None]
+
+
+def fail(error):
+    raise error
+
+
+def failing_blocks(monkeypatch, error):
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: lambda *args: fail(error))
+
+
+@pytest.mark.parametrize("optimisation", OPTIMISATIONS)
+def test_what_keeps_a_model_from_an_optimisation_is_known_beforehand(optimisation):
+    half = make_model(3, 5, "hidden", captions=True).half()
+    cuda = dict.fromkeys(("graph", "forked"), "need a CUDA device")
+    reasons = {**cuda, "packed": "need float32 or bfloat16", "flex": "captions need a key mask"}
+    reason = obstacle(half, optimisation)
+    assert reasons[optimisation] in reason if optimisation in reasons else reason is None
 
 
 def test_a_last_smaller_batch_is_padded_where_sizes_are_dear(monkeypatch):
@@ -256,10 +434,16 @@ def test_flex_is_not_for_captions():
     assert len(lines) == 1 and "captions need a key mask at every step" in lines[0]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("optimisation", ("compile", "flex"))
-@pytest.mark.parametrize("order_name", ("raster", "diagonal"))
+@pytest.mark.parametrize(
+    ("order_name", "optimisation"),
+    (
+        ("diagonal", "compile"),
+        pytest.param("raster", "compile", marks=pytest.mark.slow),
+        pytest.param("diagonal", "flex", marks=pytest.mark.slow),
+        pytest.param("raster", "flex", marks=pytest.mark.slow),
+    ),
+)
 def test_compiled_blocks_agree(order_name, optimisation):
     model = make_model(3, 5, "hidden")
     grid = model.config.order_grid
@@ -267,5 +451,8 @@ def test_compiled_blocks_agree(order_name, optimisation):
     greedy, lines = SamplingParams(cfg_scale=2.0, temperature=0), []
     engine = Engine(model, optimisation=optimisation, explain=lines.append)
     codes = engine.decode(make_conditions(2, False), order, greedy, uniform(0, 2))
+    logits = engine.teacher_forced(make_conditions(2, False), order, greedy, codes)
     assert lines == []
+    expected = Engine(model).teacher_forced(make_conditions(2, False), order, greedy, codes)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert torch.equal(codes, decode(model, make_conditions(2, False), order, greedy, uniform(0, 2)))

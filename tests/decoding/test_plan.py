@@ -13,7 +13,9 @@ from flashar_cli.decoding.decoder import decode, decode_with
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.decoding.quantize import SCHEMES, quantize_model
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.decoding.test_decoder import make_conditions, make_model
+from tests.tiny_models import TINY_VQ
 
 # The host learns a value, or a shape follows from values.
 WAITING = {"_local_scalar_dense", "item", "equal", "is_nonzero"}
@@ -108,6 +110,20 @@ def test_the_decode_path_never_touches_another_device(order_name, captions):
     """On ``meta`` there are no values to wait for, and the host's tensors are on another device."""
     model, params = make_model(3, 5, "hidden", captions).to("meta"), SETTINGS[2]
     assert run_guarded(make_plan(model, order_name, 2, params), "meta") > 100
+
+
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+@torch.inference_mode()
+def test_token_decode_is_graph_safe(device):
+    """It is captured too."""
+    tokenizer = VQTokenizer(TINY_VQ).eval().to(device)
+    codes = torch.zeros(2, 3, 5, dtype=torch.int64, device=device)
+    with GraphSafe(device) as guard:
+        tokenizer.decode_unchecked(codes)
+    assert guard.num_calls > 30
+    if device == "cpu":
+        with pytest.raises(AssertionError, match="on the decode path"), GraphSafe(device):
+            tokenizer.decode(codes)
 
 
 def test_the_guard_refuses():
