@@ -73,6 +73,7 @@ PARTS: dict[str, tuple[Case, ...]] = {
         Case("512-compile", "bench", f"{XL} --res 512 --arms {COMPILE}"),
         Case("384-compile", "bench", f"{XL} --res 384 --arms {COMPILE}"),
         Case("512-profile-compile", "profile", f"{XL} --res 512 --arm flashar-compile"),
+        Case("512-forked", "bench", f"{XL} --res 512 --arms flashar-graph,flashar-forked"),
         Case("512-flex", "bench", f"{XL} --res 512 --arms flashar-eager,flashar-compile,flashar-flex"),
         Case("384-eager", "bench", f"{XL} --res 384 --arms {EAGER} --repeats 2"),
         Case("384-profile-raster", "profile", f"{XL} --res 384 --arm raster-graph"),

@@ -5,8 +5,7 @@ Letters: B images, H rows, W columns, N = H*W cells.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flashar_cli.benchmarking.subject import BenchModel
-from flashar_cli.decoding.engine import Engine, Optimisation
+from flashar_cli.decoding.engine import Engine, Optimisation, obstacle
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.prefix import Conditions
@@ -46,6 +45,7 @@ LEVELS: dict[Optimisation, str | None] = {
     "packed": "cpu",
     "flex": None,
     "graph": "cuda",
+    "forked": "cuda",
     "compile": None,
 }
 DEFAULT_ARMS = ("raster-eager", "flashar-eager")
@@ -86,15 +86,20 @@ def prepare(
 
 def engine_of(subject: BenchModel, level: Optimisation) -> Engine:
     """The decoder at a level of optimisation. Raises FlasharError where it would fall back to eager, then or later."""
-    return Engine(subject.model, subject.tokenizer, level, _refuse)
+
+    def refuse(reason: str) -> None:
+        raise FlasharError(f"the level {level} can't be had for {subject.name} here: {reason}; leave its arms out")
+
+    return Engine(subject.model, subject.tokenizer, level, refuse)
 
 
-def _refuse(line: str) -> None:
-    # The engine explains inside the `except` of what went wrong. What ends a sweep of batch sizes goes up as it is.
-    error = sys.exception()
-    if isinstance(error, torch.OutOfMemoryError):
-        raise error
-    raise FlasharError(line)
+def refuse_impossible(subject: BenchModel, names: Sequence[str]) -> None:
+    """Raises FlasharError for an arm that this model, as it is to be benched, is known not to have."""
+    for name in names:
+        _, level = split_arm(name)
+        reason = obstacle(subject.model, level) if level else None
+        if reason is not None:
+            raise FlasharError(f"--arms names {name}, which {subject.name} can't have here: {reason}")
 
 
 def pixels_of(subject: BenchModel) -> Callable[[Tensor], Tensor] | None:

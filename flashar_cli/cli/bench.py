@@ -39,7 +39,9 @@ def command(
     arms: Annotated[
         str | None,
         typer.Option(
-            "--arms", metavar="A,B,..", help="DECODER-LEVEL; levels: eager, packed (CPU), flex, compile, graph (CUDA)."
+            "--arms",
+            metavar="A,B,..",
+            help="DECODER-LEVEL; levels: eager, packed (CPU), flex, compile, graph, forked (CUDA).",
         ),
     ] = None,
     upstream: Annotated[
@@ -88,7 +90,7 @@ def command(
 
     from flashar_cli import runtime
     from flashar_cli.benchmarking.agreement import agreements, our_arms, references
-    from flashar_cli.benchmarking.arms import choose_arms, split_arm
+    from flashar_cli.benchmarking.arms import choose_arms, refuse_impossible, split_arm
     from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
     from flashar_cli.benchmarking.plan import Plan, num_runs
     from flashar_cli.benchmarking.published.upstream import load_upstream
@@ -142,6 +144,7 @@ def command(
         output.note(f"one picture of each decoder in float32, to compare the arms with: about {duration(seconds)}")
     found = references(subject, plan) if compared else {}
     subject = converted(subject, chosen_dtype, scheme)
+    refuse_impossible(subject, chosen_arms)
     if sizes is None:
         sizes, end = sizes_that_fit(subject, params, grids, len(chosen_arms))
         plan = replace(plan, batch_sizes=sizes, sweep_end=end)
