@@ -12,16 +12,20 @@ class OptimisationFailed(RuntimeError):
 
 
 def give_up(what: str, error: BaseException) -> NoReturn:
-    """Raises OptimisationFailed: ``what (first line of the error)``. An error that ran out of memory, itself or in its
-    causes, is raised as one of that kind, and what is no Exception, such as an interrupt, as it is.
+    """Raises OptimisationFailed: ``what (first line of the error)``. What ran out of memory, itself or in its causes,
+    is raised as such (torch.OutOfMemoryError; on a CPU RuntimeError), and what is no Exception, such as an interrupt,
+    as it is.
 
     The error raised is a new one: one that its own traceback refers to would keep tensors until garbage is collected.
     """
     if not isinstance(error, Exception):
         raise error
     for cause in _with_causes(error):
-        if _is_out_of_memory(cause):
-            raise type(cause)(str(cause)) from error
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(str(cause)) from error
+        # A CPU's allocator has no kind of error of its own (PyTorch: c10/core/impl/alloc_cpu.cpp).
+        if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):
+            raise RuntimeError(str(cause)) from error
     line = next(iter(str(error).splitlines()), type(error).__name__)
     raise OptimisationFailed(f"{what} ({line})") from error
 
@@ -35,10 +39,3 @@ def _with_causes(error: BaseException) -> list[BaseException]:
             found.append(each)
             waiting += [cause for cause in (each.__cause__, each.__context__) if cause is not None]
     return found
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # A CPU's allocator has no kind of error of its own (PyTorch: c10/core/impl/alloc_cpu.cpp).
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
