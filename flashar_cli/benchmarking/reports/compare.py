@@ -12,13 +12,13 @@ from flashar_cli.errors import FlasharError
 
 # Weights of another training run are as fast; versions are what one compares.
 MODEL_KEYS = ("name", "family", "grid", "num_parameters", "branch")
-HARDWARE_KEYS = ("cpu", "num_cpu_cores", "gpu")
+HARDWARE_KEYS = ("cpu", "num_cpu_cores", "cpu_features", "gpu")
 # Without --threads these follow the number of cores, so they say which machine it was.
 MACHINE_SETTINGS = ("num_threads", "num_interop_threads")
 # An arm more does no harm, and one that is gone is a change of its own.
 UNCOMPARED_SETTINGS = ("arms", *MACHINE_SETTINGS)
 # An old report can't name these and is known to have had their default.
-NEW_SETTINGS = ("quantize",)
+NEW_SETTINGS = ("quantize", "cfg_interval")
 # Another version of PyTorch may start a few operators more or less; forwards are exact.
 TOLERANCES = {"forwards": 0.0, "launches": 0.01}
 

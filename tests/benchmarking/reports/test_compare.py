@@ -83,6 +83,13 @@ def test_quantised_against_plain_is_refused() -> None:
     assert differences(before, model()) == differences(quantised, quantised) == []
 
 
+def test_another_guidance_interval_is_refused_against_a_report_without_the_setting() -> None:
+    document = model().model_dump(mode="json")
+    document["settings"]["cfg_interval"] = (0.0, 0.5)
+    found = differences(model(), BenchReport.model_validate(document))
+    assert found == ["cfg_interval: (0.0, 1.0) / (0.0, 0.5)"]
+
+
 def test_versions_and_weights_may_differ() -> None:
     other = report()
     other["software"]["torch"] = "2.14.0"

@@ -92,6 +92,8 @@ def test_an_old_report_is_read_as_a_new_one(tmp_path: Path) -> None:
     assert (batch.speedup, batch.grid, batch.best_level) == (4.0, "4x4", "eager")
     assert (batch.raster.forwards_per_image, batch.flashar.forwards_per_image) == (16, 7)
     assert batch.raster.launches is None
+    assert (old.settings.cfg_interval, old.settings.sdpa_backends) == ((0.0, 1.0), None)
+    assert (old.software.torchao, old.software.triton, old.hardware.cpu_features) == (None, None, None)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
