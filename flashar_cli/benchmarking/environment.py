@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from flashar_cli import __version__
 from flashar_cli.benchmarking.reports.document import Hardware, Software
 
 CHECKOUT = Path(__file__).parents[2]
+CPUINFO = Path("/proc/cpuinfo")
 # Environment variables that change how fast something runs.
 _PREFIXES = "OMP_ MKL_ KMP_ GOMP_ ONEDNN_ DNNL_ CUDA_ CUBLAS CUDNN_ NVIDIA_TF32 PYTORCH_ TORCH MALLOC_ LD_PRELOAD"
 VARIABLES = tuple(_PREFIXES.split())
@@ -28,6 +30,7 @@ def hardware(device: torch.device) -> Hardware:
         num_cpu_cores=_num_usable_cores(),
         gpu=gpu.name if gpu else None,
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        cpu_features=_cpu_features(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpu_memory_bytes=gpu.total_memory if gpu else None,
         gpu_capability=f"{gpu.major}.{gpu.minor}" if gpu else None,
@@ -44,6 +47,8 @@ def software() -> Software:
         cuda=torch.version.cuda,
         commit=_commit(),
         numpy=np.__version__,
+        torchao=_version("torchao"),
+        triton=_version("triton"),
         cudnn=None if cudnn is None else str(cudnn),
         gpu_driver=_driver(),
         platform=platform.platform(),
@@ -60,6 +65,27 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)}
 
 
+def sdpa_backends() -> tuple[str, ...]:
+    """The kernels that ``scaled_dot_product_attention`` may choose among on CUDA: which are switched on, not which a
+    shape or a device can have.
+    """
+    switches = {
+        "flash": torch.backends.cuda.flash_sdp_enabled,
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+        "mem_efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+        "math": torch.backends.cuda.math_sdp_enabled,
+    }
+    return tuple(name for name, is_enabled in switches.items() if is_enabled())
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package, without importing it; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _driver() -> str | None:
     """First line of what NVIDIA's kernel module says of itself."""
     try:
@@ -69,12 +95,26 @@ def _driver() -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> tuple[str, ...] | None:
+    """What ``cpu_capability`` leaves out and bfloat16 products depend on. The flags are the kernel's, so they don't
+    change with the version of PyTorch, which uses them through oneDNN.
+    """
+    flags = _cpuinfo("flags")
+    if flags is None or not torch.backends.mkldnn.is_available():
+        return None
+    return tuple(sorted(flag for flag in flags.split() if flag.startswith("amx_") or flag == "avx512_bf16"))
+
+
+def _cpuinfo(key: str) -> str | None:
+    """What Linux says of the first processor; None where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), None)
 
 
 def _num_usable_cores() -> int:

@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from flashar_cli.benchmarking.memory import is_out_of_memory
 from flashar_cli.benchmarking.plan import Plan, example_conditions
 from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
 from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.failures import is_out_of_memory
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 
 

@@ -1,4 +1,4 @@
-"""Memory: what is free, what was held, and how running out of it is recognised."""
+"""Memory: what is free, and what was held."""
 
 from __future__ import annotations
 
@@ -35,11 +35,6 @@ class ArmMemory:
 
     def _allocated(self) -> int:
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an allocation failed: on a GPU an error of its own, on a CPU one that only its text tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def free_bytes(device: torch.device) -> int:

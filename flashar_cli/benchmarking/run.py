@@ -25,6 +25,7 @@ from flashar_cli.benchmarking.reports.document import (
 )
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.summary import arm_report, describe, settings_of, speedups_of
+from flashar_cli.decoding.failures import is_out_of_memory
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.sampling import uniform_table
 
@@ -100,7 +101,7 @@ def _fitting_batch(
     try:
         return _bench_batch(subject, plan, batch_size, rates, on_run, upstream)
     except RuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # Not before the handler is left: until then the error's frames hold every arm.
     if subject.model.device.type == "cuda":

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from flashar_cli.benchmarking import environment
 from flashar_cli.benchmarking.arms import LEVELS, UPSTREAM, split_arm
 from flashar_cli.benchmarking.floor import Floor, Rates
 from flashar_cli.benchmarking.measure import Measured
@@ -98,6 +99,8 @@ def settings_of(subject: BenchModel, plan: Plan) -> Settings:
         num_interop_threads=torch.get_num_interop_threads(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
         tf32=torch.backends.cuda.matmul.allow_tf32,
+        cfg_interval=plan.params.cfg_interval,
+        sdpa_backends=environment.sdpa_backends(),
     )
 
 

@@ -24,6 +24,7 @@ flashar compare old.json new.json --markdown
 
 flashar compare old.json new.json --gate ratios --tolerance 20%
 """
+LOWER = "lower: the speed-up fell, while the faster arm is about as near to its own floor as before"
 HEADER = ["batch", "what", "old", "new", "change", "verdict"]
 
 
@@ -49,8 +50,10 @@ def command(
 ) -> None:
     """Compare two bench reports; exit code 1 on a regression.
 
-    A regression is a speed-up or a time that became worse by more than the tolerance, a forward more, or more launches.
-    With `--gate ratios` times fail nothing, and the hardware may differ.
+    A regression is a speed-up or a time that became worse by more than the tolerance, a forward more, more launches, or
+    a number of the old report that the new one lacks. A speed-up that fell fails only where the faster arm also went
+    away from its own floor by more than the tolerance: a faster raster is no regression. With `--gate ratios` times
+    fail nothing, and the hardware may differ, the number of threads with it.
     """
     allowed = parse_tolerance(tolerance)
     if markdown and json:
@@ -63,19 +66,23 @@ def command(
     different = differences(old_report, new_report, gate.value)
     different += [line for line in hardware_changes(old_report, new_report) if line not in different]
     notes = [f"different {line}" for line in different] + version_changes(old_report, new_report)
+    notes += [LOWER] if any(change.verdict == "lower" for change in changes) else []
     judged = [change for change in changes if change.gates]
-    num_worse = sum(change.verdict == "worse" for change in judged)
+    num_worse, num_missing = (sum(change.verdict == verdict for change in judged) for verdict in ("worse", "missing"))
     verdict = f"{num_worse} of {len(judged)} numbers became worse by more than {allowed:.2%}"
+    if num_missing:
+        verdict += f"; {num_missing} are missing from {new}"
     several_grids = len({change.grid for change in changes}) > 1
     rows = [_row(change, several_grids) for change in changes]
     if json:
-        output.document({"notes": notes, "num_worse": num_worse, "changes": [asdict(change) for change in changes]})
+        counts = {"num_worse": num_worse, "num_missing": num_missing}
+        output.document({"notes": notes, **counts, "changes": [asdict(change) for change in changes]})
     elif markdown:
         output.result(_markdown(rows, notes, verdict))
     else:
         output.table("", HEADER, rows, to_stdout=True)
         output.result("\n".join([*notes, verdict]))
-    if num_worse:
+    if any(change.fails for change in changes):
         raise typer.Exit(1)
 
 
@@ -92,10 +99,12 @@ def _row(change: Change, with_grid: bool) -> list[str]:
     place = f"{change.grid}, {change.batch_size}" if with_grid else str(change.batch_size)
     verdict = change.verdict if change.gates or change.verdict == "same" else f"{change.verdict}, not judged"
     numbers = [_value(number, change.unit) for number in (change.old, change.new)]
-    return [place, change.what, *numbers, f"{change.change:+.1%}", verdict]
+    return [place, change.what, *numbers, "-" if change.change is None else f"{change.change:+.1%}", verdict]
 
 
-def _value(number: float, unit: str) -> str:
+def _value(number: float | None, unit: str) -> str:
+    if number is None:
+        return "-"
     if unit == "s":
         return f"{number * 1000:.1f} ms"
     return f"{number:.2f} x" if unit == "x" else f"{number:.0f}"

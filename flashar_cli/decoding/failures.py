@@ -11,6 +11,13 @@ class OptimisationFailed(RuntimeError):
     """An optimisation can't be had here. Its text says why, in one line."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed."""
+    # A CPU's allocator has no kind of error of its own (PyTorch: c10/core/impl/alloc_cpu.cpp).
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, torch.OutOfMemoryError)
+
+
 def give_up(what: str, error: BaseException) -> NoReturn:
     """Raises OptimisationFailed: ``what (first line of the error)``. What ran out of memory, itself or in its causes,
     is raised as such (torch.OutOfMemoryError; on a CPU RuntimeError), and what is no Exception, such as an interrupt,
@@ -21,11 +28,9 @@ def give_up(what: str, error: BaseException) -> NoReturn:
     if not isinstance(error, Exception):
         raise error
     for cause in _with_causes(error):
-        if isinstance(cause, torch.OutOfMemoryError):
-            raise torch.OutOfMemoryError(str(cause)) from error
-        # A CPU's allocator has no kind of error of its own (PyTorch: c10/core/impl/alloc_cpu.cpp).
-        if isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause):
-            raise RuntimeError(str(cause)) from error
+        if is_out_of_memory(cause):
+            on_gpu = isinstance(cause, torch.OutOfMemoryError)
+            raise (torch.OutOfMemoryError if on_gpu else RuntimeError)(str(cause)) from error
     line = next(iter(str(error).splitlines()), type(error).__name__)
     raise OptimisationFailed(f"{what} ({line})") from error
 

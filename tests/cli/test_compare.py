@@ -101,3 +101,21 @@ def test_gate_on_ratios(run_cli: Callable, write: Callable) -> None:
     assert "worse, not judged" in done.out
     worse = write("worse.json", report(flashar_s=2.0))
     assert run_cli("compare", old, worse, "--gate", "ratios").code == 1
+
+
+def test_faster_raster_passes(run_cli: Callable, write: Callable) -> None:
+    old, new = write("old.json", report()), write("new.json", report(raster_s=2.8))
+    done = run_cli("compare", old, new, "--gate", "ratios", "--tolerance", "20%", "--markdown")
+    assert done.code == 0, done.out
+    assert "| 1 | speedup | 4.00 x | 2.80 x | -30.0% | lower |" in done.out
+    assert "near to its own floor" in done.out
+
+
+def test_an_arm_that_is_gone_fails(run_cli: Callable, write: Callable) -> None:
+    new = report()
+    del new["batches"][0]["flashar"]
+    new["batches"][0]["speedup"] = None
+    done = run_cli("compare", write("old.json", report()), write("new.json", new), "--gate", "ratios", "--markdown")
+    assert done.code == 1, done.err
+    assert "| 1 | flashar forwards | 7 | - | - | missing |" in done.out
+    assert "4 are missing from" in done.out

@@ -124,6 +124,9 @@ class Hardware(Config):
     num_cpu_cores: int
     gpu: str | None
     cpu_capability: str | None = Field(None, description="vector instructions that PyTorch uses")
+    cpu_features: tuple[str, ...] | None = Field(
+        None, description="AMX and bfloat16 instructions; null where Linux names no flags or PyTorch has no oneDNN"
+    )
     memory_bytes: int | None = None
     gpu_memory_bytes: int | None = None
     gpu_capability: str | None = None
@@ -138,6 +141,8 @@ class Software(Config):
     cuda: str | None
     commit: str | None
     numpy: str | None = None
+    torchao: str | None = Field(None, description="what quantises; null where it is not installed")
+    triton: str | None = Field(None, description="what compiles for GPUs; null where it is not installed")
     cudnn: str | None = None
     gpu_driver: str | None = None
     platform: str | None = None
@@ -167,6 +172,7 @@ class Settings(Config):
     repeats: int
     warmup: int
     cfg_scale: float
+    cfg_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the cells on which guidance acts")
     temperature: float
     top_k: int
     top_p: float
@@ -174,6 +180,9 @@ class Settings(Config):
     num_interop_threads: int | None = None
     float32_matmul_precision: str | None = None
     tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")
+    sdpa_backends: tuple[str, ...] | None = Field(
+        None, description="kernels of scaled_dot_product_attention that PyTorch may choose among on CUDA"
+    )
 
 
 class RatesReport(Config):

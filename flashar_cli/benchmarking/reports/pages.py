@@ -51,9 +51,10 @@ def subtitle(report: BenchReport) -> str:
 
 
 def _tables(report: BenchReport) -> list[tuple[str, tables.Table, list[str]]]:
+    ratio_remarks = [tables.SPEEDUP_REMARK] + ([] if report.upstream is None else [tables.UPSTREAM_REMARK])
     found = [
         ("Arms", tables.arms(report), tables.remarks(report)),
-        ("One arm over another", tables.speedups(report), ["floors: the ratio that an ideal decoder would reach here"]),
+        ("One arm over another", tables.speedups(report), ratio_remarks),
         ("Floor", tables.floors(report), []),
     ]
     if report.agreements:
@@ -93,7 +94,13 @@ def _drawings(report: BenchReport) -> list[str]:
     if any(batch.speedups for batch in report.batches):
         title = "Speed-up over the batch size"
         svg = to_svg(speedup_figure(report), "speedup", title)
-        drawn.append(html.figure(svg, title, "Dotted: the ratio of the floors."))
+        drawn.append(
+            html.figure(
+                svg,
+                title,
+                "Dotted: the ratio of the floors, which is no ceiling where the slower arm is far from its own.",
+            )
+        )
     if len({batch.grid for batch in report.batches}) > 1:
         title = "Cost over the resolution"
         drawn.append(html.figure(to_svg(cost_figure(report), "cost", title), title))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.reports.document import BatchReport, BenchReport
 from flashar_cli.files import atomic_file
 from flashar_cli.reporting.figures import COLOURS, INK, add_legend, new_figure, to_png
@@ -17,7 +18,7 @@ PALETTE = tuple(COLOURS.values())
 
 
 def speedup_figure(report: BenchReport) -> Figure:
-    """One line for each pair of arms and grid; dotted where an ideal decoder would be."""
+    """One line for each pair of arms and grid; dotted where two ideal decoders would be."""
     figure, axes = new_figure()
     lines: dict[tuple[str, str, str], list[tuple[int, float, float]]] = {}
     for batch in report.batches:
@@ -28,7 +29,7 @@ def speedup_figure(report: BenchReport) -> Figure:
     for index, ((grid, arm, over), points) in enumerate(lines.items()):
         sizes, ratios, floors = zip(*points, strict=True)
         colour = PALETTE[index % len(PALETTE)]
-        label = f"{arm} over {over}" + (f", {grid}" if several_grids else "")
+        label = f"{arm} over {tables.label(over)}" + (f", {grid}" if several_grids else "")
         axes.plot(sizes, ratios, "o-", color=colour, label=label, markersize=4, linewidth=1.2)
         axes.plot(sizes, floors, ":", color=colour, linewidth=1.2)
     axes.plot([], [], ":", color=INK, label="ratio of the floors")

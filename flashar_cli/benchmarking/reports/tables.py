@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flashar_cli.benchmarking.arms import split_arm
+from flashar_cli.benchmarking.arms import UPSTREAM, split_arm
 from flashar_cli.benchmarking.reports.document import Agreement, ArmReport, BatchReport, BenchReport
 
 Table = tuple[list[str], list[list[str]]]
@@ -45,15 +45,30 @@ def _numbers(arm: ArmReport) -> list[str]:
 
 
 def speedups(report: BenchReport) -> Table:
-    """Every ratio of two arms beside the ratio of their floors."""
-    header = ["grid", "batch", "arm", "over", "tokens", "with pixels", "floors"]
+    """Every ratio of two arms beside the ratio of their floors, and how far each arm is from its own floor."""
+    header = ["grid", "batch", "arm", "over", "tokens", "with pixels", "floors", "arm x floor", "over x floor"]
     rows = []
     for batch in report.batches:
+        times_floor = {arm.name: f"{arm.times_floor:.1f}" for arm in batch.arms}
         for ratio in batch.speedups:
             pixels = "-" if ratio.with_token_decode is None else f"{ratio.with_token_decode:.2f}"
             numbers = [f"{ratio.token_generation:.2f}", pixels, f"{ratio.floor:.2f}"]
-            rows.append([batch.grid, str(batch.batch_size), ratio.arm, ratio.over, *numbers])
+            place = [batch.grid, str(batch.batch_size), ratio.arm, label(ratio.over)]
+            rows.append([*place, *numbers, times_floor[ratio.arm], times_floor[ratio.over]])
     return header, rows
+
+
+UPSTREAM_RUNS = "eager, uncompiled"
+SPEEDUP_REMARK = (
+    "floors: the ratio of the two floors, which is no ceiling: a ratio above it means that the slower arm is further "
+    "from its own floor (over x floor) than the faster one (arm x floor)"
+)
+UPSTREAM_REMARK = f"upstream: the published sampler, {UPSTREAM_RUNS}: the --compile of its scripts is not applied"
+
+
+def label(arm: str) -> str:
+    """An arm as a ratio over it names it: upstream's name holds no level, so how it runs stands beside it."""
+    return f"{arm} ({UPSTREAM_RUNS})" if arm == UPSTREAM else arm
 
 
 def agreements(found: Sequence[Agreement]) -> Table:
@@ -109,7 +124,7 @@ def remarks(report: BenchReport) -> list[str]:
     ]
     if report.upstream is not None:
         same, total = report.upstream.num_equal_tokens, report.upstream.num_tokens
-        sampler = f"upstream's sampler ({report.upstream.repository})"
+        sampler = f"upstream's sampler ({report.upstream.repository}; {UPSTREAM_RUNS})"
         lines.append(f"{sampler} and our {report.upstream.decoder} decoder drew {same} of {total} greedy tokens alike")
     if report.sweep_end is not None:
         lines.append(f"the sweep of batch sizes ended: {report.sweep_end}")

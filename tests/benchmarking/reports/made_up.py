@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+FLOOR_OF_A_FORWARD_S = 0.05
+
 
 def seconds(value: float) -> dict[str, Any]:
     return {"median_s": value, "p25_s": value, "p75_s": value, "raw_s": [value]}
 
 
 def arm(forwards: int, tokens_s: float) -> dict[str, Any]:
+    floor_s = forwards * FLOOR_OF_A_FORWARD_S
     return {
         "forwards_per_image": forwards,
         "token_generation_s": seconds(tokens_s),
@@ -21,8 +24,8 @@ def arm(forwards: int, tokens_s: float) -> dict[str, Any]:
         "peak_memory_bytes": None,
         "read_bytes_per_s": 1e9,
         "share_of_copy": 0.1,
-        "floor_s": tokens_s / 2,
-        "times_floor": 2.0,
+        "floor_s": floor_s,
+        "times_floor": tokens_s / floor_s,
     }
 
 

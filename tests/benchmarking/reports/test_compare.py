@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashar_cli.benchmarking.reports.compare import compare, differences, version_changes
+from flashar_cli.benchmarking.reports.compare import Gate, compare, differences, hardware_changes, version_changes
 from flashar_cli.benchmarking.reports.document import BenchReport
 from flashar_cli.errors import FlasharError
 from tests.benchmarking.reports.made_up import report
@@ -35,9 +35,22 @@ def test_faster_is_better() -> None:
     assert found["speedup"] == found["flashar tokens"] == "better"
 
 
-def test_faster_raster_alone_lowers_the_speedup() -> None:
+def test_faster_raster_is_no_regression() -> None:
+    """The speed-up falls, FlashAR is as near to its floor as before."""
     found = verdicts(model(), model(raster_s=2.0), 0.05)
-    assert (found["speedup"], found["raster tokens"]) == ("worse", "better")
+    assert (found["speedup"], found["raster tokens"]) == ("lower", "better")
+
+
+def test_a_fallen_speedup_is_judged_by_floors_and_not_by_times() -> None:
+    """A machine twice as fast, on which FlashAR gained nothing."""
+    document = model(raster_s=2.0).model_dump(mode="json")
+    for arm in document["batches"][0]["arms"]:
+        arm["floor_s"] /= 2
+        arm["times_floor"] *= 2
+    new = BenchReport.model_validate(document)
+    found = {change.what: change for change in compare(model(), new, 0.05, gate="ratios")}
+    assert found["flashar tokens"].verdict == "same"
+    assert found["speedup"].verdict == "worse" and found["speedup"].fails
 
 
 @pytest.mark.parametrize(
@@ -70,6 +83,13 @@ def test_quantised_against_plain_is_refused() -> None:
     assert differences(before, model()) == differences(quantised, quantised) == []
 
 
+def test_another_guidance_interval_is_refused_against_a_report_without_the_setting() -> None:
+    document = model().model_dump(mode="json")
+    document["settings"]["cfg_interval"] = (0.0, 0.5)
+    found = differences(model(), BenchReport.model_validate(document))
+    assert found == ["cfg_interval: (0.0, 1.0) / (0.0, 0.5)"]
+
+
 def test_versions_and_weights_may_differ() -> None:
     other = report()
     other["software"]["torch"] = "2.14.0"
@@ -81,7 +101,7 @@ def test_versions_and_weights_may_differ() -> None:
 
 def test_only_common_batch_sizes_are_compared() -> None:
     changes = compare(model(batch_sizes=(1, 8)), model(batch_sizes=(8,)), 0.05, allow_different=True)
-    assert {change.batch_size for change in changes} == {8}
+    assert {change.batch_size for change in changes if change.verdict != "missing"} == {8}
     with pytest.raises(FlasharError, match="no batch size in common"):
         compare(model(batch_sizes=(1,)), model(batch_sizes=(8,)), 0.05, allow_different=True)
 
@@ -128,6 +148,63 @@ def test_gate_on_ratios_takes_other_hardware() -> None:
     other["settings"]["cfg_scale"] = 1.0
     with pytest.raises(FlasharError, match="cfg_scale"):
         compare(model(), BenchReport.model_validate(other), 0.05, gate="ratios")
+
+
+@pytest.mark.parametrize("key", ["num_threads", "num_interop_threads"])
+def test_threads_follow_the_machine(key: str) -> None:
+    old, new = (BenchReport.model_validate(report() | {"settings": {**report()["settings"], key: n}}) for n in (2, 4))
+    assert hardware_changes(old, new) == differences(old, new) == [f"{key}: 2 / 4"]
+    assert differences(old, new, "ratios") == []
+    with pytest.raises(FlasharError, match=key):
+        compare(old, new, 0.05)
+
+
+def without(report: BenchReport, decoder: str) -> BenchReport:
+    """The report as a bench without that decoder writes it."""
+    document = report.model_dump(mode="json")
+    arms = document["settings"]["arms"]
+    document["settings"]["arms"] = [name for name in arms if not name.startswith(decoder)]
+    for batch in document["batches"]:
+        batch["arms"] = [arm for arm in batch["arms"] if arm["decoder"] != decoder]
+        batch.update(speedup=None, speedups=[])
+    return BenchReport.model_validate(document)
+
+
+@pytest.mark.parametrize("gate", ["all", "ratios"])
+def test_what_is_gone_fails(gate: Gate) -> None:
+    gone = [change for change in compare(counted(), without(counted(), "flashar"), 0.5, gate=gate) if change.fails]
+    assert {change.verdict for change in gone} == {"missing"}
+    assert [(change.what, change.new) for change in gone] == [
+        ("speedup", None),
+        ("flashar tokens", None),
+        ("flashar token decode", None),
+        ("flashar forwards", None),
+        ("flashar operators", None),
+    ]
+
+
+def test_a_batch_size_and_a_launch_count_that_are_gone_fail() -> None:
+    old, document = counted(batch_sizes=(1, 8)), counted(batch_sizes=(1, 8)).model_dump(mode="json")
+    del document["batches"][1]
+    document["batches"][0]["arms"][1]["launches"] = None
+    changes = compare(old, BenchReport.model_validate(document), 0.5, gate="ratios")
+    gone = {(change.batch_size, change.what) for change in changes if change.fails}
+    assert gone == {(1, "flashar operators")} | {(8, change.what) for change in changes if change.batch_size == 8}
+
+
+def test_an_arm_at_another_level_is_gone() -> None:
+    """Its times are not compared with those of another level, even where upstream is in common."""
+    batches = []
+    for level in ("eager", "compile"):
+        document = model().model_dump(mode="json")
+        first, second = document["batches"][0]["arms"]
+        first.update(name="upstream", decoder="upstream", level=None)
+        second.update(name=f"flashar-{level}", level=level)
+        document["batches"][0].update(speedups=[], speedup=None)
+        document["settings"]["arms"] = ["upstream", second["name"]]
+        batches.append(BenchReport.model_validate(document))
+    found = verdicts(batches[0], batches[1], 0.05)
+    assert (found["flashar-eager tokens"], found["upstream tokens"]) == ("missing", "same")
 
 
 def test_reports_without_a_common_arm_are_refused() -> None:

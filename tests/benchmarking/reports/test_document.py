@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flashar_cli.benchmarking import run
+from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.reports.document import BenchReport, read_report, report_schema
 from flashar_cli.benchmarking.reports.pages import as_html, as_markdown
 from flashar_cli.nn.sampling import SamplingParams
@@ -91,6 +92,8 @@ def test_an_old_report_is_read_as_a_new_one(tmp_path: Path) -> None:
     assert (batch.speedup, batch.grid, batch.best_level) == (4.0, "4x4", "eager")
     assert (batch.raster.forwards_per_image, batch.flashar.forwards_per_image) == (16, 7)
     assert batch.raster.launches is None
+    assert (old.settings.cfg_interval, old.settings.sdpa_backends) == ((0.0, 1.0), None)
+    assert (old.software.torchao, old.software.triton, old.hardware.cpu_features) == (None, None, None)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
@@ -114,6 +117,32 @@ def test_pages_hold_every_arm_and_no_network(measured: BenchReport) -> None:
         assert arm in text and arm in page
     assert "Published" not in text, "a made-up model has no published numbers"
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_every_ratio_stands_beside_both_times_floor() -> None:
+    header, rows = tables.speedups(with_upstream())
+    found = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [row["over"] for row in found] == ["upstream (eager, uncompiled)"]
+    assert (found[0]["tokens"], found[0]["floors"]) == ("4.00", "2.29")
+    assert (found[0]["arm x floor"], found[0]["over x floor"]) == ("2.9", "5.0")
+
+
+def test_pages_say_how_upstream_ran_and_how_to_read_floors() -> None:
+    ours, text = BenchReport.model_validate(report()), as_markdown(with_upstream())
+    assert tables.SPEEDUP_REMARK in text and tables.SPEEDUP_REMARK in as_html(ours)
+    assert tables.UPSTREAM_REMARK in text and tables.UPSTREAM_REMARK not in as_html(ours)
+    assert any("eager, uncompiled" in line for line in tables.remarks(with_upstream()))
+
+
+def with_upstream() -> BenchReport:
+    """FlashAR over a published sampler that decodes in raster order."""
+    document = BenchReport.model_validate(report()).model_dump(mode="json")
+    batch = document["batches"][0]
+    batch["arms"][0].update(name="upstream", decoder="upstream", level=None)
+    batch["speedups"][0]["over"] = "upstream"
+    document["settings"]["arms"][0] = "upstream"
+    document["upstream"] = {"commit": None, "files_sha256": {}, "num_tokens": 16, "num_equal_tokens": 16}
+    return BenchReport.model_validate(document)
 
 
 def test_published_rows_are_marked_as_copied(measured: BenchReport) -> None:
