@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,13 +150,18 @@ def check_arm(arm: str, device: torch.device) -> None:
     choose_arms(arm, device, False)
 
 
-def attention(name: str, device: torch.device) -> AbstractContextManager[object]:
+@contextmanager
+def attention(name: str, device: torch.device) -> Iterator[None]:
     """A context in which the SDPA back-end of that name comes first. Raises FlasharError where the device has none."""
     if name == PYTORCHS_CHOICE:
-        return nullcontext()
+        yield
+        return
     if name in ONLY_ON_CUDA and device.type != "cuda":
         raise FlasharError(f"--sdpa is {name}, which is for cuda devices, and --device is {device}; use flash or math")
-    return sdpa_kernel(SDPA[name], set_priority=True)
+    # Compiled code keeps the back-end that came first when it was compiled, and torch.compile's caches, which outlive a
+    # process, do not tell one from another.
+    with torch.compiler.config.patch(force_disable_caches=True), sdpa_kernel(SDPA[name], set_priority=True):
+        yield
 
 
 def make_parser() -> argparse.ArgumentParser:
