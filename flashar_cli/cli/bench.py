@@ -169,6 +169,7 @@ def command(
     output.table(tables.title(report), *tables.arms(report))
     if published is not None or len(chosen_arms) > 2:
         output.table("one arm over another", *tables.speedups(report))
+        output.note(tables.SPEEDUP_REMARK)
     for line in tables.remarks(report):
         output.note(line)
     keep(report)

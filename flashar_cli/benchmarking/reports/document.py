@@ -76,7 +76,7 @@ class Speedup(Config):
     over: str
     token_generation: float = Field(gt=0, description="ratio of the median token generations")
     with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
-    floor: float = Field(gt=0, description="ratio of the floors: what an ideal decoder would reach here")
+    floor: float = Field(gt=0, description="ratio of the floors")
 
 
 def best_common_level(arms: Sequence[ArmReport]) -> str | None:
