@@ -12,9 +12,7 @@ from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.models.flashar import FlasharModel
 
-# From how many rows on packed weights are faster. LlamaGen-B's linear layers on two Xeon cores with AMX, ms plain and
-# packed: float32 2 rows 17 and 20, 4 rows 29 and 20, 16 rows 44 and 30, 32 rows 50 and 43; bfloat16 2 rows 17 and 12,
-# 32 rows 18 and 16.
+# From how many rows on packed weights are faster, measured on two Xeon cores with AMX (benchmarks/linear_rate.py).
 MIN_PACKED_ROWS = {torch.float32: 4, torch.bfloat16: 1}
 
 
