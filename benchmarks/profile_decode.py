@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashar_cli.benchmarking.arms import DECODERS, LEVELS, choose_arms, prepare, split_arm
 from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.benchmarking.launches import profiled_events
 from flashar_cli.benchmarking.measure import run_once
 from flashar_cli.benchmarking.plan import example_conditions, floor_of
 from flashar_cli.benchmarking.reports import tables
@@ -123,18 +124,10 @@ def summarise(spans: Sequence[Span]) -> Profile:
 
 def recorded(work: Callable[[], object], device: torch.device) -> list[Span]:
     """What ran on the device while ``work`` did; on a CPU the operators of the thread that called them."""
-    activities = torch.profiler.ProfilerActivity
     on_gpu = device.type == "cuda"
-    with torch.profiler.profile(activities=[activities.CUDA if on_gpu else activities.CPU]) as profile:
-        work()
-        if on_gpu:
-            torch.cuda.synchronize(device)
-    # The events themselves: making Python objects of up to a million, as `events()` does, takes minutes.
-    results = profile.profiler.kineto_results if profile.profiler else None
-    assert results is not None, "a profile that has ended has results"
     wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     spans = []
-    for event in results.events():
+    for event in profiled_events(work, device):
         if event.device_type() == wanted and event.duration_ns() > 0:
             lane = event.device_resource_id() if on_gpu else event.start_thread_id()
             start = event.start_ns()

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from flashar_cli.benchmarking.launches import counted_calls
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.decoding.engine import Engine, Optimisation, obstacle
 from flashar_cli.errors import FlasharError
@@ -64,15 +65,9 @@ def prepare(
     Raises FlasharError where it would fall back to eager.
     """
     engine, block = engine_of(subject, level), subject.model.backbone.blocks[0]
-    on_gpu, num_captured = subject.model.device.type == "cuda", 0
-
-    def count_captured(*_: object) -> None:
-        nonlocal num_captured
-        num_captured += on_gpu and torch.cuda.is_current_stream_capturing()
-
-    handle = block.register_forward_hook(count_captured)
-    engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
-    handle.remove()
+    on_gpu = subject.model.device.type == "cuda"
+    with counted_calls(block, lambda: on_gpu and torch.cuda.is_current_stream_capturing()) as num_captured:
+        engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
 
     def draw(mark: Callable[[], None]) -> Tensor:
         return engine.decode(conditions, order, params, uniform_BN, mark)
@@ -81,7 +76,7 @@ def prepare(
     # A replayed graph calls no module: its forwards are those that were captured. What counts operators on a CPU makes
     # PyTorch run compiled code as it was before.
     launches_seen = on_gpu or level not in ("compile", "flex")
-    return Sampler(draw, to_pixels, num_captured or block, launches_seen)
+    return Sampler(draw, to_pixels, num_captured[0] or block, launches_seen)
 
 
 def engine_of(subject: BenchModel, level: Optimisation) -> Engine:

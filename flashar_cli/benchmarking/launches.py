@@ -1,11 +1,13 @@
-"""How much a decoder asks of the host: operators on a CPU, kernel and graph launches on CUDA."""
+"""How much a decoder asks of the host: forwards; operators on a CPU, kernel and graph launches on CUDA."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashar_cli.benchmarking.reports.document import Launches
@@ -38,15 +40,41 @@ def count_launches(work: Callable[[], object], device: torch.device) -> Launches
     return Launches(unit="operators", count=counter.count, num_kernels=None)
 
 
-def _count_cuda(work: Callable[[], object], device: torch.device) -> Launches:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+@contextmanager
+def counted_calls(module: nn.Module, counts: Callable[[], bool] = lambda: True) -> Iterator[list[int]]:
+    """Counts forwards of a module, those at which ``counts()`` is true, in the one entry of the list."""
+    count = [0]
+
+    def add(*_: object) -> None:
+        count[0] += counts()
+
+    handle = module.register_forward_hook(add)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+def profiled_events(work: Callable[[], object], device: torch.device) -> list[Any]:
+    """The profiler's own events of ``work``: on CUDA those of the device and of its runtime, on a CPU operators.
+
+    A decode has up to a million; making Python objects of them all, as the profiler's ``events()`` does, takes minutes.
+    """
+    activities = torch.profiler.ProfilerActivity
+    on_gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[activities.CUDA if on_gpu else activities.CPU]) as profile:
         work()
-        torch.cuda.synchronize(device)
-    # A decode has up to a million events; making Python objects of them all, as `events()` does, takes minutes.
+        if on_gpu:
+            torch.cuda.synchronize(device)
     results = profile.profiler.kineto_results if profile.profiler else None
     assert results is not None, "a profile that has ended has results"
+    events: list[Any] = results.events()
+    return events
+
+
+def _count_cuda(work: Callable[[], object], device: torch.device) -> Launches:
     num_launches = num_kernels = 0
-    for event in results.events():
+    for event in profiled_events(work, device):
         name = event.name()
         if event.device_type() == torch.autograd.DeviceType.CUDA:
             num_kernels += not name.startswith(NOT_KERNELS)

@@ -6,15 +6,13 @@ Letters: B images, N = H*W cells.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashar_cli.benchmarking.arms import Sampler, prepare, split_arm
-from flashar_cli.benchmarking.launches import count_launches
+from flashar_cli.benchmarking.launches import count_launches, counted_calls
 from flashar_cli.benchmarking.memory import ArmMemory
 from flashar_cli.benchmarking.plan import Plan
 from flashar_cli.benchmarking.published.upstream import Upstream
@@ -94,18 +92,3 @@ def run_once(sampler: Sampler, device: torch.device) -> list[float]:
         sampler.to_pixels(codes_BHW)
         watch.mark()
     return watch.durations_s()
-
-
-@contextmanager
-def counted_calls(module: nn.Module) -> Iterator[list[int]]:
-    """Counts forwards of a module in the one entry of the list."""
-    count = [0]
-
-    def add(*_: object) -> None:
-        count[0] += 1
-
-    handle = module.register_forward_hook(add)
-    try:
-        yield count
-    finally:
-        handle.remove()

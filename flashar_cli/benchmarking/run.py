@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
 
@@ -51,14 +52,15 @@ def bench(
     batches: list[BatchReport] = []
     checked: UpstreamReport | None = None
     end = plan.sweep_end
+    hardware, software = environment.hardware(model.device), environment.software()
 
     def report() -> BenchReport:
         return BenchReport(
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             command=environment.command(),
             variables=environment.variables(),
-            hardware=environment.hardware(model.device),
-            software=environment.software(),
+            hardware=hardware,
+            software=software,
             model=describe(subject, grids),
             settings=settings_of(subject, plan),
             rates=RatesReport(
@@ -78,7 +80,7 @@ def bench(
             conditions = example_conditions(model.config, 1, plan.seed).to(model.device)
             checked = upstream.check(subject, conditions, plan.params.cfg_scale)
         for size in plan.batch_sizes:
-            batch = _fitting_batch(subject, plan, size, rates, on_run, upstream)
+            batch = _unless_full(partial(_bench_batch, subject, plan, size, rates, on_run, upstream), model.device)
             if batch is None:
                 end = f"out of memory at batch {size} on {grid} tokens"
                 break
@@ -89,22 +91,15 @@ def bench(
     return report()
 
 
-def _fitting_batch(
-    subject: BenchModel,
-    plan: Plan,
-    batch_size: int,
-    rates: Rates,
-    on_run: Callable[[], None],
-    upstream: Upstream | None,
-) -> BatchReport | None:
+def _unless_full(work: Callable[[], BatchReport], device: torch.device) -> BatchReport | None:
     """None where it does not fit into memory, all of which is free again then."""
     try:
-        return _bench_batch(subject, plan, batch_size, rates, on_run, upstream)
+        return work()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
     # Not before the handler is left: until then the error's frames hold every arm.
-    if subject.model.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
 

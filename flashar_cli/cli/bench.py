@@ -191,26 +191,23 @@ def command(
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
     """``'1,8'`` -> (1, 8). Raises FlasharError for anything but distinct whole numbers from 1."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise FlasharError(f"--batch-sizes is '{text}'; expected whole numbers from 1 with commas between, e.g. 1,8")
-    sizes = tuple(int(part) for part in parts)
-    if len(set(sizes)) < len(sizes):
-        raise FlasharError(f"--batch-sizes is '{text}'; expected each size once")
-    return sizes
+    return _parse_numbers("--batch-sizes", text, "whole numbers from 1 with commas between, e.g. 1,8", "size")
 
 
 def parse_sides(text: str | None) -> tuple[int, ...]:
     """``'256,512'`` -> (256, 512); nothing for None. Raises FlasharError for anything but distinct whole numbers."""
-    if text is None:
-        return ()
+    expected = "pixels, whole numbers with commas between, e.g. 256,512"
+    return () if text is None else _parse_numbers("--res", text, expected, "side")
+
+
+def _parse_numbers(option: str, text: str, expected: str, noun: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise FlasharError(f"--res is '{text}'; expected pixels, whole numbers with commas between, e.g. 256,512")
-    sides = tuple(int(part) for part in parts)
-    if len(set(sides)) < len(sides):
-        raise FlasharError(f"--res is '{text}'; expected each side once")
-    return sides
+        raise FlasharError(f"{option} is '{text}'; expected {expected}")
+    numbers = tuple(int(part) for part in parts)
+    if len(set(numbers)) < len(numbers):
+        raise FlasharError(f"{option} is '{text}'; expected each {noun} once")
+    return numbers
 
 
 def duration(seconds: float) -> str:

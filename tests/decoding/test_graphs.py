@@ -34,6 +34,18 @@ def order_of(model, name):
     return grid.raster() if name == "raster" else grid.diagonal()
 
 
+def assert_replays_eager(graphs, kept, conditions, params, uniform):
+    """A replay draws eager's tokens, and the logits ``kept`` at capture become eager's, bit for bit."""
+    plan, seen = graphs.plan, []
+    order = plan.key.order
+    eager = decode(plan.model, conditions, order, params, uniform, lambda step, logits: seen.append(logits))
+    plan.load(conditions, params, uniform)
+    graphs.prefix()
+    graphs.steps()
+    assert torch.equal(plan.tokens(), eager)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, seen, strict=True))
+
+
 @pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
 @pytest.mark.parametrize("batch", (1, 3))
 @pytest.mark.parametrize("scale", (1.0, 2.0))
@@ -51,13 +63,7 @@ def test_replayed_logits_are_those_of_eager_bit_for_bit(shape, order_name, scale
     graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
     for seed, params in enumerate(settings):
         uniform = uniform_table(seed, 0, batch, num_cells)
-        seen: list[torch.Tensor] = []
-        eager = decode(model, conditions, order, params, uniform, lambda step, logits, seen=seen: seen.append(logits))
-        plan.load(conditions, params, uniform)
-        graphs.prefix()
-        graphs.steps()
-        assert torch.equal(plan.tokens(), eager)
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, seen, strict=True))
+        assert_replays_eager(graphs, kept, conditions, params, uniform)
 
 
 @pytest.mark.parametrize("layer", (0, 1, 2))
@@ -73,13 +79,7 @@ def test_a_forked_branch_changes_no_bit(dtype, layer):
         graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
     for seed in range(5):
         uniform = uniform_table(seed, 0, 3, 256)
-        seen: list[torch.Tensor] = []
-        eager = decode(model, conditions, order, params, uniform, lambda step, logits, seen=seen: seen.append(logits))
-        plan.load(conditions, params, uniform)
-        graphs.prefix()
-        graphs.steps()
-        assert torch.equal(plan.tokens(), eager)
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(kept, seen, strict=True))
+        assert_replays_eager(graphs, kept, conditions, params, uniform)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
