@@ -17,13 +17,12 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flashar_cli.config import ModelConfig, parse_config
+from flashar_cli.config import CONFIG_FILE, ModelConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_directory, refuse_nonempty
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.tokenizers.vq import VQTokenizer
 
-CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -42,23 +41,6 @@ class Loaded:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
-
-
-def read_config(directory: Path) -> ModelConfig:
-    """Reads and validates ``config.json``. Raises FlasharError that says what is wrong with it."""
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise FlasharError(
-            f"{directory} is not a flashar checkpoint: it has no {CONFIG_FILE}; "
-            "import upstream weights with `flashar convert SRC --out DIR`"
-        )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FlasharError(f"{path} is not valid JSON ({error}); write the checkpoint again") from None
-    if not isinstance(document, dict):
-        raise FlasharError(f"{path} holds a {type(document).__name__}; expected a JSON object")
-    return parse_config(document, str(path))
 
 
 def load(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
+CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 GateKind = Literal["hidden", "logits", "scalar", "mean"]
 
@@ -180,6 +183,23 @@ class ModelConfig(Config):
 def default_gate_dim(gate: GateKind, dim: int, vocab_size: int) -> int | None:
     """Inner width of a gate's MLP: max(64, D // 8) for ``hidden``, max(32, V // 512) for ``logits``."""
     return {"hidden": max(64, dim // 8), "logits": max(32, vocab_size // 512)}.get(gate)
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """Reads and validates ``config.json``. Raises FlasharError that says what is wrong with it."""
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FlasharError(
+            f"{directory} is not a flashar checkpoint: it has no {CONFIG_FILE}; "
+            "import upstream weights with `flashar convert SRC --out DIR`"
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FlasharError(f"{path} is not valid JSON ({error}); write the checkpoint again") from None
+    if not isinstance(document, dict):
+        raise FlasharError(f"{path} holds a {type(document).__name__}; expected a JSON object")
+    return parse_config(document, str(path))
 
 
 def parse_config(document: dict[str, Any], where: str) -> ModelConfig:

@@ -1,4 +1,7 @@
-"""Where MODEL comes from: a checkpoint directory, the embedded default, the local cache, or the Hugging Face Hub."""
+"""Where MODEL comes from: a checkpoint directory, the embedded default, the local cache, or the Hugging Face Hub.
+
+No torch is imported before a preset has been downloaded: `flashar ls` answers at once, and so does an unknown name.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import errno
 import os
 from pathlib import Path
 
-from flashar_cli import checkpoint
+from flashar_cli.config import CONFIG_FILE, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 from flashar_cli.families.base import HubFile, Preset
-from flashar_cli.upstream.convert import convert
-from flashar_cli.upstream.facts import ConvertOptions
+from flashar_cli.network import hub_unreachable
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("llamagen-tiny", "llamagen-tiny-flashar")
@@ -29,15 +31,16 @@ def cache_dir() -> Path:
 def local_path(name: str) -> Path | None:
     """The checkpoint directory of MODEL where it is on this machine already, else None."""
     for path in (Path(name), ASSETS / name, cache_dir() / name):
-        if (path / checkpoint.CONFIG_FILE).is_file():
+        if (path / CONFIG_FILE).is_file():
             return path
     return None
 
 
-def is_users(directory: Path) -> bool:
-    """Whether a checkpoint belongs to the user, not to this package or its cache."""
+def place_of(directory: Path) -> str:
+    """Whose a checkpoint is: ``embedded`` in this package, of its ``cache``, or the user's own, ``here``."""
     resolved = directory.resolve()
-    return not any(resolved.is_relative_to(owned.resolve()) for owned in (ASSETS, cache_dir()))
+    owned = {"embedded": ASSETS, "cache": cache_dir()}
+    return next((place for place, root in owned.items() if resolved.is_relative_to(root.resolve())), "here")
 
 
 def resolve(name: str) -> Path:
@@ -51,7 +54,7 @@ def resolve(name: str) -> Path:
     if name in PRESETS:
         return _download(PRESETS[name])
     if Path(name).exists():
-        checkpoint.read_config(Path(name))
+        read_config(Path(name))
         if Path(name).is_file():
             raise FlasharError(f"{name} is a file; import it first: flashar convert {name} --out DIR")
     known = [*EMBEDDED, *PRESETS]
@@ -62,6 +65,11 @@ def resolve(name: str) -> Path:
 
 def _download(preset: Preset) -> Path:
     weights, tokenizer = _fetch(preset, preset.weights), _fetch(preset, preset.tokenizer_weights)
+
+    from flashar_cli import checkpoint
+    from flashar_cli.upstream.convert import convert
+    from flashar_cli.upstream.facts import ConvertOptions
+
     options = ConvertOptions(family=preset.family, num_heads=preset.backbone.num_heads, grid=preset.grid)
     converted = convert(weights, options, tokenizer)
     target = cache_dir() / preset.name
@@ -79,7 +87,7 @@ def _fetch(preset: Preset, file: HubFile) -> Path:
         f"--out {cache_dir() / preset.name}`; or use llamagen-tiny, which needs no network"
     )
     try:
-        return Path(hf_hub_download(file.repo, file.file))
+        return Path(hf_hub_download(file.repo, file.file, local_files_only=hub_unreachable()))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise  # the disk's fault, not the network's

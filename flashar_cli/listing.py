@@ -1,84 +1,64 @@
-"""What `flashar ls` and `flashar inspect` tell about models."""
+"""What `flashar ls` tells about models, from their configs alone. No torch here."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from flashar_cli import checkpoint, hub
-from flashar_cli.config import ClassPrefix, ModelConfig
+from flashar_cli import hub
+from flashar_cli.config import ClassPrefix, ModelConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.sizes import model_weights
 
 
-def list_models() -> list[dict[str, str]]:
-    """One record per model name: ``name``, ``summary``, ``parameters`` (text), ``where``."""
-    records = []
-    for name in (*hub.EMBEDDED, *PRESETS):
-        directory = hub.local_path(name)
-        if directory is None:
-            config, where = PRESETS[name].config(), f"Hub: {PRESETS[name].weights}"
-        else:
-            where = "embedded" if directory.is_relative_to(hub.ASSETS) else str(directory)
-            try:
-                config = checkpoint.read_config(directory)
-            except FlasharError as error:
-                records.append({"name": name, "summary": f"broken: {error}", "parameters": "-", "where": where})
-                continue
-        records.append(
-            {
-                "name": name,
-                "summary": summary(config),
-                "parameters": readable_count(count_parameters(config)),
-                "where": where,
-            }
-        )
-    return records
+def list_models() -> list[dict[str, Any]]:
+    """One record per model name: ``name``, ``condition``, ``grid``, ``branch`` (None: raster only), ``parameters``,
+    ``place`` (here, embedded, cache or Hub) and ``where`` (a path, or the Hub's file).
+
+    Of a broken checkpoint there is ``problem`` instead of what it is.
+    """
+    return [_record(name, hub.local_path(name)) for name in (*hub.EMBEDDED, *PRESETS)]
+
+
+def _record(name: str, directory: Path | None) -> dict[str, Any]:
+    if directory is None:
+        config, place, where = PRESETS[name].config(), "Hub", str(PRESETS[name].weights)
+    else:
+        place, where = hub.place_of(directory), str(directory)
+        try:
+            config = read_config(directory)
+        except FlasharError as error:
+            return {"name": name, "problem": str(error), "place": place, "where": where}
+    return {
+        "name": name,
+        "condition": condition(config),
+        "grid": str(config.order_grid),
+        "branch": branch_in_words(config),
+        "parameters": model_weights(config),
+        "place": place,
+        "where": where,
+    }
 
 
 def summary(config: ModelConfig) -> str:
     """A few words: family, condition, grid, branch."""
-    kind = "class" if isinstance(config.prefix, ClassPrefix) else "caption"
+    branch = branch_in_words(config)
+    words = f"{config.family}, {condition(config)}-conditional, {config.order_grid} tokens"
+    return f"{words}, raster" if branch is None else f"{words}, branch {branch}"
+
+
+def condition(config: ModelConfig) -> str:
+    """What a picture is drawn for: a ``class`` or a ``caption``."""
+    return "class" if isinstance(config.prefix, ClassPrefix) else "caption"
+
+
+def branch_in_words(config: ModelConfig) -> str | None:
+    """The block before which the branch starts, of how many, and its gate; None where there is no branch."""
     branch = config.branch
-    words = f"{config.family}, {kind}-conditional, {config.order_grid} tokens"
-    if branch is None:
-        return f"{words}, raster"
-    return f"{words}, branch at {branch.layer}/{config.backbone.num_layers}, gate {branch.gate}"
-
-
-def count_parameters(config: ModelConfig) -> int:
-    """Weights of backbone, prefix and branch; the tokenizer's are not among them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in FlasharModel(config).parameters())
+    return None if branch is None else f"{branch.layer}/{config.backbone.num_layers}, {branch.gate}"
 
 
 def readable_count(count: int) -> str:
     """1990400 -> '2.0 M'."""
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
-def inspect(directory: Path) -> dict[str, Any]:
-    """Everything about a checkpoint, with ``problems``: a list, empty where it is whole."""
-    config = checkpoint.read_config(directory)
-    parameters = count_parameters(config)
-    backbone, grid = config.backbone, config.order_grid
-    branch_depth = config.branch.depth if config.branch else 0
-    cache_values = 2 * (backbone.num_layers + branch_depth) * backbone.num_kv_heads * backbone.head_dim
-    positions = config.prefix.length + grid.num_cells
-    return {
-        "path": str(directory),
-        "summary": summary(config),
-        "parameters": parameters,
-        "weights_bytes_float32": 4 * parameters,
-        "weights_bytes_bfloat16": 2 * parameters,
-        "kv_cache_bytes_per_image_bfloat16": 2 * cache_values * positions,
-        "forwards_raster": grid.num_cells,
-        "forwards_flashar": grid.num_diagonals if config.branch else None,
-        "sha256": checkpoint.weights_sha256(directory),
-        "config": json.loads(config.model_dump_json()),
-        "problems": checkpoint.problems(directory),
-    }

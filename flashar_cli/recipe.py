@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -127,15 +128,19 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in recipes_dir().glob("*.toml"))
 
 
-def load_recipe(name: str | None, overrides: list[str], kind: type[RecipeT]) -> RecipeT:
-    """A shipped recipe by name, or a TOML file; None: the defaults. ``overrides`` are ``stage1.lr=1e-4`` and so on. A
-    recipe with ``extends = NAME`` holds what differs from that one.
+def load_recipe(
+    name: str | None, overrides: list[str], kind: type[RecipeT], values: Mapping[str, Any] | None = None
+) -> RecipeT:
+    """A shipped recipe by name, or a TOML file; None: the defaults. ``overrides`` are ``stage1.lr=1e-4`` and so on;
+    ``values``, by key, are set after them, as they are. A recipe with ``extends = NAME`` holds what differs from it.
 
     Raises FlasharError for an unknown recipe, file, key (with a suggestion) or value.
     """
     document = {} if name is None else _read(name)
     for item in overrides:
-        _override(document, item, kind)
+        _override(document, item)
+    for key, value in (values or {}).items():
+        _set(document, key, value, f"{key}={value}")
     _refuse_unknown(document, kind, name or "--set")
     try:
         return kind.model_validate(_with_defaults(document, kind))
@@ -170,7 +175,7 @@ def _merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _override(document: dict[str, Any], item: str, kind: type[Config]) -> None:
+def _override(document: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise FlasharError(f"--set {item}: expected KEY=VALUE, e.g. stage1.lr=1e-4")
@@ -178,7 +183,11 @@ def _override(document: dict[str, Any], item: str, kind: type[Config]) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = None if text == "null" else text
-    *parents, last = key.strip().split(".")
+    _set(document, key.strip(), value, item)
+
+
+def _set(document: dict[str, Any], key: str, value: Any, item: str) -> None:
+    *parents, last = key.split(".")
     place = document
     for parent in parents:
         place = place.setdefault(parent, {})

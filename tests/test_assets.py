@@ -8,6 +8,7 @@ import torch
 
 import flashar_cli
 from flashar_cli import checkpoint, hub
+from flashar_cli.config import read_config
 from flashar_cli.data.shapes import CLASS_NAMES, HELD_OUT_SEED, draw_batch
 from flashar_cli.evaluation.shape_classifier import load_classifier
 from flashar_cli.tokenizers.pixels import from_uint8
@@ -24,7 +25,7 @@ def test_they_are_whole_and_in_half_precision(name):
     directory = hub.resolve(name)
     assert checkpoint.problems(directory) == []
     assert checkpoint.stored_dtype(directory) == torch.float16
-    config = checkpoint.read_config(directory)
+    config = read_config(directory)
     assert config.class_names == CLASS_NAMES and str(config.order_grid) == "16x16"
     assert (config.branch is None) == (name == "llamagen-tiny")
     assert config.provenance.data_fingerprint and config.provenance.recipe

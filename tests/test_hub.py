@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -39,11 +40,13 @@ def fetched(monkeypatch, tmp_path) -> list[str]:
     torch.manual_seed(0)
     torch.save({"model": VQTokenizer(TINY_VQ).state_dict()}, store / "vq.pt")
 
-    def download(repo: str, file: str) -> str:
+    def download(repo: str, file: str, local_files_only: bool) -> str:
+        assert not local_files_only
         names.append(f"{repo}/{file}")
         return shutil.copy(store / file, tmp_path / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(hub, "hub_unreachable", lambda: False)
     monkeypatch.setitem(PRESETS, "small", SMALL)
     monkeypatch.setenv("FLASHAR_HOME", str(tmp_path / "home"))
     return names
@@ -55,19 +58,19 @@ def test_a_preset_is_fetched_and_converted_once(fetched):
         assert fetched == ["someone/small/small.pt", "someone/small/vq.pt"]
     loaded = checkpoint.load(directory, torch.device("cpu"))
     assert loaded.tokenizer is not None and loaded.config.order_grid == Grid(4, 4)
-    assert loaded.config.backbone == SMALL.backbone and not hub.is_users(directory)
+    assert loaded.config.backbone == SMALL.backbone and hub.place_of(directory) == "cache"
 
 
-def test_no_network_says_what_to_put_where(monkeypatch, tmp_path, fetched):
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def unreachable(repo: str, file: str) -> str:
-        raise LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+def test_no_network_says_at_once_what_to_put_where(monkeypatch, tmp_path, capfd):
+    monkeypatch.setitem(PRESETS, "small", SMALL)
+    monkeypatch.setenv("FLASHAR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "hub_unreachable", lambda: True)
+    started = time.perf_counter()
     with pytest.raises(FlasharError, match=r"can't be reached.*flashar convert small\.pt.*llamagen-tiny"):
         hub.resolve("small")
-    assert not (tmp_path / "home").exists()
+    assert time.perf_counter() - started < 5, "the Hub's library tried again and again"
+    assert capfd.readouterr() == ("", "") and not (tmp_path / "home").exists()
 
 
 def test_a_file_is_not_a_checkpoint(tmp_path):

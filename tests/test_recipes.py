@@ -69,3 +69,11 @@ def test_every_size_has_both_recipes(size):
     assert short.data.subset == 80_000 and short.steps == 10_000
     epochs = paper.steps * paper.optim.batch_size / paper.data.subset
     assert epochs == pytest.approx(25, abs=1e-3) and paper.optim.batch_size == 512 and paper.stage2.lr == 2e-5
+
+
+@pytest.mark.parametrize(
+    "text", ('a "quoted" name', "back\\slash\\new", "single'quote", "1", "null", "a=b", "tab\there")
+)
+def test_values_are_taken_literally(text):
+    recipe = load_recipe(None, ["data.source=other"], AdaptRecipe, {"data.source": text})
+    assert recipe.data.source == text

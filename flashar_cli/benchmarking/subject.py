@@ -16,6 +16,7 @@ from flashar_cli.config import (
     ModelConfig,
     VQConfig,
     default_gate_dim,
+    read_config,
 )
 from flashar_cli.decoding.quantize import Scheme, quantize_model
 from flashar_cli.errors import FlasharError
@@ -58,12 +59,12 @@ def load_subject(
         if name in PRESETS:
             _check_grid(PRESETS[name].config(), res)
         directory = _resolve(name)
-        _check_grid(checkpoint.read_config(directory), res)
+        _check_grid(read_config(directory), res)
         loaded = checkpoint.load(directory, device, dtype)
         added = ensure_branch(loaded.model, seed)
         return BenchModel(name, loaded.model, loaded.tokenizer, f"sha256:{checkpoint.weights_sha256(directory)}", added)
 
-    config = PRESETS[name].config() if name in PRESETS else checkpoint.read_config(hub.resolve(name))
+    config = PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
     if res is not None:
         grid = grid_of_res(config.tokenizer, res)
         config = config.model_copy(update={"grid": GridConfig(height=grid.height, width=grid.width)})

@@ -81,26 +81,27 @@ def command(
         "branch.layer": branch_layer,
         "branch.depth": branch_depth,
         "branch.gate": gate,
-        "data.source": None if data is None else f'"{data}"',
+        "data.source": data,
         "data.subset": subset,
         "steps": steps,
         "optim.batch_size": batch_size,
     }
-    overrides = [*(set_ or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)]
+    given = {key: value for key, value in flags.items() if value is not None}
     from flashar_cli import checkpoint, hub, runtime
     from flashar_cli.adaptation.artifacts import REPORT_FILE
     from flashar_cli.adaptation.job import AdaptJob, check_job
+    from flashar_cli.config import read_config
     from flashar_cli.data.prepare import plan_codes
     from flashar_cli.families import PRESETS
     from flashar_cli.probing import read_probe, read_recommendation
 
     if dry_run and hub.local_path(name) is None and name in PRESETS:
-        settings = _recipe(name, PRESETS[name].family, recipe, overrides)
+        settings = _recipe(name, PRESETS[name].family, recipe, set_, given)
         output.note(f"{name} is not on this machine: its shape is the preset's, and --data is not opened")
         output.document(_plan(PRESETS[name].config(), settings, None, nproc, device, dtype))
         return
     directory = hub.resolve(name)
-    settings = _recipe(name, checkpoint.read_config(directory).family, recipe, overrides)
+    settings = _recipe(name, read_config(directory).family, recipe, set_, given)
     source = settings.data.source
     if source is None:
         raise FlasharError("no --data was passed and the recipe names none; expected " + options.DATA_HELP)
@@ -177,13 +178,15 @@ def _plan(
     return describe(base, branch, settings, nproc or current_world().size, where, precision)
 
 
-def _recipe(name: str, family: str, recipe: str | None, overrides: list[str]) -> AdaptRecipe:
+def _recipe(
+    name: str, family: str, recipe: str | None, overrides: list[str] | None, values: dict[str, Any]
+) -> AdaptRecipe:
     """The named recipe, else that of this preset, else that of the model's family, else the defaults."""
     from flashar_cli.recipe import AdaptRecipe, load_recipe, shipped_recipes
 
     if recipe is None:
         recipe = next((known for known in (name, f"{name}-80k", f"{family}-80k") if known in shipped_recipes()), None)
-    return load_recipe(recipe, overrides, AdaptRecipe)
+    return load_recipe(recipe, overrides or [], AdaptRecipe, values)
 
 
 def _encode_options(data: DataSettings) -> EncodeOptions:

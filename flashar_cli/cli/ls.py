@@ -10,13 +10,20 @@ EXAMPLES = "Examples:  flashar ls  |  flashar ls --json"
 def command(json: options.Json = False) -> None:
     """List the models that can be named.
 
-    The embedded ones, and published presets with where they are.
+    The embedded ones, and published presets, which are fetched from the Hub at first use and kept in the cache.
     """
-    from flashar_cli.listing import list_models
+    from flashar_cli.listing import list_models, readable_count
 
     models = list_models()
     if json:
         output.document({"models": models})
         return
-    rows = [[m["name"], m["summary"], m["parameters"], m["where"]] for m in models]
-    output.table("", ["model", "what it is", "parameters", "where"], rows, to_stdout=True)
+    rows = []
+    for model in models:
+        if "problem" in model:
+            rows.append([model["name"], "broken", "", "", "", model["place"]])
+            output.note(f"{model['name']}: {model['problem']}")
+        else:
+            facts = (model["condition"], model["grid"], model["branch"] or "-", readable_count(model["parameters"]))
+            rows.append([model["name"], *facts, model["place"]])
+    output.table("", ["model", "condition", "tokens", "branch", "weights", "place"], rows, to_stdout=True)

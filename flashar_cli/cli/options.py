@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashar_cli.cli import output
 from flashar_cli.errors import FlasharError
 from flashar_cli.world import current_world
 
@@ -105,11 +106,16 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and float32 on a CPU."""
+    """``auto`` is bfloat16 on CUDA and float32 on a CPU. Says so where a CPU has no instructions for the other two."""
     import torch
 
     if dtype is Dtype.auto:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if device.type == "cpu" and dtype is not Dtype.float32:
+        short = "bf16" if dtype is Dtype.bfloat16 else "fp16"
+        capabilities = torch.cpu.get_capabilities()
+        if not any(short in name and has for name, has in capabilities.items()):
+            output.note(f"--dtype {dtype.value}: this CPU has no instructions for it; expect it to be slow")
     return {
         Dtype.float32: torch.float32,
         Dtype.bfloat16: torch.bfloat16,

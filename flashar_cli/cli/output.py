@@ -46,7 +46,7 @@ def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool 
     from rich.table import Table
 
     width = None if (sys.stdout if to_stdout else sys.stderr).isatty() else 160
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, name in enumerate(header):
         drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:

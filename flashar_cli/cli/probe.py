@@ -60,6 +60,7 @@ def command(
     One for the right and one for the lower neighbour on every hidden state of the frozen backbone, in one pass.
     """
     from flashar_cli import checkpoint, hub, probing, runtime
+    from flashar_cli.config import read_config
     from flashar_cli.data.encode_job import MaxBad
     from flashar_cli.data.prepare import EncodeOptions, plan_codes
     from flashar_cli.data.shapes import CLASS_NAMES
@@ -72,7 +73,7 @@ def command(
 
     name = options.required_model(model, base)
     directory = hub.resolve(name)
-    config = checkpoint.read_config(directory)
+    config = read_config(directory)
     settings = probing.ProbeSettings(
         layers=probing.parse_layers(layers, config.backbone.num_layers),
         mask=mask,
@@ -84,7 +85,7 @@ def command(
         seed=seed,
     )
     if out is None:
-        out = directory if hub.is_users(directory) else Path(f"probe-{Path(name).name}")
+        out = directory if hub.place_of(directory) == "here" else Path(f"probe-{Path(name).name}")
     report_path, plot_path = out / "probe.json", out / "probe.png"
     refuse_existing(report_path, overwrite)
     if data is None and config.class_names != CLASS_NAMES:

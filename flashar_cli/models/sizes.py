@@ -32,6 +32,18 @@ def gate_weights(branch: BranchConfig, backbone: BackboneConfig) -> int:
     return (inputs + 1) * branch.gate_dim + 1
 
 
+def model_weights(config: ModelConfig) -> int:
+    """Weights of prefix, backbone and branch: all that a checkpoint stores but the tokenizer's."""
+    backbone, prefix, branch = config.backbone, config.prefix, config.branch
+    block, head = block_weights(backbone), head_weights(backbone)
+    count = backbone.vocab_size * backbone.dim + backbone.num_layers * block + head
+    if isinstance(prefix, CaptionPrefix):
+        count += prefix_weights(config) + prefix.length * prefix.feature_dim
+    else:
+        count += (prefix.num_classes + 1) * backbone.dim
+    return count if branch is None else count + branch.depth * block + head + gate_weights(branch, backbone)
+
+
 def prefix_weights(config: ModelConfig) -> int:
     """Weights that only the prefix reads: the projection of caption features."""
     if not isinstance(config.prefix, CaptionPrefix):

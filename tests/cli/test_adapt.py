@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flashar_cli import checkpoint, hub
+from flashar_cli.config import read_config
 from flashar_cli.errors import FlasharError
 from tests.data.pictures import shape_folder
 
@@ -61,7 +62,7 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     assert len(gates) == 16 and gates[0][1] == 1 and gates[1][0] == 0
     assert validation["stage"] == "stage2" and validation["step"] == 4
     assert set(validation) >= {"raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std"}
-    config = checkpoint.read_config(out)
+    config = read_config(out)
     assert config.branch is not None and (config.branch.layer, config.branch.gate) == (4, "hidden")
     assert config.provenance.source == "llamagen-tiny" and config.provenance.data_fingerprint
     kinds = [json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -177,7 +178,7 @@ def test_probe(run_cli, tmp_path, head):
         assert plot.width > 500
     from flashar_cli.probing import read_recommendation
 
-    config, sha256 = checkpoint.read_config(hub.resolve("llamagen-tiny")), report["model_sha256"]
+    config, sha256 = read_config(hub.resolve("llamagen-tiny")), report["model_sha256"]
     assert read_recommendation(tmp_path / "probe.json", config, sha256, 1) == report["recommended_layer"]
     assert read_recommendation(tmp_path / "probe.json", config, sha256, 3) in (0, 3)
     with pytest.raises(FlasharError, match="other weights"):
@@ -212,7 +213,7 @@ def test_a_folder_of_pictures(run_cli, tmp_path):
     arguments = ("--data", folder, "--batch-size", 4, "--set", "data.num_validation=8", "--out", tmp_path / "out")
     result = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2)
     assert result.code == 0, result.err
-    recipe = checkpoint.read_config(tmp_path / "out").provenance.recipe
+    recipe = read_config(tmp_path / "out").provenance.recipe
     assert recipe is not None and recipe["data"]["source"] == str(folder)
     assert "20 pictures of" in result.err and "encoding 20 into" in result.err
     again = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2, "--overwrite")
@@ -237,7 +238,7 @@ def test_code_shards_of_many_views(run_cli, tmp_path):
     result = run_cli("adapt", "llamagen-tiny", *arguments, "--steps", 2, "--out", tmp_path / "out")
     assert result.code == 0, result.err
     assert "30 pictures" in result.err
-    subset = checkpoint.read_config(tmp_path / "out").provenance.subset
+    subset = read_config(tmp_path / "out").provenance.subset
     assert subset is not None and (subset.size, subset.seed) == (30, 0) and len(subset.ids_sha256) == 64
     (shards / "codes-00000.parquet").unlink()
     result = run_cli("probe", "llamagen-tiny", "--data", shards, "--out", tmp_path / "probe")

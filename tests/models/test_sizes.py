@@ -1,10 +1,13 @@
 """Counts from a config against the parameters of real modules."""
 
 import pytest
+import torch
 
 from flashar_cli.config import BackboneConfig, BranchConfig, GateKind, default_gate_dim
+from flashar_cli.families import PRESETS
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.gate import build_gate
-from flashar_cli.models.sizes import block_weights, gate_weights, head_weights
+from flashar_cli.models.sizes import block_weights, gate_weights, head_weights, model_weights
 from flashar_cli.models.transformer import Transformer
 
 BACKBONE = BackboneConfig(dim=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=50)
@@ -24,3 +27,16 @@ def test_weights_are_those_of_the_model() -> None:
 def test_gate_weights_are_those_of_the_gate(gate: GateKind) -> None:
     branch = BranchConfig(layer=2, gate=gate, gate_dim=default_gate_dim(gate, 32, 50))
     assert gate_weights(branch, BACKBONE) == num_parameters(build_gate(branch, BACKBONE))
+
+
+@pytest.mark.parametrize("name", ("llamagen-b", "llamagen-t2i-xl", "nar-b"))
+@pytest.mark.parametrize("gate", (None, "hidden", "logits", "scalar"))
+def test_model_weights_are_those_of_the_model(name: str, gate: GateKind | None) -> None:
+    config = PRESETS[name].config()
+    if gate is not None:
+        inner = default_gate_dim(gate, config.backbone.dim, config.backbone.vocab_size)
+        config = config.model_copy(update={"branch": BranchConfig(layer=5, depth=2, gate=gate, gate_dim=inner)})
+    grouped = config.backbone.model_copy(update={"num_kv_heads": 4})
+    for each in (config, config.model_copy(update={"backbone": grouped})):
+        with torch.device("meta"):
+            assert model_weights(each) == num_parameters(FlasharModel(each))

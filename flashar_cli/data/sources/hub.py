@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flashar_cli.data.sources.base import Columns, Fetch, Wanted, digest, missing_column, read_text
 from flashar_cli.data.sources.parquet import picture_bytes
 from flashar_cli.errors import FlasharError
+from flashar_cli.network import hub_unreachable
 
 DEFAULT_SPLIT = "train"
 
@@ -57,6 +58,11 @@ class HubDataset:
             from datasets.exceptions import DatasetsError
         except ImportError:
             raise FlasharError(f"--data {self.name} needs the datasets package; install it, or pass a folder") from None
+        if hub_unreachable():
+            raise FlasharError(
+                f"--data {self.name} is neither a file nor shapes[:N], and the Hub, where it may be a data set, can't "
+                "be reached; check the path or the network"
+            )
         try:
             return load_dataset(self.name, split=self.split, streaming=True, **options)
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:

@@ -117,6 +117,20 @@ def test_a_data_set_on_disk_streams_like_one_of_the_hub(tmp_path):
     assert [decode(fetch()).getpixel((0, 0))[0] for fetch in source.pictures(np.array([2, 5]))] == [2, 5]
 
 
+@pytest.fixture(autouse=True)
+def no_question_to_the_network(monkeypatch):
+    monkeypatch.setattr("flashar_cli.data.sources.hub.hub_unreachable", lambda: False)
+
+
+def test_without_a_network_nothing_is_tried(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("flashar_cli.data.sources.hub.hub_unreachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the Hub was asked"))
+    with pytest.raises(FlasharError, match=r"someone/pictures is neither.*can't be reached"):
+        open_pictures("someone/pictures", CLASSES)
+
+
 def test_an_unreachable_data_set(monkeypatch):
     import datasets
 
