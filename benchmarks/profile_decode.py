@@ -122,17 +122,20 @@ def summarise(spans: Sequence[Span]) -> Profile:
     )
 
 
-def recorded(work: Callable[[], object], device: torch.device) -> list[Span]:
-    """What ran on the device while ``work`` did; on a CPU the operators of the thread that called them."""
+def recorded(work: Callable[[], object], device: torch.device) -> tuple[list[Span], bool]:
+    """What ran on the device while ``work`` did, and whether there was more than the profiler had room for; on a CPU
+    the operators of the thread that called them.
+    """
     on_gpu = device.type == "cuda"
     wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     spans = []
-    for event in profiled_events(work, device):
+    events, truncated = profiled_events(work, device)
+    for event in events:
         if event.device_type() == wanted and event.duration_ns() > 0:
             lane = event.device_resource_id() if on_gpu else event.start_thread_id()
             start = event.start_ns()
             spans.append(Span(event.name()[:NAME_LENGTH], start, start + event.duration_ns(), lane))
-    return spans
+    return spans, truncated
 
 
 def check_arm(arm: str, device: torch.device) -> None:
@@ -207,9 +210,11 @@ def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any
     sampler = prepare(subject, level, order, conditions, params, uniform_BN)
     run_once(sampler, device)
     runs = [run_once(sampler, device) for _ in range(RUNS)]
-    profile = summarise(recorded(lambda: sampler.draw(lambda: None), device))
     unprofiled_s = quartiles([prefix + decode for prefix, decode, *_ in runs])[1]
     floor = floor_of(model, args.arm, args.batch_size, params, measure_rates(device, dtype))
+    # Last of all: a profiler may stay attached to a GPU, and slow what is timed after it.
+    spans, truncated = recorded(lambda: sampler.draw(lambda: None), device)
+    profile = summarise(spans)
     return {
         "model": subject.name,
         "weights": subject.weights,
@@ -225,6 +230,7 @@ def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any
         "floor_s": floor.seconds,
         # The profiler lengthens gaps, hardly the kernels: this is what is idle without it.
         "idle_share_unprofiled": max(0.0, 1 - profile.busy_s / unprofiled_s),
+        "truncated": truncated,
         **asdict(profile),
         "kernels": [asdict(kernel) for kernel in profile.kernels[: args.top]],
         "num_names": len(profile.kernels),
@@ -235,6 +241,8 @@ def show(document: dict[str, Any]) -> None:
     """The table, on stderr."""
     facts = {key: document[key] for key in ("model", "grid", "arm", "batch_size", "sdpa", "dtype", "unit")}
     print(", ".join(f"{key} {value}" for key, value in facts.items()), file=sys.stderr)
+    if document["truncated"]:
+        print("the profiler's buffers were full: there were more calls than these, and later ones", file=sys.stderr)
     print(
         f"token generation {document['token_generation_s'] * 1e3:.2f} ms (floor {document['floor_s'] * 1e3:.2f}), "
         f"busy {document['busy_s'] * 1e3:.2f} ms, idle {document['idle_share_unprofiled']:.0%}; while profiled "

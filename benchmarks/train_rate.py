@@ -24,11 +24,11 @@ import torch
 from flashar_cli.adaptation.job import choose_branch
 from flashar_cli.benchmarking.environment import hardware, software
 from flashar_cli.benchmarking.memory import peak_memory_bytes, reset_peak_memory
-from flashar_cli.benchmarking.subject import random_model
+from flashar_cli.benchmarking.subject import config_of, random_model
 from flashar_cli.benchmarking.timing import matmul_flops_per_s
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.data.codes import CodeSet
-from flashar_cli.families import PRESETS
+from flashar_cli.files import atomic_file
 from flashar_cli.recipe import BranchSettings, EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.loop import TrainingRun, run_stages
@@ -48,7 +48,9 @@ class Unsaved(TrainingState):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="speed and memory of adaptation steps")
-    parser.add_argument("--model", default="llamagen-xl", choices=sorted(PRESETS))
+    parser.add_argument(
+        "--model", default="llamagen-xl", help="a preset or a checkpoint, of which only the shape counts"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--micro-batch-sizes", default="16,32")
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON; written again after every arm")
     args = parser.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    config = config_of(args.model)
     compiled_or_not = [word == "true" for word in args.compile.split(",")]
     arms = itertools.product(args.attention.split(","), compiled_or_not, args.micro_batch_sizes.split(","))
     peak = matmul_flops_per_s(device, dtype)
@@ -73,14 +76,13 @@ def main() -> None:
         engine = EngineSettings(attention=attention, compile=compiled, micro_batch_size=int(size))
         arm = {"attention": attention, "compile": compiled, "micro_batch_size": int(size)}
         try:
-            arm |= measure(
-                PRESETS[args.model].config(), engine, args.steps, device, dtype, document["matmul_flops_per_s"]
-            )
+            arm |= measure(config, engine, args.steps, device, dtype, peak)
         except torch.OutOfMemoryError:
             arm["out_of_memory"] = True
         document["arms"].append(arm)
         print(json.dumps(arm), file=sys.stderr, flush=True)
-        args.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        with atomic_file(args.out) as file:
+            file.write((json.dumps(document, indent=2) + "\n").encode())
         gc.collect()
         torch._dynamo.reset()
         if device.type == "cuda":

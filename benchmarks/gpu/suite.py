@@ -1,59 +1,56 @@
-"""The benches, profiles and tests of one GPU, in parts: python -m benchmarks.gpu.suite OUT [--only PART]
+"""The tests, benches and profiles of one GPU, as many as fit into one call: python -m benchmarks.gpu.suite OUT
 
-`run_gpu.sh` calls it. In OUT it leaves results.json, an entry for each case, as a whole after every case; log.txt,
-appended to; and pictures. A case that fails or is stopped keeps no other from running. cases.py holds the cases.
-
-  --merge FILE ..   adds the entries of other results.json files to that in OUT, and runs nothing
-  --summary FILE    prints what was measured beside the targets, and runs nothing
+`run_gpu.sh` calls it. cases.py holds the cases, the most important first. In OUT it leaves results.json, an entry for
+each case, rewritten as a whole at each; running.json, what the running one has reported so far; log.txt, appended to;
+and a picture. The next call goes on behind what is done, in the same OUT or with --after. A case that fails or is
+stopped keeps no other from running; one that would not fit into the time that is left is skipped, and named.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
+import importlib.util
+import math
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from benchmarks.gpu.cases import DRAWINGS, PARTS, Case, Drawing
+from benchmarks.gpu.cases import CASES, REHEARSAL, Case
+from benchmarks.gpu.process import GRACE_S, ROOT, run_logged
+from benchmarks.gpu.results import FAILED, OK, RUNNING, SKIPPED, STOPPED, Entry, Results, read_json
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
 
-ROOT = Path(__file__).resolve().parents[2]
-PART_MINUTES = 8.0
-# Kept back for the part's pictures; a case is not begun with less than this left.
-RESERVE_S = 20.0
-SHOWN_LINES = 30
-
-
-class Results:
-    """results.json: entries by ``part/case``, rewritten as a whole at each change."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.entries = read_entries(path) if path.exists() else {}
-
-    def add(self, entries: dict[str, dict[str, Any]]) -> None:
-        """Puts entries in, in the place of those of the same names."""
-        self.entries |= entries
-        with atomic_file(self.path) as file:
-            file.write((json.dumps({"results_version": 1, "entries": self.entries}, indent=1) + "\n").encode())
+# A call is often ended by force after ten minutes; a minute is for what comes before and after the suite.
+MINUTES = 9.0
+# Kept back of that for ending a case and for the tables.
+RESERVE_S = 2 * GRACE_S + 5
+NEEDED = (
+    "torch",
+    "numpy",
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typer",
+    "rich",
+    "safetensors",
+    "PIL",
+    "pytest",
+)
+# A case that takes this many times what was expected hangs, and would keep the others from running.
+PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Where everything goes and what it runs on. ``stop_at`` is the part's end, on the clock ``time.monotonic``."""
+    """Where everything goes and what it runs on. ``stop_at``: the call's end, on the clock ``time.monotonic``."""
 
     out: Path
     device: str
@@ -68,127 +65,154 @@ class Suite:
         print(line, file=sys.stderr, flush=True)
 
     def left_s(self) -> float:
-        """What is left for the part's cases."""
+        """What is left for cases."""
         return self.stop_at - time.monotonic()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="benches, profiles and tests of one GPU")
-    parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder of results.json, log.txt, pictures")
-    parser.add_argument("--only", metavar="PART[/CASE],..", help=f"some of {', '.join(PARTS)}; default: all in turn")
-    parser.add_argument("--minutes", type=float, default=PART_MINUTES, help="the most that a part takes; default: 8")
-    parser.add_argument("--upstream", type=Path, metavar="DIR", help="a LlamaGen clone: benches its own sampler too")
-    parser.add_argument("--device", default="cuda")
+    started = time.monotonic()
+    parser = argparse.ArgumentParser(description="tests, benches and profiles of one GPU")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of results.json, log.txt and a picture")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="the most that this call takes; default: 9")
     parser.add_argument(
-        "--merge", type=Path, nargs="+", metavar="FILE", help="results of other runs, to put into OUT's"
+        "--after", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of calls before"
     )
-    parser.add_argument("--summary", type=Path, metavar="FILE", help="a results.json, to hold against the targets")
+    parser.add_argument("--only", metavar="CASE,..", help="these cases, also where done; * stands for anything")
+    parser.add_argument("--upstream", type=Path, metavar="DIR", help="a LlamaGen clone: benches its own sampler too")
+    parser.add_argument("--rehearse", action="store_true", help="small cases on a CPU: the machinery, no measurement")
+    parser.add_argument("--dry-run", action="store_true", help="print the cases that would run, and their times")
     args = parser.parse_args(argv)
     try:
-        if args.summary is not None:
-            from benchmarks.gpu.targets import summary
-
-            print(summary(read_entries(args.summary)))
+        if not 0 <= args.minutes < math.inf:
+            raise FlasharError(f"--minutes is {args.minutes}; expected a number from 0")
+        cases = choose(REHEARSAL if args.rehearse else CASES, args.only)
+        results = Results(args.out.resolve(), args.after)
+        cases = cases if args.only else to_do(cases, results.entries)
+        left_s = 60 * args.minutes - RESERVE_S
+        if args.dry_run:
+            print("\n".join(schedule(cases, left_s)))
             return 0
-        if args.out is None:
-            parser.error("OUT is missing")
-        chosen = choose(args.only)
+        refuse_bare_machine(needs_cuda=not args.rehearse)
         args.out.mkdir(parents=True, exist_ok=True)
-        results = Results(args.out / "results.json")
-        if args.merge is not None:
-            for path in args.merge:
-                results.add(read_entries(path))
-            return 0
         upstream = None if args.upstream is None else args.upstream.resolve()
-        went_well = True
-        for part, cases in chosen.items():
-            stop_at = time.monotonic() + 60 * args.minutes - RESERVE_S
-            went_well &= run_part(part, cases, Suite(args.out, args.device, upstream, results, stop_at))
-        return 0 if went_well else 1
+        device = "cpu" if args.rehearse else "cuda"
+        suite = Suite(args.out.resolve(), device, upstream, results, started + left_s)
+        return 0 if run_cases(cases, suite) else 1
     except FlasharError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def choose(text: str | None) -> dict[str, tuple[Case, ...]]:
-    """The cases of ``--only PART,PART/CASE,..`` by part. Raises FlasharError for what there is not."""
-    if text is None:
-        return dict(PARTS)
-    chosen: dict[str, tuple[Case, ...]] = {}
-    for word in text.split(","):
-        part, _, name = word.partition("/")
-        cases = tuple(case for case in PARTS.get(part, ()) if name in ("", case.name))
-        if not cases:
-            names = [each.name for each in PARTS.get(part, ())]
-            raise FlasharError(f"--only names '{word}'; expected {', '.join(names or PARTS)}")
-        chosen[part] = (*chosen.get(part, ()), *cases)
-    return chosen
+def choose(cases: Sequence[Case], text: str | None) -> list[Case]:
+    """The cases of ``--only NAME,..`` in the order of the table. Raises FlasharError for what there is not."""
+    words = text.split(",") if text is not None else ["*"]
+    for word in words:
+        if not any(fnmatchcase(case.name, word) for case in cases):
+            raise FlasharError(f"--only names '{word}'; expected {', '.join(case.name for case in cases)}")
+    return [case for case in cases if any(fnmatchcase(case.name, word) for word in words)]
 
 
-def read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a results.json. Raises FlasharError where it is none."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FlasharError(f"{path} could not be read as the results.json of this suite: {error!r}") from None
-    if not isinstance(entries, dict):
-        raise FlasharError(f"{path} has no entries by name; expected the results.json of this suite")
-    return entries
+def to_do(cases: Sequence[Case], entries: Mapping[str, Entry]) -> list[Case]:
+    """What is not yet done: neither a failure nor a success is repeated, and what was stopped once comes last."""
+    status = {case.name: entries.get(case.name, {}).get("status", SKIPPED) for case in cases}
+    fresh = [case for case in cases if status[case.name] == SKIPPED]
+    return fresh + [case for case in cases if status[case.name] == STOPPED]
 
 
-def run_part(part: str, cases: Sequence[Case], suite: Suite) -> bool:
-    """Runs cases of a part, then draws; returns whether all went well."""
-    suite.say(f"\n== {part}, {datetime.now(UTC).isoformat(timespec='seconds')}")
+def schedule(cases: Sequence[Case], left_s: float) -> list[str]:
+    """Which cases a call does, if each takes what is expected, and which it skips."""
+    lines = []
+    for case in cases:
+        fits = case.expected_s <= left_s
+        left_s -= case.expected_s if fits else 0
+        needs = f" (needs {case.needs})" if case.needs else ""
+        lines.append(f"{'run ' if fits else 'skip'} {case.expected_s:4d} s  {case.name}{needs}: {case.arguments}")
+    return lines
+
+
+def refuse_bare_machine(needs_cuda: bool) -> None:
+    """Raises FlasharError where every case would fail, for want of a package or of a device."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FlasharError(
+            f"{sys.executable} has no {', '.join(missing)}; nothing was run (benchmarks/README.md, "
+            '"On a bare GPU machine", says how to bring packages; PYTHON=... names another Python)'
+        )
+    import torch
+
+    if needs_cuda and not torch.cuda.is_available():
+        raise FlasharError(
+            f"PyTorch {torch.__version__} of {sys.executable} sees no CUDA device; nothing was run "
+            "(--rehearse runs small cases on a CPU)"
+        )
+
+
+def run_cases(cases: Sequence[Case], suite: Suite) -> bool:
+    """Runs what fits into the time and says what does not; returns whether all that ran went well."""
+    suite.say(f"== {datetime.now(UTC).isoformat(timespec='seconds')}, {suite.left_s():.0f} s for {len(cases)} cases")
     went_well = True
     for case in cases:
-        if case.of_upstream and suite.upstream is None:
-            suite.say(f"left out: {part}/{case.name} needs --upstream DIR")
-        elif suite.left_s() <= 0:
-            suite.say(f"left out: {part}/{case.name}, the part's time is up")
-            went_well = False
-        else:
-            went_well &= run_case(part, case, suite)
-    for drawing in DRAWINGS.get(part, ()):
-        draw(part, drawing, suite)
+        reason = obstacle(case, suite)
+        if reason is None:
+            went_well &= run_case(case, suite)
+            continue
+        suite.say(f"skipped: {case.name}, {reason}")
+        if case.name not in suite.results.entries:
+            suite.results.put(case.name, {"kind": case.kind, "status": SKIPPED, "why": reason})
+    report(suite)
     return went_well
 
 
-def run_case(part: str, case: Case, suite: Suite) -> bool:
-    """Runs one case in what is left of the time; returns whether it went well. Its entry holds what it had reported,
+def obstacle(case: Case, suite: Suite) -> str | None:
+    """Why a case is not begun, or nothing."""
+    if case.needs == "upstream" and suite.upstream is None:
+        return "it needs --upstream DIR"
+    if case.needs == "torchao" and importlib.util.find_spec("torchao") is None:
+        return "torchao is not installed"
+    left_s = suite.left_s()
+    return None if case.expected_s <= left_s else f"it takes {case.expected_s} s and {max(0.0, left_s):.0f} s are left"
+
+
+def run_case(case: Case, suite: Suite) -> bool:
+    """Runs one case, at most as long as is left; returns whether it went well. Its entry holds what it had reported,
     also where it failed, or was stopped, alone or with the suite.
     """
+    report_file = suite.results.running
+    report_file.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        report, pictures = Path(folder) / "report.json", Path(folder) / "pictures"
-        command = command_of(case, suite, pictures if case.kind == "pictures" else report)
+        pictures = Path(folder) / "pictures"
+        command = command_of(case, suite, pictures if case.kind == "pictures" else report_file)
         suite.say(f"$ {shlex.join(command)}")
+        entry: Entry = {"kind": case.kind, "status": RUNNING, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        suite.results.put(case.name, {**entry, "command": command})
         started = time.monotonic()
-        status = "stopped with the suite"
+        limit_s = min(suite.left_s(), PATIENCE * case.expected_s)
+        status, why = STOPPED, "with the suite"
         try:
-            status = run_logged(command, suite.out / "log.txt", suite.left_s())
+            code = run_logged(command, suite.out / "log.txt", limit_s)
+            if code is not None:
+                status, why = (OK, "") if code == 0 else (FAILED, f"with exit code {code}")
+            else:
+                why = f"after {limit_s:.0f} s"
         finally:
             seconds = time.monotonic() - started
-            suite.say(f"{status}: {part}/{case.name}, {seconds:.0f} s")
+            suite.say(f"{status} {why}".strip() + f": {case.name}, {seconds:.0f} of {case.expected_s} s")
             if (sheet := pictures / "contact-sheet.png").exists():
-                shutil.copyfile(sheet, suite.out / f"{part}-{case.name}.png")
-            entry = {
-                "kind": case.kind,
-                "status": status.split()[0],
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "seconds": round(seconds, 1),
-                "command": command,
-                "report": read_json(report),
-            }
-            suite.results.add({f"{part}/{case.name}": entry})
-        return status == "ok"
+                shutil.copyfile(sheet, suite.out / f"{case.name}.png")
+            entry |= {"status": status, "why": why, "seconds": round(seconds, 1), "expected_s": case.expected_s}
+            suite.results.put(case.name, {**entry, "command": command, "report": read_json(report_file)})
+            report_file.unlink(missing_ok=True)
+        return status == OK
 
 
 def command_of(case: Case, suite: Suite, out: Path) -> list[str]:
     """The command line of a case that leaves its report, or its folder of pictures, at ``out``."""
     arguments, files = shlex.split(case.arguments), ["--device", suite.device, "--out", str(out)]
     if case.kind == "tests":
-        return [sys.executable, "-m", "pytest", "-q", *arguments]
+        # Without what only its users need (datasets, say) a test file can't be collected; the others are run.
+        return [sys.executable, "-m", "pytest", "-q", "-rs", "--continue-on-collection-errors", *arguments]
     if case.kind == "bench":
-        clone = ["--upstream", str(suite.upstream)] if case.of_upstream else []
+        clone = ["--upstream", str(suite.upstream)] if case.needs == "upstream" else []
         return [sys.executable, "-m", "flashar_cli", "bench", *arguments, *clone, *files]
     if case.kind == "pictures":
         return [sys.executable, "-m", "flashar_cli", "generate", *arguments, *files]
@@ -196,74 +220,13 @@ def command_of(case: Case, suite: Suite, out: Path) -> list[str]:
     return [sys.executable, str(ROOT / "benchmarks" / script), *arguments, *files]
 
 
-def run_logged(command: Sequence[str], log: Path, limit_s: float) -> str:
-    """Runs a command with its output in the log and its last lines on stderr: ``ok``, or how it ended."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-    with open(log, "ab") as output:
-        start = output.tell()
-        # A group of its own, so that compilers that it started end with it.
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, process_group=0
-        )
-        try:
-            code: int | None = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            end_group(process)
-    with open(log, "rb") as written:
-        written.seek(start)
-        lines = written.read().decode(errors="replace").splitlines()
-    print("\n".join(lines[-SHOWN_LINES:]), file=sys.stderr, flush=True)
-    if code is None:
-        return f"stopped after {limit_s:.0f} s, when the part's time was up"
-    return "ok" if code == 0 else f"failed with exit code {code}"
+def report(suite: Suite) -> None:
+    """Every case and every target, last of all: nothing that goes wrong here costs a measurement."""
+    from benchmarks.gpu.targets import summary
 
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a command and what it left running: asked first, so that it can give the device back, then made to."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-
-
-def read_json(path: Path) -> Any:
-    """What a case reported, or None where it did not come to that."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-
-
-def draw(part: str, drawing: Drawing, suite: Suite) -> None:
-    """Draws what there is of a drawing's reports; nothing, where there is nothing or no matplotlib."""
-    from flashar_cli.benchmarking.reports.document import BatchReport, BenchReport
-    from flashar_cli.benchmarking.reports.plots import cost_figure, speedup_figure
-    from flashar_cli.reporting.figures import has_matplotlib, to_png
-
-    entries = (suite.results.entries.get(f"{part}/{name}", {}) for name in drawing.cases)
-    reports = [BenchReport.model_validate(entry["report"]) for entry in entries if entry.get("report")]
-    if not reports or not has_matplotlib():
-        return
-    # A later case has more arms of the same grid and batch size.
-    merged: dict[tuple[str, int, str | None], BatchReport] = {}
-    for report in reports:
-        merged |= {
-            (batch.grid, batch.batch_size, batch.best_level or batch.arms[0].level): batch for batch in report.batches
-        }
-    arms = tuple(dict.fromkeys(arm for report in reports for arm in report.settings.arms))
-    whole = reports[0].model_copy(
-        update={
-            "batches": tuple(merged.values()),
-            "settings": reports[0].settings.model_copy(update={"arms": arms}),
-        }
-    )
-    figure = speedup_figure(whole) if drawing.figure == "speedup" else cost_figure(whole)
-    with atomic_file(suite.out / drawing.file) as file:
-        file.write(to_png(figure))
+    entries = suite.results.entries
+    lines = [f"{entry['status']:8s} {entry.get('seconds', 0):6.0f} s  {name}" for name, entry in entries.items()]
+    suite.say("\n".join([*lines, "", summary(entries)]))
 
 
 def _leave(*_: object) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +18,10 @@ from flashar_cli.benchmarking.reports.document import Launches
 LAUNCHING = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cuGraphLaunch", "cudaMemcpy", "cudaMemset")
 # Device activities that are no kernels.
 NOT_KERNELS = ("Memcpy", "Memset")
+# The kernel of torch.cuda._sleep.
+MARKER = "spin_kernel"
+# libkineto reads the file that this environment variable names when a profile begins.
+KINETO_CONFIG, BUFFERS_MB = "KINETO_CONFIG", 4096
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -55,29 +61,63 @@ def counted_calls(module: nn.Module, counts: Callable[[], bool] = lambda: True) 
         handle.remove()
 
 
-def profiled_events(work: Callable[[], object], device: torch.device) -> list[Any]:
-    """The profiler's own events of ``work``: on CUDA those of the device and of its runtime, on a CPU operators.
+class Profiled(NamedTuple):
+    """The profiler's own events of some work, and whether more did not fit into its buffers."""
 
-    A decode has up to a million; making Python objects of them all, as the profiler's ``events()`` does, takes minutes.
+    events: list[Any]
+    truncated: bool
+
+
+def profiled_events(work: Callable[[], object], device: torch.device) -> Profiled:
+    """What PyTorch's profiler saw of ``work``: on CUDA the device and its runtime, on a CPU operators.
+
+    A decode has up to some millions; making Python objects of them all, as the profiler's ``events()`` does, takes
+    minutes.
     """
     activities = torch.profiler.ProfilerActivity
     on_gpu = device.type == "cuda"
-    with torch.profiler.profile(activities=[activities.CUDA if on_gpu else activities.CPU]) as profile:
+    with (
+        _large_buffers(),
+        torch.profiler.profile(activities=[activities.CUDA if on_gpu else activities.CPU]) as profile,
+    ):
         work()
         if on_gpu:
+            torch.cuda._sleep(1)  # the last kernel of all, which is not seen where the buffers were full before it
             torch.cuda.synchronize(device)
     results = profile.profiler.kineto_results if profile.profiler else None
     assert results is not None, "a profile that has ended has results"
-    events: list[Any] = results.events()
-    return events
+    return without_marker(results.events()) if on_gpu else Profiled(results.events(), False)
+
+
+def without_marker(events: list[Any]) -> Profiled:
+    """The events but those of the marker that ends them: its kernel and the call that launched it."""
+    markers = {event.correlation_id() for event in events if MARKER in event.name()}
+    return Profiled([event for event in events if event.correlation_id() not in markers], not markers)
+
+
+@contextmanager
+def _large_buffers() -> Iterator[None]:
+    """Room for some twenty million kernels instead of half a million, where the user has set nothing: memory is taken
+    as it is needed, and what does not fit would be dropped without an error.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:
+        file.write(f"ACTIVITIES_MAX_GPU_BUFFER_SIZE_MB={BUFFERS_MB}\n")
+        file.flush()
+        is_ours = os.environ.setdefault(KINETO_CONFIG, file.name) == file.name
+        try:
+            yield
+        finally:
+            if is_ours:
+                del os.environ[KINETO_CONFIG]
 
 
 def _count_cuda(work: Callable[[], object], device: torch.device) -> Launches:
     num_launches = num_kernels = 0
-    for event in profiled_events(work, device):
+    events, truncated = profiled_events(work, device)
+    for event in events:
         name = event.name()
         if event.device_type() == torch.autograd.DeviceType.CUDA:
             num_kernels += not name.startswith(NOT_KERNELS)
         else:
             num_launches += name.startswith(LAUNCHING)
-    return Launches(unit="CUDA launches", count=num_launches, num_kernels=num_kernels)
+    return Launches(unit="CUDA launches", count=num_launches, num_kernels=num_kernels, truncated=truncated)

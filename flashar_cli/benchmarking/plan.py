@@ -39,7 +39,7 @@ class Plan:
 
 
 def num_runs(plan: Plan) -> int:
-    """Whole decodes that ``bench`` will do: the last of each arm counts what it launches."""
+    """Whole decodes that ``bench`` will do at most: the last of each arm counts what it launches."""
     return max(1, len(plan.grids)) * len(plan.batch_sizes) * len(plan.arms) * (plan.warmup + plan.repeats + 1)
 
 

@@ -31,7 +31,7 @@ RANDOM_WEIGHTS = "random weights"
 @dataclass(frozen=True)
 class BenchModel:
     """A model that can decode both ways. ``weights`` is ``random weights`` or ``sha256:...``; ``quantize`` names what
-    was done to them afterwards.
+    was done to them afterwards. Without ``tokenizer`` nothing is turned into pixels.
     """
 
     name: str
@@ -64,13 +64,18 @@ def load_subject(
         added = ensure_branch(loaded.model, seed)
         return BenchModel(name, loaded.model, loaded.tokenizer, f"sha256:{checkpoint.weights_sha256(directory)}", added)
 
-    config = PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
+    config = config_of(name)
     if res is not None:
         grid = grid_of_res(config.tokenizer, res)
         config = config.model_copy(update={"grid": GridConfig(height=grid.height, width=grid.width)})
     model = random_model(config, device, dtype, seed)
     tokenizer = None if config.tokenizer is None else random_tokenizer(config.tokenizer, device, seed)
     return BenchModel(name, model, tokenizer, RANDOM_WEIGHTS, ensure_branch(model, seed))
+
+
+def config_of(name: str) -> ModelConfig:
+    """The shape of MODEL, without its weights. Raises FlasharError for an unknown one."""
+    return PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
 
 
 def grid_of_res(tokenizer: VQConfig | None, res: int) -> Grid:

@@ -101,6 +101,7 @@ def settings_of(subject: BenchModel, plan: Plan) -> Settings:
         tf32=torch.backends.cuda.matmul.allow_tf32,
         cfg_interval=plan.params.cfg_interval,
         sdpa_backends=environment.sdpa_backends(),
+        with_pixels=subject.tokenizer is not None,
     )
 
 

@@ -64,7 +64,7 @@ def bytes_per_image(subject: BenchModel, grid: Grid, params: SamplingParams, num
     caches = num_arms * rows * num_layers * 2 * positions * backbone.num_kv_heads * backbone.head_dim * itemsize
     logits = NUM_LOGITS * rows * min(grid.height, grid.width) * backbone.vocab_size * FLOAT_BYTES
     pictures = 0
-    if config.tokenizer is not None:
+    if subject.tokenizer is not None and config.tokenizer is not None:
         pixels = grid.num_cells * config.tokenizer.downsample**2
         pictures = NUM_PICTURES * pixels * config.tokenizer.channels * FLOAT_BYTES
     return caches + max(logits, pictures)

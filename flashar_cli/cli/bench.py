@@ -55,6 +55,9 @@ def command(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Bench the model's shape; needs no download.")
     ] = False,
+    no_pixels: Annotated[
+        bool, typer.Option("--no-pixels", help="Leave turning tokens into pixels out; the report says so.")
+    ] = False,
     device: options.Device = "auto",
     dtype: options.DtypeOption = options.Dtype.auto,
     quantize: options.Quantize = None,
@@ -126,6 +129,8 @@ def command(
         raise FlasharError("--agreement compares our own arms, and --arms names none; name one, e.g. flashar-eager")
     loaded_dtype = torch.float32 if compared else chosen_dtype
     subject = load_subject(name, sides[0] if sides else None, is_random, chosen_device, loaded_dtype, seed)
+    if no_pixels:
+        subject = replace(subject, tokenizer=None)
     config = subject.model.config
     grids = grids_of(config.tokenizer, sides)
     if published is not None:

@@ -178,7 +178,7 @@ def _numbers(batch: BatchReport, with_level: bool) -> Mapping[str, _Number]:
         if arm.token_decode_s is not None:
             numbers[f"{label} token decode"] = _Number(arm.token_decode_s.median_s, "s")
         numbers[f"{label} forwards"] = _Number(arm.forwards_per_image, "forwards")
-        if arm.launches is not None:
+        if arm.launches is not None and not arm.launches.truncated:
             numbers[f"{label} {arm.launches.unit}"] = _Number(arm.launches.count, "launches")
     return numbers
 

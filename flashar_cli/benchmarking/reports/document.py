@@ -36,13 +36,14 @@ class Seconds(Config):
 
 
 class Launches(Config):
-    """What the host has to start for one batch, counted in the first warm-up run."""
+    """What the host has to start for one batch, counted in one more run after all timed ones."""
 
     unit: Literal["operators", "CUDA launches"] = Field(
         description="operators: those PyTorch dispatched, views left out; CUDA launches: kernels, copies and graphs"
     )
     count: int = Field(ge=0)
     num_kernels: int | None = Field(description="kernels the device ran, those inside graphs too; null on a CPU")
+    truncated: bool = Field(False, description="the profiler's buffers were full: there were more than these")
 
 
 class ArmReport(Config):
@@ -52,7 +53,9 @@ class ArmReport(Config):
     decoder: Literal["raster", "flashar", "upstream"]
     level: str | None = Field(description="level of optimisation; null for upstream")
     forwards_per_image: int = Field(description="serial forwards, the prefix's own included, counted while running")
-    launches: Launches | None = None
+    launches: Launches | None = Field(
+        None, description="null where they can't be seen; on CUDA only at the last batch size of the last grid"
+    )
     prepare_s: float | None = Field(None, ge=0, description="compiling and capturing, once, before the warm-up")
     token_generation_s: Seconds = Field(description="prefix and decode")
     prefix_s: Seconds
@@ -182,6 +185,9 @@ class Settings(Config):
     tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")
     sdpa_backends: tuple[str, ...] | None = Field(
         None, description="kernels of scaled_dot_product_attention that PyTorch may choose among on CUDA"
+    )
+    with_pixels: bool | None = Field(
+        None, description="whether tokens were turned into pixels, token_decode_s, in every run; null in old reports"
     )
 
 

@@ -34,7 +34,7 @@ def _numbers(arm: ArmReport) -> list[str]:
     tokens, pixels = arm.token_generation_s, arm.token_decode_s
     return [
         str(arm.forwards_per_image),
-        "-" if arm.launches is None else f"{arm.launches.count}",
+        "-" if arm.launches is None else f"{'>' if arm.launches.truncated else ''}{arm.launches.count}",
         f"{tokens.median_s * 1000:.1f}",
         f"{tokens.p25_s * 1000:.1f}-{tokens.p75_s * 1000:.1f}",
         "-" if pixels is None else f"{pixels.median_s * 1000:.1f}",
@@ -109,8 +109,10 @@ def title(report: BenchReport) -> str:
     settings, machine = report.settings, report.hardware
     where = machine.gpu or f"{machine.cpu}, {settings.num_threads} thread{'s' if settings.num_threads > 1 else ''}"
     weights = f" with {settings.quantize} weights" if settings.quantize else ""
+    pixels = ", tokens alone: no pixels" if settings.with_pixels is False else ""
     return (
-        f"{report.model.name} {report.model.grid}, {settings.dtype}{weights}, guidance {settings.cfg_scale:g}, {where}"
+        f"{report.model.name} {report.model.grid}, {settings.dtype}{weights}, guidance {settings.cfg_scale:g}, "
+        f"{where}{pixels}"
     )
 
 
