@@ -46,7 +46,8 @@ class Unsaved(TrainingState):
         return
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="speed and memory of adaptation steps")
     parser.add_argument(
         "--model", default="llamagen-xl", help="a preset or a checkpoint, of which only the shape counts"
@@ -58,7 +59,11 @@ def main() -> None:
     parser.add_argument("--compile", default="false,true")
     parser.add_argument("--steps", type=int, default=8, help="timed, after three that are not")
     parser.add_argument("--out", type=Path, required=True, help="JSON; written again after every arm")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     config = config_of(args.model)
     compiled_or_not = [word == "true" for word in args.compile.split(",")]

@@ -77,13 +77,12 @@ CASES: tuple[Case, ...] = (
 )
 
 # The same machinery on a CPU, in a minute: what can be tried before a GPU is at hand.
+ON_A_CPU = "--attention sdpa --compile false --micro-batch-sizes 2 --steps 2 --dtype float32"
 REHEARSAL: tuple[Case, ...] = (
-    Case("tests", "tests", 10, "-m gpu tests/decoding tests/nn"),
-    Case("bench", "bench", 5, f"{TINY} --arms {EAGER} --batch-sizes 1,4 --repeats 2 --no-pixels --agreement"),
-    Case("sizes", "bench", 5, f"{TINY} --random-weights --arms {EAGER} --res 32,64 --repeats 2"),
-    Case("profile", "profile", 5, f"{TINY} --arm flashar-eager"),
-    Case("pictures", "pictures", 5, f"{TINY} --num-images 4 --batch-size 2"),
-    Case(
-        "train", "train", 10, "--model llamagen-tiny --attention sdpa --compile false --micro-batch-sizes 2 --steps 2"
-    ),
+    Case("tests", "tests", 20, "-m gpu tests/decoding tests/nn"),
+    Case("bench", "bench", 20, f"{TINY} --arms {EAGER} --batch-sizes 1,4 --repeats 2 --no-pixels --agreement"),
+    Case("sizes", "bench", 20, f"{TINY} --random-weights --arms {EAGER} --res 32,64 --repeats 2"),
+    Case("profile", "profile", 15, f"{TINY} --arm flashar-eager"),
+    Case("pictures", "pictures", 15, f"{TINY} --num-images 4 --batch-size 2"),
+    Case("train", "train", 20, f"--model llamagen-tiny {ON_A_CPU}"),
 )

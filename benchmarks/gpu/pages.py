@@ -4,7 +4,9 @@ python -m benchmarks.gpu.pages RESULTS.json DIR
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.results import read_entries
@@ -13,14 +15,20 @@ from flashar_cli.benchmarking.reports.pages import write_page
 from flashar_cli.errors import FlasharError
 
 
-def write_pages(results: Path, folder: Path) -> None:
-    """Writes NAME.html for each bench. Raises FlasharError for another file."""
-    for name, report in bench_reports(read_entries(results)):
-        write_page(report, folder / f"{name}.html")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="the benches of a results.json as pages with figures")
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="gets NAME.html for each bench")
+    args = parser.parse_args(argv)
+    try:
+        reports, _ = bench_reports(read_entries(args.results))
+        for name, report in reports.items():
+            write_page(report, args.folder / f"{name}.html")
+    except FlasharError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        write_pages(Path(sys.argv[1]), Path(sys.argv[2]))
-    except (FlasharError, IndexError) as error:
-        sys.exit(f"error: {error}" if isinstance(error, FlasharError) else __doc__)
+    sys.exit(main())

@@ -32,18 +32,7 @@ from flashar_cli.errors import FlasharError
 MINUTES = 9.0
 # Kept back of that for ending a case and for the tables.
 RESERVE_S = 2 * GRACE_S + 5
-NEEDED = (
-    "torch",
-    "numpy",
-    "pydantic",
-    "pydantic_core",
-    "annotated_types",
-    "typer",
-    "rich",
-    "safetensors",
-    "PIL",
-    "pytest",
-)
+NEEDED = ("torch", "pydantic", "pydantic_core", "annotated_types", "typer", "rich", "safetensors", "PIL", "pytest")
 # A case that takes this many times what was expected hangs, and would keep the others from running.
 PATIENCE = 3.0
 
@@ -90,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = cases if args.only else to_do(cases, results.entries)
         left_s = 60 * args.minutes - RESERVE_S
         if args.dry_run:
-            print("\n".join(schedule(cases, left_s)))
+            fitting, _ = split(cases, left_s)
+            print("\n".join(f"{'run ' if case in fitting else 'skip'} {line_of(case)}" for case in cases))
             return 0
         refuse_bare_machine(needs_cuda=not args.rehearse)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -101,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlasharError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def choose(cases: Sequence[Case], text: str | None) -> list[Case]:
@@ -119,15 +111,20 @@ def to_do(cases: Sequence[Case], entries: Mapping[str, Entry]) -> list[Case]:
     return fresh + [case for case in cases if status[case.name] == STOPPED]
 
 
-def schedule(cases: Sequence[Case], left_s: float) -> list[str]:
-    """Which cases a call does, if each takes what is expected, and which it skips."""
-    lines = []
+def split(cases: Sequence[Case], left_s: float) -> tuple[list[Case], list[Case]]:
+    """What a call runs and what it leaves to the next, if each case takes what is expected."""
+    fitting: list[Case] = []
     for case in cases:
-        fits = case.expected_s <= left_s
-        left_s -= case.expected_s if fits else 0
-        needs = f" (needs {case.needs})" if case.needs else ""
-        lines.append(f"{'run ' if fits else 'skip'} {case.expected_s:4d} s  {case.name}{needs}: {case.arguments}")
-    return lines
+        if case.expected_s <= left_s:
+            fitting.append(case)
+            left_s -= case.expected_s
+    return fitting, [case for case in cases if case not in fitting]
+
+
+def line_of(case: Case) -> str:
+    """A case for people."""
+    needs = f", with {case.needs}" if case.needs else ""
+    return f"{case.expected_s:4d} s  {case.name} ({case.kind}{needs}): {case.arguments}"
 
 
 def refuse_bare_machine(needs_cuda: bool) -> None:

@@ -4,11 +4,14 @@ results.json: python -m benchmarks.gpu.targets RESULTS.json
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from benchmarks.gpu.results import OK, read_entries
 from flashar_cli.benchmarking.reports import tables
@@ -44,8 +47,9 @@ class Target:
 
 def summary(entries: Mapping[str, dict[str, Any]]) -> str:
     """A table: each target, what was measured, and whether it is met; then the reports that no target is about."""
-    benches, trainings = dict(bench_reports(entries)), dict(training_reports(entries))
-    others = {name: why for name, bench in benches.items() if (why := what_differs(bench))}
+    benches, unread = bench_reports(entries)
+    trainings = dict(training_reports(entries))
+    others = unread | {name: why for name, bench in benches.items() if (why := what_differs(bench))}
     others |= {name: why for name, each in trainings.items() if (why := other_machine(each["hardware"], each["dtype"]))}
     counted = Measurements(
         [bench for name, bench in benches.items() if name not in others],
@@ -91,11 +95,16 @@ def profile_line(entry: dict[str, Any]) -> str | None:
     return "; ".join([times, *top])
 
 
-def bench_reports(entries: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, BenchReport]]:
-    """The bench reports by the names of their entries."""
+def bench_reports(entries: Mapping[str, dict[str, Any]]) -> tuple[dict[str, BenchReport], dict[str, str]]:
+    """The bench reports by the names of their entries; and those that are none, with what is wrong with them."""
+    reports, unread = {}, {}
     for name, entry in entries.items():
         if entry.get("kind") == "bench" and entry.get("report"):
-            yield name, BenchReport.model_validate(entry["report"])
+            try:
+                reports[name] = BenchReport.model_validate(entry["report"])
+            except ValidationError as error:
+                unread[name] = f"not a report of flashar bench ({error.error_count()} problems)"
+    return reports, unread
 
 
 def training_reports(entries: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -247,8 +256,16 @@ TARGETS = (
 )
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="what was measured, held against the targets")
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
     try:
-        print(summary(read_entries(Path(sys.argv[1]))))
-    except (FlasharError, IndexError) as error:
-        sys.exit(f"error: {error}" if isinstance(error, FlasharError) else __doc__)
+        print(summary(read_entries(parser.parse_args(argv).results)))
+    except FlasharError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.gpu import cases as gpu_cases
-from benchmarks.gpu import suite as gpu_suite
-from benchmarks.gpu.cases import Case
-from benchmarks.gpu.targets import summary
+from benchmarks.gpu.targets import main, summary
 from tests.benchmarking.reports.made_up import arm, report
-
-ROOT = Path(__file__).parents[3]
 
 
 def bench(
@@ -71,6 +64,18 @@ def bench(
     return {"kind": "bench", "status": "ok", "report": document}
 
 
+def training(share: float, gpu: str = "NVIDIA H200", dtype: str = "bfloat16") -> dict[str, Any]:
+    """An entry of train_rate.py, whose other arm did not fit."""
+    settings = {"attention": "flex", "compile": True}
+    arms = [
+        {**settings, "micro_batch_size": 32, "images_per_s": 200.0, "share_of_matmul": share},
+        {**settings, "micro_batch_size": 64, "out_of_memory": True},
+    ]
+    hardware = {"gpu": gpu, "cpu": "a processor"}
+    document = {"model": "llamagen-xl", "dtype": dtype, "hardware": hardware, "arms": arms}
+    return {"kind": "train", "status": "ok", "report": document}
+
+
 def verdicts(text: str) -> dict[str, list[str]]:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return {row[0]: row[2:] for row in rows[2:]}
@@ -78,26 +83,7 @@ def verdicts(text: str) -> dict[str, list[str]]:
 
 def test_nothing_measured_is_said() -> None:
     found = verdicts(summary({}))
-    assert len(found) == 8 and all(row[:2] == ["-", "not measured"] for row in found.values())
-
-
-def test_the_first_run_of_the_readme_measures_every_target() -> None:
-    text = (ROOT / "benchmarks" / "README.md").read_text()
-    (only,) = re.findall(r"run_gpu\.sh OUT --upstream DIR --only (\S+)", text)
-    chosen = gpu_suite.choose(only)
-    entries = {f"{part}/{case.name}": made_up(case) for part, cases in chosen.items() for case in cases}
-    assert all(row[1] in ("met", "missed") for row in verdicts(summary(entries)).values())
-    for part, cases in chosen.items():
-        assert gpu_cases.PARTS[part][: len(cases)] == cases, "what measures the targets comes first"
-
-
-def made_up(case: Case) -> dict[str, Any]:
-    """What a bench of one grid would report, at its last batch size."""
-    model, *words = case.arguments.split()
-    options = {name: value for name, value in pairwise(words) if name.startswith("--")}
-    side = int(options["--res"]) // 16
-    size = int(options.get("--batch-sizes", "1").split(",")[-1])
-    return bench(model, f"{side}x{side}", size, dict.fromkeys(options["--arms"].split(","), 1.0), {})
+    assert len(found) == 10 and all(row[:2] == ["-", "not measured"] for row in found.values())
 
 
 def test_targets_are_met_or_missed() -> None:
@@ -126,7 +112,10 @@ def test_targets_are_met_or_missed() -> None:
                 "kernels": [{"name": "gemv", "calls": 3, "total_s": 0.02, "share": 0.5}],
             },
         },
-        "throughput/xxl": {"kind": "bench", "status": "stopped", "report": None},
+        "throughput/xxl": {"kind": "bench", "status": "stopped", "why": "after 300 s", "report": None},
+        "train": training(0.55),
+        "train-float32": training(0.9, dtype="float32"),
+        "34b": bench("benchmarks/gpu/emu3.5-34b-shape", "32x32", 1, {"flashar-graph": 1.3}, {}),
     }
     text = summary(entries)
     found = verdicts(text)
@@ -137,9 +126,13 @@ def test_targets_are_met_or_missed() -> None:
     assert found["XL 512, over upstream's sampler"][:2] == ["20 x", "missed"]
     assert found["B 256, best batch"][:2] == ["2560 img/s", "met"]
     assert "batch 256" in found["B 256, best batch"][2]
+    assert found["B 256, best batch"][2].endswith("; 1280 with pixels"), "0.1 s of tokens and 0.1 s of pixels"
+    assert found["34 B 512, token generation"][:2] == ["1300 ms", "missed"]
+    assert found["XL 384, training / product"] == ["0.55", "met", "flex, compiled, 32 pictures, 200 a second"]
+    assert "left out: train-float32, in float32" in text
     assert found["L 256, best batch"][1] == "not measured"
     assert found["XL 384, speed-up / floors"][1] == "not measured"
-    assert "not as it should be: throughput/xxl: stopped" in text
+    assert "not as it should be: throughput/xxl: stopped after 300 s" in text
     profile = "xl/profile: llamagen-xl 32x32 flashar-graph at batch 1: 50.0 ms, floor 25.0, idle 20%; 50% gemv"
     assert profile in text.splitlines()
 
@@ -167,10 +160,18 @@ def test_other_measurements_do_not_count_and_are_named(other: dict[str, Any], wh
     assert "left out: plain" not in text
 
 
+def test_throughput_without_pixels_says_so() -> None:
+    entry = bench("llamagen-b", "16x16", 256, {"flashar-graph": 0.1}, {}, with_pixels=False)
+    entry["report"]["batches"][0]["arms"][0]["token_decode_s"] = None
+    text = summary({"b": entry})
+    assert verdicts(text)["B 256, best batch"][2].endswith("; pixels not measured")
+
+
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({"entries": {}}))
-    assert gpu_suite.main(["--summary", str(path)]) == 0
-    assert "not measured" in capsys.readouterr().out
-    assert gpu_suite.main(["--summary", str(tmp_path / "absent.json")]) == 2
+    path.write_text(json.dumps({"entries": {"b": {"kind": "bench", "status": "ok", "report": {"date": "today"}}}}))
+    assert main([str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "not measured" in out and "left out: b, not a report of flashar bench" in out
+    assert main([str(tmp_path / "absent.json")]) == 2
     assert "absent.json could not be read" in capsys.readouterr().err
