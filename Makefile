@@ -1,7 +1,7 @@
 # Each target sets itself up: `make test` is all a fresh clone needs.
 #   make PYTHON=python3.12 test                                       another interpreter (for a new .venv)
 #   make PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ...  PyTorch without CUDA, a smaller download
-#   make gpu OUT=DIR ONLY=PART UPSTREAM=DIR                           see benchmarks/README.md, "On a GPU"
+#   make gpu OUT=DIR ONLY=CASE UPSTREAM=DIR                           see benchmarks/README.md, "On a GPU"
 
 PYTHON ?= python3
 OUT ?= benchmarks/out
@@ -43,7 +43,7 @@ type: $(READY)
 	@$(BIN)/mypy
 
 gpu: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/run_gpu.sh $(OUT) $(if $(ONLY),--only $(ONLY)) $(if $(UPSTREAM),--upstream $(UPSTREAM))
+	@PYTHON=$(BIN)/python benchmarks/run_gpu.sh $(OUT) $(if $(ONLY),--only '$(ONLY)') $(if $(UPSTREAM),--upstream $(UPSTREAM))
 
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

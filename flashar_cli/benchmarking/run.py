@@ -80,8 +80,7 @@ def bench(
             conditions = example_conditions(model.config, 1, plan.seed).to(model.device)
             checked = upstream.check(subject, conditions, plan.params.cfg_scale)
         for size in plan.batch_sizes:
-            # A profiler may stay attached to a GPU, so there it comes when nothing is timed any more.
-            counts = model.device.type != "cuda" or (grid, size) == (grids[-1], plan.batch_sizes[-1])
+            counts = counts_at(model.device, (grid, size) == (grids[-1], plan.batch_sizes[-1]))
             work = partial(_bench_batch, subject, plan, size, rates, on_run, upstream, counts)
             batch = _unless_full(work, model.device)
             if batch is None:
@@ -92,6 +91,13 @@ def bench(
     if not batches:
         raise FlasharError(f"{end}; use smaller --batch-sizes or a smaller --res")
     return report()
+
+
+def counts_at(device: torch.device, is_last: bool) -> bool:
+    """Whether launches are counted at a batch size: on CUDA at the last one, as a profiler may stay attached to the
+    device and slow what is timed after it.
+    """
+    return is_last or device.type != "cuda"
 
 
 def _unless_full(work: Callable[[], BatchReport], device: torch.device) -> BatchReport | None:

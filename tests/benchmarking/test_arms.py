@@ -112,6 +112,7 @@ def test_sweep_stops_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
     benched, params = subject(), SamplingParams(cfg_scale=1.5)
     grid = benched.model.config.order_grid
     each = sweep.bytes_per_image(benched, grid, params, 2)
+    assert each > sweep.bytes_per_image(replace(benched, tokenizer=None), grid, params, 2), "pictures take memory"
     assert each > sweep.bytes_per_image(benched, grid, SamplingParams(), 2), "guidance doubles the rows"
     monkeypatch.setattr(sweep, "free_bytes", lambda device: 11 * each)
     assert sweep.sizes_that_fit(benched, params, (), 2)[0] == (1, 2, 4, 8)

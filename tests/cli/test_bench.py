@@ -14,6 +14,7 @@ from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.reports.document import read_report
 from flashar_cli.cli.bench import duration, parse_batch_sizes
 from flashar_cli.errors import FlasharError
+from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.benchmarking.published.clones import write_clone
 
 QUICK = ("--repeats", 1, "--device", "cpu")
@@ -43,6 +44,23 @@ def test_json_is_all_of_stdout(run_cli: Callable, write_tiny_checkpoint: Callabl
     assert document["settings"]["cfg_scale"] == 1.0
     assert document["model"]["branch_added"]
     assert "fresh one" in done.err
+
+
+def test_without_pixels_none_are_made_and_the_report_says_so(
+    run_cli: Callable, write_tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("tokens were turned into pixels")
+
+    monkeypatch.setattr(VQTokenizer, "decode_unchecked", fail)
+    out, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    files = ("--out", out, "--report", page)
+    done = run_cli("bench", write_tiny_checkpoint(), "--no-pixels", "--batch-sizes", "1,2", *files, *QUICK)
+    assert done.code == 0, done.err
+    report = read_report(out)
+    assert report.settings.with_pixels is False
+    assert all(arm.token_decode_s is None for batch in report.batches for arm in batch.arms)
+    assert all("tokens alone: no pixels" in " ".join(text.split()) for text in (done.err, page.read_text()))
 
 
 def test_agreement_of_quantised_weights(

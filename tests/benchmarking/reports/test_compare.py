@@ -141,6 +141,26 @@ def test_launches_have_a_tolerance_of_their_own() -> None:
     assert verdicts(counted(), counted(launches=800), 0.5)["flashar operators"] == "better"
 
 
+def test_truncated_counts_are_not_compared() -> None:
+    document = counted().model_dump(mode="json")
+    document["batches"][0]["arms"][1]["launches"]["truncated"] = True
+    assert "flashar operators" not in verdicts(BenchReport.model_validate(document), counted(), 0.0)
+
+
+def test_with_and_without_pixels_are_different_settings() -> None:
+    """Only where both reports say which: an older one does not."""
+    reports = []
+    for with_pixels in (True, False, None):
+        document = counted().model_dump(mode="json")
+        document["settings"]["with_pixels"] = with_pixels
+        if with_pixels is None:
+            del document["settings"]["with_pixels"]
+        reports.append(BenchReport.model_validate(document))
+    with_them, without, old = reports
+    assert differences(with_them, without) == ["with_pixels: True / False"]
+    assert not differences(old, without)
+
+
 def test_gate_on_ratios_takes_other_hardware() -> None:
     other = report()
     other["hardware"]["cpu"] = "another"
