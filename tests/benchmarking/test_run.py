@@ -100,3 +100,10 @@ def test_conditions_of_captions_fit_the_model() -> None:
 def test_expected_time_is_positive_and_grows_with_the_plan() -> None:
     one, many = (expected_s(subject(), plan(repeats=repeats)) for repeats in (1, 1000))
     assert 0 < one < many
+
+
+def test_launches_are_counted_where_they_are_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: at the last batch size alone."""
+    monkeypatch.setattr(run, "counts_at", lambda device, is_last: is_last)
+    batches = run.bench(subject(), plan((1, 3), repeats=1), RATES).batches
+    assert [batch.raster.launches is not None for batch in batches] == [False, True]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import profile_decode
 from benchmarks.profile_decode import Span, attention, main, recorded, summarise
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +83,26 @@ def test_a_back_end_of_sdpa_is_used_and_put_back(name: str, kind: str) -> None:
         assert torch._inductor.config.force_disable_caches, "they would bring back what another back-end compiled"
         assert any(kind in operator for operator in names())
     assert names() == before and not torch._inductor.config.force_disable_caches
+
+
+def test_the_profile_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profiler that stays attached to a GPU would slow what is timed after it."""
+    seen = []
+    for name in ("run_once", "measure_rates", "recorded"):
+        monkeypatch.setattr(profile_decode, name, noted(getattr(profile_decode, name), seen))
+    options = ["--random-weights", "--res", "16", "--arm", "flashar-eager", "--device", "cpu"]
+    command = ["profile_decode.py", "llamagen-tiny-flashar", *options, "--out", str(tmp_path / "profile.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 0
+    assert seen[-2:] == ["measure_rates", "recorded"] and set(seen[:-2]) == {"run_once"}
+
+
+def noted(function: Callable[..., Any], seen: list[str]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        seen.append(function.__name__)
+        return function(*arguments)
+
+    return call
 
 
 @pytest.mark.gpu

@@ -86,8 +86,9 @@ def test_a_case_that_hangs_leaves_time_to_the_others(
     scripted: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_suite, "CASES", (Case("late", "bench", 1, HANGS), *CASES[:1]))
-    monkeypatch.setattr(gpu_suite, "PATIENCE", 0.5)
+    monkeypatch.setattr(gpu_suite, "PATIENCE", 1.0)
     assert gpu_suite.main([str(tmp_path)]) == 1
+    assert entries(tmp_path)["late"]["why"] == "after 1 s"
     assert outcomes(tmp_path) == {"late": ("stopped", [1, 2]), "good": ("ok", [1])}
 
 
