@@ -12,9 +12,10 @@ from benchmarks import profile_decode, train_rate
 from benchmarks.gpu import suite as gpu_suite
 from benchmarks.gpu.cases import CASES, REHEARSAL, Case
 from benchmarks.gpu.targets import summary
-from flashar_cli import checkpoint
+
 from flashar_cli.benchmarking.arms import DECODERS, LEVELS
 from flashar_cli.cli.main import app
+from flashar_cli.config import read_config
 from flashar_cli.models.sizes import block_weights
 from tests.benchmarks.gpu.test_targets import bench, training, verdicts
 
@@ -70,7 +71,7 @@ def made_up(case: Case) -> dict[str, object]:
 
 
 def test_the_34_b_shape_is_as_heavy_as_what_it_stands_for() -> None:
-    config = checkpoint.read_config(ROOT / "benchmarks" / "gpu" / "emu3.5-34b-shape")
+    config = read_config(ROOT / "benchmarks" / "gpu" / "emu3.5-34b-shape")
     dim, ffn_dim, heads, kv_heads, head_dim = 5120, 25600, 64, 8, 128
     attention = dim * (heads + 2 * kv_heads) * head_dim + heads * head_dim * dim
     assert block_weights(config.backbone) == attention + 3 * dim * ffn_dim + 2 * dim
