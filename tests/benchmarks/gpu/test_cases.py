@@ -12,7 +12,6 @@ from benchmarks import profile_decode, train_rate
 from benchmarks.gpu import suite as gpu_suite
 from benchmarks.gpu.cases import CASES, REHEARSAL, Case
 from benchmarks.gpu.targets import summary
-
 from flashar_cli.benchmarking.arms import DECODERS, LEVELS
 from flashar_cli.cli.main import app
 from flashar_cli.config import read_config
