@@ -30,10 +30,10 @@ CAPTION_PREFIX = CaptionPrefix(feature_dim=16, length=6)
 
 
 def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> ModelConfig:
-    """A LlamaGen of two narrow blocks, 32 codes and 10 classes."""
+    """Two narrow blocks, four query heads on two key and value heads, 32 codes and 10 classes."""
     return ModelConfig(
         family="llamagen",
-        backbone=BackboneConfig(dim=32, num_layers=2, num_heads=2, num_kv_heads=2, ffn_dim=48, vocab_size=32),
+        backbone=BackboneConfig(dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=32),
         prefix=ClassPrefix(num_classes=10),
         grid=GridConfig(height=height, width=width),
         branch=BranchConfig(layer=1, depth=1, gate="hidden", gate_dim=64) if branch else None,

@@ -139,22 +139,20 @@ def _stored_bytes(model: FlasharModel, num_images: int, dtype: torch.dtype) -> i
     weights = {_storage(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
+        # Given back to autograd, an operation's own output would hold the operation, and neither would be freed.
         if _storage(tensor) not in weights:
-            kept[_storage(tensor)] = tensor
-        return tensor
+            kept[_storage(tensor)] = tensor.detach()
 
     order = model.config.order_grid.diagonal()
     codes = torch.zeros(num_images, order.grid.num_cells, dtype=torch.int64)
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),
         torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
     ):
         prediction = model(codes, _example(model, num_images), order)
-        loss = adaptation_loss(prediction, codes, StageSettings(), None).total
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del loss
-    return size
+        adaptation_loss(prediction, codes, StageSettings(), None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _example(model: FlasharModel, num_images: int) -> Conditions:

@@ -65,7 +65,7 @@ def test_cached_decoding_still_equals_the_teacher_forced_forward(scheme: str, dt
     order, conditions, steps = model.config.order_grid.diagonal(), make_conditions(2, False), []
     codes = decode(model, conditions, order, GREEDY, torch.zeros(2, 15), lambda _, logits: steps.append(logits))
     expected = teacher_forced(model, codes, conditions, order, 2.0)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.02 * expected.abs().max().item()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03 * expected.abs().max().item()
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=tolerance, rtol=0)
 
 

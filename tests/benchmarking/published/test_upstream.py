@@ -47,6 +47,8 @@ CASES = [
 
 def config_of(family: str, height: int = 4, width: int = 4, **changes: Any) -> ModelConfig:
     config = random_config(height, width)
+    backbone = config.backbone.model_copy(update={"num_kv_heads": config.backbone.num_heads})
+    config = config.model_copy(update={"backbone": backbone})
     if family == "nar":
         branch = BranchConfig(layer=config.backbone.num_layers, gate="mean")
         config = config.model_copy(update={"family": "nar", "branch": branch})
@@ -136,9 +138,8 @@ def test_what_upstream_can_not_run(case: Case, tmp_path: Path) -> None:
         published.check_model(config_of(other))
     with pytest.raises(FlasharError, match="square grids, this one is 3x5; leave --upstream out"):
         published.check_model(config_of(case.family, 3, 5))
-    backbone = random_config().backbone.model_copy(update={"num_kv_heads": 1})
-    with pytest.raises(FlasharError, match="here are 1 and 2"):
-        published.check_model(config_of(case.family, backbone=backbone))
+    with pytest.raises(FlasharError, match="here are 2 and 4"):
+        published.check_model(config_of(case.family, backbone=random_config().backbone))
     plan = run.Plan((1,), 1, 1, SamplingParams(cfg_scale=0.5), 0, ARMS)
     with pytest.raises(FlasharError, match="--cfg-scale"):
         run.bench(subject_of(config_of(case.family)), plan, RATES, upstream=published)

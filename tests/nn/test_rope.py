@@ -1,0 +1,46 @@
+"""Rotary positions by hand, and against rotations of complex numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from flashar_cli.grid import Grid
+from flashar_cli.nn.rope import apply_rope, rope_table_2d
+
+GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("shape", GRIDS)
+@pytest.mark.parametrize("diagonal", (True, False))
+def test_first_half_turns_with_the_row_second_with_the_column(shape, diagonal):
+    grid = Grid(*shape)
+    order = grid.diagonal() if diagonal else grid.raster()
+    table = rope_table_2d(order, 2, 8, 100.0, torch.device("cpu"))
+    assert table.shape == (2 + grid.num_cells, 4, 2) and not table[:2].any()
+    for position, cell in enumerate(order.cells):
+        row, col = divmod(cell, grid.width)
+        angles = [row, row / 10, col, col / 10]  # frequencies 100^0 and 100^(-1/2)
+        expected = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
+        torch.testing.assert_close(table[2 + position], expected)
+
+
+def test_pairs_are_interleaved_and_turned_as_complex_numbers():
+    table = rope_table_2d(Grid(3, 5).diagonal(), 1, 8, 10000.0, torch.device("cpu"))
+    x = torch.randn(2, 16, 3, 8)
+    turned = torch.view_as_complex(x.unflatten(-1, (4, 2))) * torch.view_as_complex(table)[:, None]
+    torch.testing.assert_close(apply_rope(x, table), torch.view_as_real(turned).flatten(-2))
+    assert not apply_rope(x, table)[:, 0].any()  # a prefix token
+    assert apply_rope(x.bfloat16(), table).dtype == torch.bfloat16
+
+
+def test_scores_depend_on_the_distance_alone():
+    table = rope_table_2d(Grid(5, 3).raster(), 0, 8, 10000.0, torch.device("cpu"))
+    q, k = torch.randn(2, 8)
+    turned_q, turned_k = (apply_rope(x.expand(1, 15, 1, 8), table)[0, :, 0] for x in (q, k))
+    scores = turned_q @ turned_k.T
+    for row, col in ((1, 0), (0, 1), (2, 1)):
+        apart = [scores[3 * r + c, 3 * (r + row) + c + col] for r in range(5 - row) for c in range(3 - col)]
+        torch.testing.assert_close(torch.stack(apart), apart[0].expand(len(apart)))

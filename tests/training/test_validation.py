@@ -1,0 +1,47 @@
+"""Validation losses against a mean over all pictures at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flashar_cli.training.validation import validation_losses
+from tests.tiny_models import build_model, random_config
+from tests.training.test_loop import drawn_set
+
+
+def test_losses_are_means_over_all_pictures_by_hand():
+    """Seven pictures in batches of three: the last batch, of one, counts as one."""
+    model, data = build_model(random_config(3, 4)), drawn_set(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(4))
+    losses = validation_losses(model.train(), data, 3)
+    assert not model.training
+    codes_BHW, conditions = data.tensors(model.device)
+    order, raster = model.config.order_grid.diagonal(), model.config.order_grid.raster()
+    codes = order.from_raster(codes_BHW)
+    with torch.no_grad():
+        plain = model(raster.from_raster(codes_BHW), conditions, raster).logits
+        prediction = model(codes, conditions, order)
+    cells = torch.tensor(order.cells)
+    left, above = (cells % 4 > 0) | (cells == 0), (cells >= 4) | (cells == 0)
+
+    def nats(logits, targets):
+        return float(-logits.log_softmax(-1).gather(-1, targets[..., None]).mean())
+
+    gates = prediction.gate[:, left & above, 0].double()
+    entropy = -(gates * gates.log2() + (1 - gates) * (1 - gates).log2()).mean()
+    expected = {
+        "raster": nats(plain, codes_BHW.flatten(1)),
+        "fused": nats(prediction.logits, codes),
+        "horizontal": nats(prediction.horizontal[:, left], codes[:, left]),
+        "vertical": nats(prediction.vertical[:, above], codes[:, above]),
+        "gate_mean": float(gates.mean()),
+        "gate_entropy_bits": float(entropy),
+        "gate_corner": float(prediction.gate[:, 0].mean()),
+    }
+    assert {name: losses[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert losses["raster"] == pytest.approx(float(F.cross_entropy(plain.flatten(0, 1), codes_BHW.flatten())), rel=1e-5)
+    assert validation_losses(model, data, 3, raster_only=True) == pytest.approx({"raster": expected["raster"]})
