@@ -18,11 +18,13 @@ STAGE2 = StageSettings(backbone_lr_factor=0.2)
 
 
 def test_by_hand() -> None:
-    """D 32, 2 heads of 16, ffn 48, V 32, a class prefix, 3x5 cells: 15 positions, 15 targets."""
-    block_weights = 32 * 96 + 32 * 32 + 3 * 32 * 48 + 2 * 32
-    block = 2 * block_weights * 15 + 2 * (2 * 15 * 15 * 32)
-    head = 2 * (32 * 32 + 32) * 15
-    gate = 2 * (64 * 64 + 64 + 1) * 15
+    """D 64, 4 query and 2 key and value heads of 16, ffn 48, V 32, a class prefix, 3x5 cells: 15 positions, 15
+    targets.
+    """
+    block_weights = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 48 + 2 * 64
+    block = 2 * block_weights * 15 + 2 * (2 * 15 * 15 * 64)
+    head = 2 * (64 * 32 + 64) * 15
+    gate = 2 * (128 * 64 + 64 + 1) * 15
     backbone, branch = 2 * block + head, block + head + gate
     config = random_config(3, 5)
     assert training_flops(config, STAGE2) == 3 * (backbone + branch)
