@@ -8,13 +8,16 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
+from flashar_cli.nn.layers import Block
 from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
-from flashar_cli.training.loop import TrainingRun, run_stages
+from flashar_cli.training.loop import TrainingRun, batch_losses, run_stages
 from flashar_cli.training.losses import adaptation_loss
+from flashar_cli.training.parallel import Parallel
 from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes, token_drop
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.stages import Stage
@@ -150,6 +153,123 @@ def test_averages_follow_the_weights_and_become_the_model(tmp_path):
         expected = {name: decay * expected[name] + (1 - decay) * now[name] for name in now}
     for name, tensor in run.model.state_dict().items():
         torch.testing.assert_close(tensor, expected[name])
+
+
+def test_a_batch_by_hand(tmp_path):
+    """Conditions dropped, context codes replaced and tokens blanked as their hashes say; targets and teacher whole."""
+    noise = {"class_drop": 0.5, "corruption": 0.3, "token_drop": 0.2, "dropout": 0.0}
+    run = make_run(tmp_path, TWO_STAGES, **noise)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(5))
+    stage, rows, epochs = TWO_STAGES[0].settings, np.array([7, 0, 3, 12, 9, 1]), np.array([0, 0, 1, 1, 2, 2])
+    losses = batch_losses(run, Parallel(run.model, run.engine, run.dtype), stage, rows, epochs)
+    codes_BHW, conditions = run.train.take(rows).tensors(run.model.device)
+    flat = codes_BHW.flatten(1).numpy()
+    noisy = torch.from_numpy(corrupt_codes(flat, 0.3, 32, run.seed, epochs, rows)).reshape(codes_BHW.shape)
+    drop = torch.from_numpy(condition_drop(0.5, run.seed, epochs, rows))
+    blank = torch.from_numpy(token_drop(0.2, 12, run.seed, epochs, rows)).reshape(codes_BHW.shape)
+    assert drop.any() and not drop.all() and blank.any() and not torch.equal(noisy, codes_BHW)
+    order, raster = run.model.config.order_grid.diagonal(), run.model.config.order_grid.raster()
+    with torch.no_grad():
+        prediction = run.model(order.from_raster(noisy), conditions, order, drop, order.from_raster(blank))
+        teacher = run.model(raster.from_raster(codes_BHW), conditions, raster, drop).logits[:, order.cells]
+        expected = adaptation_loss(prediction, order.from_raster(codes_BHW), stage, teacher)
+    for name in ("fused", "vertical", "horizontal", "distill", "total"):
+        torch.testing.assert_close(getattr(losses, name).detach(), getattr(expected, name), msg=name)
+
+
+def test_a_batch_of_a_base_by_hand(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES, branch=False, class_drop=0.5, corruption=0.3, dropout=0.0)
+    rows, epochs = np.array([7, 0, 3, 12]), np.array([0, 0, 1, 1])
+    losses = batch_losses(run, Parallel(run.model, run.engine, run.dtype), TWO_STAGES[1].settings, rows, epochs)
+    codes, conditions = run.train.take(rows).tensors(run.model.device)
+    noisy = torch.from_numpy(corrupt_codes(codes.flatten(1).numpy(), 0.3, 32, run.seed, epochs, rows))
+    drop, raster = torch.from_numpy(condition_drop(0.5, run.seed, epochs, rows)), run.model.config.order_grid.raster()
+    logits = run.model(noisy, conditions, raster, drop).logits
+    torch.testing.assert_close(losses.total, torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()))
+
+
+def test_the_first_step_moves_each_weight_by_its_rate(tmp_path):
+    """AdamW's first step is the learning rate times the sign of the gradient: here half the peak, in warm-up."""
+    stage = Stage("stage2", 1, StageSettings(lr=1e-3, backbone_lr_factor=0.2, warmup_steps=2))
+    run = make_run(tmp_path, [stage], weight_decay=0.0)
+    with torch.no_grad():
+        run.model.branch.gate.mlp.fc2.weight.normal_()  # at zero nothing would reach the layer before it
+    before = weights(run.model)
+    run_stages(run)
+    for name, tensor in run.model.state_dict().items():
+        rate = 0.5e-3 if name.startswith("branch.") else 0.1e-3
+        assert float((tensor - before[name]).abs().max()) == pytest.approx(rate, rel=1e-2), name
+
+
+def test_weight_decay_shrinks_what_has_no_gradient(tmp_path):
+    """The gate's first layer, as its second starts at zero; not the classes that no picture shows, for embeddings have
+    no decay.
+    """
+    stage = Stage("stage2", 1, StageSettings(lr=1e-2))
+    run = make_run(tmp_path, [stage], weight_decay=0.5, class_drop=0.0, corruption=0.0, dropout=0.0)
+    run.train = CodeSet(run.train.codes, run.train.ids, np.full(16, 3))
+    before = weights(run.model)
+    run_stages(run)
+    after = run.model.state_dict()
+    torch.testing.assert_close(
+        after["branch.gate.mlp.fc1.weight"], before["branch.gate.mlp.fc1.weight"] * (1 - 1e-2 * 0.5)
+    )
+    shown = torch.arange(11) == 3
+    moved = (after["prefix.embedding.weight"] != before["prefix.embedding.weight"]).any(dim=1)
+    assert torch.equal(moved, shown)
+
+
+@pytest.mark.parametrize("largest", (1e-3, 0.0))
+def test_gradients_are_clipped_before_the_step(tmp_path, largest):
+    run = make_run(tmp_path, TWO_STAGES, grad_clip=largest)
+    norms, reported = [], []
+    run.report = lambda kind, record: reported.append(record["grad_norm"]) if kind == "step" else None
+
+    def measure(optimizer, *_):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5)
+
+    hook = register_optimizer_step_pre_hook(measure)
+    try:
+        run_stages(run)
+    finally:
+        hook.remove()
+    assert len(norms) == 8 and min(reported) > 1e-2
+    assert norms == pytest.approx([largest] * 8 if largest else reported, rel=1e-2)
+
+
+def test_dropout_is_set_for_training_and_off_for_validation(tmp_path):
+    losses = {}
+    for dropout in (0.0, 0.5):
+        run = make_run(tmp_path / str(dropout), TWO_STAGES[1:], dropout=dropout)
+        records = losses[dropout] = []
+        run.report = lambda kind, record, records=records: records.append(record)
+        run_stages(run)
+        assert [module.dropout for module in run.model.modules() if isinstance(module, Block)] == [dropout] * 3
+    plain, dropped = (records[:2] for records in losses.values())
+    assert plain[0] == dropped[0] and plain[0]["stage"] == "start"
+    assert abs(plain[1]["total"] - dropped[1]["total"]) > 1e-3
+
+
+def test_averages_are_what_is_validated_and_kept(tmp_path):
+    run, validated, done = make_run(tmp_path, TWO_STAGES, ema_decay=0.9), [], []
+    run.report = lambda kind, record: validated.append(record) if kind == "validation" else None
+    run.stage_done = lambda name: done.append(weights(run.model))
+    run_stages(run)
+    expected = validation_losses(run.model, run.validation, run.engine.micro_batch_size)
+    assert {name: validated[-1][name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert all(torch.equal(tensor, done[-1][name]) for name, tensor in run.model.state_dict().items())
+    assert any(not torch.equal(tensor, done[0][name]) for name, tensor in done[1].items())
+
+
+def test_rates_follow_the_steps_of_each_stage(tmp_path):
+    run, rates = make_run(tmp_path, TWO_STAGES), []
+    run.report = lambda kind, record: rates.append(record["lr"]) if kind == "step" else None
+    run_stages(run)
+    # A cosine of four steps from 0.01, twice: 1 + cos of 0, 45, 90 and 135 degrees.
+    assert rates == pytest.approx([0.01, 0.00853553, 0.005, 0.00146447] * 2, rel=1e-5)
 
 
 def test_recomputed_activations_give_the_same_gradients(tmp_path):
