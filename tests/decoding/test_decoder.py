@@ -122,6 +122,22 @@ def test_fusion_rule_cell_by_cell():
 
 
 @pytest.mark.parametrize("decoder", ("raster", "flashar"))
+def test_each_cell_is_drawn_with_its_own_number(decoder):
+    """By a walk over the probabilities: the first code at which their sum exceeds the cell's number."""
+    model, seen = make_model(3, 5, "hidden"), []
+    order, uniform = choose_order(model, decoder), uniform_table(3, 0, 2, 15)
+    codes = decode(
+        model, make_conditions(2, False), order, SamplingParams(), uniform, lambda _, logits: seen.append(logits)
+    )
+    sums = order.to_raster(torch.cat(seen, dim=1), trailing=1).double().softmax(-1).cumsum(-1)
+    near = 1e-5  # where a sum falls on the number itself, rounding decides
+    numbers = uniform.reshape(2, 3, 5, 1)
+    drawn = sums.gather(-1, codes[..., None])
+    before = torch.where(codes[..., None] > 0, sums.gather(-1, (codes[..., None] - 1).clamp_min(0)), 0.0)
+    assert bool((before - near <= numbers).all()) and bool((numbers < drawn + near).all())
+
+
+@pytest.mark.parametrize("decoder", ("raster", "flashar"))
 def test_pictures_do_not_depend_on_their_batch(decoder):
     model = make_model(4, 4, "hidden")
     order = choose_order(model, decoder)

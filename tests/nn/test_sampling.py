@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.hashing import hash_uniform
-from flashar_cli.nn.sampling import SamplingParams, SamplingValues, filter_logits, sample, uniform_table
+from flashar_cli.nn.sampling import SamplingParams, SamplingValues, filter_logits, guide, sample, uniform_table
 
 
 def draw(logits, uniform, params):
@@ -53,6 +55,68 @@ def test_top_k_and_top_p_by_hand():
     assert filter_logits(logits, 0, torch.tensor(0.6)).isfinite().tolist() == [[[True, True, False, False]]]
     assert filter_logits(logits, 0, torch.tensor(0.4)).isfinite().tolist() == [[[True, False, False, False]]]
     assert filter_logits(logits, 9, None).isfinite().all()
+
+
+def test_guidance_moves_from_the_unconditional_to_the_conditional():
+    cond, uncond = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])
+    assert guide(cond, uncond, 0.0).tolist() == [3.0, -1.0]
+    assert guide(cond, uncond, 1.0).tolist() == [1.0, 2.0]
+    assert guide(cond, uncond, 2.5).tolist() == [-2.0, 6.5]
+
+
+def test_what_ties_with_the_kth_is_kept():
+    logits = torch.tensor([[[3.0, 1.0, 2.0, 2.0, 0.0]]])
+    kept = [filter_logits(logits, k, None).isfinite()[0, 0].tolist() for k in (1, 2, 3, 4, 5)]
+    assert kept == [
+        [True, False, False, False, False],
+        [True, False, True, True, False],
+        [True, False, True, True, False],
+        [True, True, True, True, False],
+        [True, True, True, True, True],
+    ]
+
+
+def test_a_set_that_reaches_top_p_exactly_is_not_widened():
+    """Halves, quarters and eighths add up without rounding."""
+    logits = torch.tensor([[[0.125, 0.5, 0.125, 0.25]]]).log2() * math.log(2)
+    probabilities = logits.softmax(-1)
+    assert probabilities.tolist() == [[[0.125, 0.5, 0.125, 0.25]]]
+    kept = {p: filter_logits(logits, 0, torch.tensor(p)).isfinite()[0, 0].tolist() for p in (0.5, 0.625, 0.75, 0.8)}
+    assert kept[0.5] == [False, True, False, False]
+    assert kept[0.625] == kept[0.75] == [False, True, False, True]
+    assert sum(kept[0.8]) == 3 and sum(filter_logits(logits, 0, torch.tensor(1.0)).isfinite()[0, 0].tolist()) == 4
+
+
+def test_temperature_acts_before_top_p():
+    """At temperature 1/2 probabilities are squared: 4 to 1 becomes 16 to 1, so the best alone reaches 0.9."""
+    logits, uniform = torch.tensor([[[0.8, 0.2]]]).log().expand(1, 100, 2), torch.linspace(0, 0.99, 100)[None]
+    cool = draw(logits, uniform, SamplingParams(temperature=0.5, top_p=0.9))
+    assert not cool.any()
+    assert draw(logits, uniform, SamplingParams(temperature=1.0, top_p=0.9)).sum() == 20
+    # 0.8^2 / (0.8^2 + 0.2^2) is 0.941: of a hundred numbers the last five draw the other code.
+    assert draw(logits, uniform, SamplingParams(temperature=0.5)).sum() == 5
+
+
+def test_a_number_at_the_bound_of_two_codes_draws_the_later():
+    logits = torch.zeros(1, 4, 4)
+    uniform = torch.tensor([[0.0, 0.25, 0.5, 0.75]])
+    assert draw(logits, uniform, SamplingParams()).tolist() == [[0, 1, 2, 3]]
+
+
+def test_guidance_acts_from_its_first_cell_to_before_its_last():
+    params = SamplingParams(cfg_scale=2.0, cfg_interval=(0.25, 0.75))
+    assert [params.guides_cell(position, 8) for position in range(8)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert all(SamplingParams(cfg_scale=2.0).guides_cell(position, 8) for position in range(8))
+    assert not SamplingParams(cfg_scale=1.0).guides_cell(0, 8)
 
 
 def test_temperature_zero_is_argmax():
