@@ -1,4 +1,4 @@
-"""Reads a fixture of published outputs and rebuilds the upstream state dict it was computed with."""
+"""Reads a fixture of published outputs and rebuilds the upstream weights it was computed with."""
 
 from __future__ import annotations
 
@@ -18,11 +18,21 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Fixture:
-    """``tensors`` are published inputs and outputs, ``upstream`` the weights under upstream's names."""
+    """``tensors`` are published inputs and outputs."""
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
-    upstream: dict[str, Tensor]
+
+    @property
+    def upstream_names(self) -> list[str]:
+        return list(self.meta["state_dict_shapes"])
+
+    def upstream(self, name: str) -> Tensor:
+        """A weight under upstream's name, made anew: all together may be half a gigabyte."""
+        tensor = tensor_for(name, tuple(self.meta["state_dict_shapes"][name]), self.meta["fill_scale"])
+        if name in ("output.weight", "medusa_output.weight"):
+            tensor[3] *= self.meta.get("head_row_3_times", 1)
+        return tensor
 
     @property
     def conditions(self) -> Conditions:
@@ -46,9 +56,4 @@ def read_fixture(name: str) -> Fixture:
     with safe_open(DATA / f"{name}.safetensors", "pt") as file:
         meta = json.loads(file.metadata()["meta"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    shapes = meta["state_dict_shapes"].items()
-    upstream = {key: tensor_for(key, tuple(shape), meta["fill_scale"]) for key, shape in shapes}
-    if "head_row_3_times" in meta:
-        for head in ("output.weight", "medusa_output.weight"):
-            upstream[head][3] *= meta["head_row_3_times"]
-    return Fixture(meta, tensors, upstream)
+    return Fixture(meta, tensors)

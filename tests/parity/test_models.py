@@ -32,7 +32,7 @@ def converted(request, tmp_path_factory) -> tuple[str, Fixture, Path]:
 
     fixture = read_fixture(request.param)
     folder = tmp_path_factory.mktemp(request.param)
-    torch.save({"model": fixture.upstream}, folder / "upstream.pt")
+    torch.save({"model": {name: fixture.upstream(name) for name in fixture.upstream_names}}, folder / "upstream.pt")
     arguments = ["convert", str(folder / "upstream.pt"), "--out", str(folder / "model"), *fixture.convert_arguments]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -81,8 +81,15 @@ def test_gate(converted, loaded):
 
 
 @pytest.mark.parametrize("scale", (1, 2))
-def test_greedy_decode_by_command(converted, run_cli, tmp_path, scale):
+def test_greedy_decode_by_command(converted, loaded, run_cli, tmp_path, scale):
     name, fixture, folder = converted
+    if name == "llamagen_c2i_B_256" and scale == 1:
+        # In one forward instead of 256: where each token is the likeliest after those before it, greedy decoding makes
+        # them all. The guided decode below is of this size.
+        published = fixture.tensors["greedy_cfg1"]
+        logits = loaded.logits(published.reshape(-1, 16, 16), fixture.tensors["labels"]).flatten(1, 2)
+        assert torch.equal(logits.argmax(-1), published) and fixture.tensors["greedy_cfg1_margin"].min() > 1e-3
+        return
     condition = ["--labels", ",".join(map(str, fixture.tensors.get("labels", torch.zeros(0)).tolist()))]
     if fixture.conditions.features is not None:
         from safetensors.torch import save_file
@@ -112,6 +119,6 @@ def test_greedy_decode_by_command(converted, run_cli, tmp_path, scale):
 def test_round_trip_is_bit_exact(converted, run_cli, tmp_path):
     _, fixture, folder = converted
     assert run_cli("convert", folder / "model", "--to", "upstream", "--out", tmp_path / "back.pt").code == 0
-    back = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
-    assert back.keys() == fixture.upstream.keys()
-    assert all(torch.equal(back[name], fixture.upstream[name]) for name in back)
+    back = torch.load(tmp_path / "back.pt", weights_only=True, mmap=True)["model"]
+    assert sorted(back) == sorted(fixture.upstream_names)
+    assert all(torch.equal(back[name], fixture.upstream(name)) for name in back)

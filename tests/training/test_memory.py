@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -32,6 +35,18 @@ def test_extrapolation_meets_the_deep_model(shape, dtype):
     tokens = config.prefix.length + config.order_grid.num_cells - 1
     gradients = tokens * 2 * 4 * config.backbone.vocab_size
     assert memory.activation_bytes(config, False, dtype) - gradients == pytest.approx(per_picture, rel=0.05)
+
+
+def test_measuring_keeps_nothing():
+    """A cycle through autograd, which no collector sees, would hold the weights for good."""
+    config = config_of(2, 3, 5)
+    model = FlasharModel(config)
+    initialise(model, 0)
+    weights = [weakref.ref(parameter) for parameter in model.parameters()]
+    assert memory._stored_bytes(model, 2, torch.float32) > 0
+    del model
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_recomputing_takes_less(tmp_path):
