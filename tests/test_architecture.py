@@ -1,4 +1,4 @@
-"""Rules about the code itself: who may import whom, who may print, and that `flashar --help` answers at once."""
+"""Rules about the code itself: who may import whom, who may print, where a test stands, and what answers at once."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ LAYERS = (
     ("cli", "__main__"),
 )
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
+# Tests of no single module or folder: the documentation, the action and the code as they stand, published outputs
+# through the command line, runs that are killed.
+ACROSS = ("test_architecture.py", "test_bench_action.py", "test_readme.py", "test_survival.py", "parity")
 OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard", "torchao")
 
 
@@ -125,6 +128,20 @@ def test_what_needs_no_torch_answers_at_once(argument: str, shown: str, limit_s:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert shown in done.stdout
     assert min(seconds) < limit_s, f"flashar {argument} took {min(seconds):.2f} s"
+
+
+def test_tests_mirror_the_package() -> None:
+    """``tests/a/test_b.py`` is of ``flashar_cli/a/b.py`` or of the folder ``flashar_cli/a/b``; ``tests/benchmarks`` is
+    of ``benchmarks`` likewise.
+    """
+    strays = []
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        place = path.relative_to(ROOT / "tests")
+        source = place.with_name(place.name.removeprefix("test_"))
+        source = (ROOT if place.parts[0] == "benchmarks" else PACKAGE) / source
+        if place.parts[0] not in ACROSS and not source.is_file() and not source.with_suffix("").is_dir():
+            strays.append(f"{place}: there is no {source.relative_to(ROOT)}")
+    assert not strays, "; ".join(strays)
 
 
 def test_command_line_imports_nothing_heavy() -> None:

@@ -143,7 +143,7 @@ def test_only_the_last_states_are_kept(tmp_path):
 
 def test_averages_follow_the_weights_and_become_the_model(tmp_path):
     seen = []
-    run = make_run(tmp_path, TWO_STAGES[1:], ema_decay=0.5)
+    run = make_run(tmp_path, TWO_STAGES, ema_decay=0.5)
     start = weights(run.model)
     run.report = lambda kind, record: seen.append(weights(run.model)) if kind == "step" else None
     run_stages(run)
@@ -261,6 +261,15 @@ def test_dropout_is_set_for_training_and_off_for_validation(tmp_path):
     plain, dropped = (records[:2] for records in losses.values())
     assert plain[0] == dropped[0] and plain[0]["stage"] == "start"
     assert abs(plain[1]["total"] - dropped[1]["total"]) > 1e-3
+
+
+def test_every_step_drops_other_values(tmp_path):
+    seeds = []
+    for seed in (0, 1):
+        run = make_run(tmp_path / str(seed), TWO_STAGES, seed=seed)
+        run.report = lambda kind, record: seeds.append(torch.initial_seed()) if kind == "step" else None
+        run_stages(run)
+    assert len(seeds) == len(set(seeds)) == 16
 
 
 def test_averages_are_what_is_validated_and_kept(tmp_path):
