@@ -34,6 +34,13 @@ def test_fingerprint_sees_content_not_order():
     assert data.fingerprint() != data.take(slice(0, 29)).fingerprint()
 
 
+def test_validation_is_the_last_pictures_and_no_others():
+    train, validation = split_validation(make_set(10), 3)
+    assert train.ids.tolist() == [f"{k:04d}" for k in range(7)]
+    assert validation.ids.tolist() == ["0007", "0008", "0009"]
+    assert np.array_equal(validation.codes, make_set(10).codes[7:]) and validation.labels.tolist() == [2, 3, 4]
+
+
 def test_validation_never_takes_everything():
     train, validation = split_validation(make_set(10), 500)
     assert (len(train), len(validation)) == (5, 5)
