@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from flashar_cli.data.codes import CodeSet
 from flashar_cli.training.validation import validation_losses
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import drawn_set
@@ -44,4 +46,6 @@ def test_losses_are_means_over_all_pictures_by_hand():
     }
     assert {name: losses[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert losses["raster"] == pytest.approx(float(F.cross_entropy(plain.flatten(0, 1), codes_BHW.flatten())), rel=1e-5)
+    mirrored = CodeSet(np.stack([codes_BHW, codes_BHW.flip(-1)], 1), data.ids, data.labels)
+    assert validation_losses(model, mirrored, 3) == losses  # of the first view alone
     assert validation_losses(model, data, 3, raster_only=True) == pytest.approx({"raster": expected["raster"]})
