@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
@@ -38,24 +39,30 @@ def command(
         ),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option("--num-images", help="In total; default: one per label or prompt.")
+        int | None, options.number("--num-images", bounds.IMAGES, help="In total; default: one per label or prompt.")
     ] = None,
     decoder: Annotated[
         options.DecoderName | None, typer.Option("--decoder", help="Default: flashar where the model has a branch.")
     ] = None,
     cfg_scale: Annotated[
-        float | None, typer.Option("--cfg-scale", help="Guidance; 1 turns it off. Default: the checkpoint's.")
+        float | None,
+        options.number("--cfg-scale", bounds.CFG_SCALE, help="Guidance; 1 turns it off. Default: the checkpoint's."),
     ] = None,
     cfg_interval: Annotated[
         str | None,
         typer.Option("--cfg-interval", metavar="A:B", help="Part of the cells that is guided, as fractions."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 is argmax. Default: the checkpoint's.")
+        float | None,
+        options.number("--temperature", bounds.TEMPERATURE, help="0 is argmax. Default: the checkpoint's."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="0 turns it off. Default: the checkpoint's.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="1 turns it off. Default: the checkpoint's.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 16,
+    top_k: Annotated[
+        int | None, options.number("--top-k", bounds.TOP_K, help="0 turns it off. Default: the checkpoint's.")
+    ] = None,
+    top_p: Annotated[
+        float | None, options.number("--top-p", bounds.TOP_P, help="1 turns it off. Default: the checkpoint's.")
+    ] = None,
+    batch_size: Annotated[int, options.number("--batch-size", bounds.BATCH, help="Pictures at a time.")] = 16,
     optimisation: Annotated[
         options.OptimisationName,
         typer.Option("--optimisation", help="graph: CUDA graphs; compile: compiled blocks; packed: CPU, 2x memory."),

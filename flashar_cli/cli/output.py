@@ -3,38 +3,59 @@ prints, but for errors."""
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+from flashar_cli.text import one_line, plain, printable
 from flashar_cli.world import current_world
 
 _resume_command: list[str] = []
 
 
+def prepare() -> None:
+    """Makes printing safe whatever the terminal's encoding: what it lacks is escaped, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def note(line: str) -> None:
     """One line for the person at the terminal, on stderr."""
     if current_world().is_main:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def error(message: str) -> None:
-    """One line, whatever the message holds."""
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    """One line of at most ``MOST_CHARACTERS``, whatever the message holds."""
+    print(one_line(f"error: {message}"), file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
     """What the command was asked for, on stdout."""
     if current_world().is_main:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def document(data: Any) -> None:
-    """One JSON document on stdout."""
-    result(json.dumps(data, indent=2, default=str))
+    """One JSON document on stdout, valid whatever names and numbers it holds."""
+    result(json.dumps(plain(data), indent=2))
+
+
+def warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What a library warns of, as a note: takes the place of ``warnings.showwarning``."""
+    note(one_line(f"warning: {message}"))
 
 
 def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool = False) -> None:
@@ -50,7 +71,7 @@ def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool 
     for index, name in enumerate(header):
         drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     Console(stderr=not to_stdout, width=width, highlight=False, markup=False).print(drawn)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 
 EXAMPLES = """Examples:  flashar probe llamagen-tiny --data shapes --num-images 2000  |
@@ -29,19 +30,23 @@ def command(
             "--out", metavar="DIR", help="Default: the checkpoint's directory if it is yours, else ./probe-NAME."
         ),
     ] = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Pictures to use, class by class.")] = 4096,
+    num_images: Annotated[
+        int, options.number("--num-images", bounds.TWO_IMAGES, help="Pictures to use, class by class.")
+    ] = 4096,
     num_validation: Annotated[
-        int, typer.Option("--num-validation", min=1, help="How many of them are for validation.")
+        int, options.number("--num-validation", bounds.IMAGES, help="How many of them are for validation.")
     ] = 256,
     mask: Annotated[str, typer.Option("--mask", help="raster, as the base was trained, or diagonal.")] = "raster",
     layers: Annotated[str | None, typer.Option("--layers", help="Indices m, e.g. 0,4-12. Default: all, 0..L.")] = None,
     head: Annotated[
         str, typer.Option("--head", help="full (D x V a probe), low-rank, or shared (D x D before the model's head).")
     ] = "full",
-    rank: Annotated[int, typer.Option("--rank", help="Of low-rank probes.")] = 64,
-    branch_depth: Annotated[int, typer.Option("--branch-depth", min=1, help="Blocks the branch will have.")] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures a step.")] = 16,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the probes.")] = 3e-3,
+    rank: Annotated[int, options.number("--rank", bounds.WIDTH, help="Of low-rank probes.")] = 64,
+    branch_depth: Annotated[
+        int, options.number("--branch-depth", bounds.LAYERS, help="Blocks the branch will have.")
+    ] = 1,
+    batch_size: Annotated[int, options.number("--batch-size", bounds.BATCH, help="Pictures a step.")] = 16,
+    lr: Annotated[float, options.number("--lr", bounds.LEARNING_RATE, help="Peak learning rate of the probes.")] = 3e-3,
     split: options.Split = None,
     image_column: options.ImageColumn = "image",
     label_column: options.LabelColumn = "label",
