@@ -92,6 +92,7 @@ LAYER = whole(0, 1024)
 HEADS = whole(1, 4096)
 CODES = whole(2, 2**22)
 CLASSES = whole(1, 2**22)
+LABEL = whole(-(10**MOST_DIGITS), 10**MOST_DIGITS)  # of data, whose classes are counted later
 PREFIX = whole(1, 2**15)
 SIDE = whole(1, 1024)  # of a grid, in tokens
 CHANNELS = whole(1, 2**14)

@@ -216,7 +216,7 @@ def _set(document: dict[str, Any], key: str, value: Any, item: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise FlasharError(f"--set {item}: {parent} is not a table")
-    place[last] = _value(key, text)
+    place[last] = value
 
 
 def _value(key: str, text: str) -> Any:

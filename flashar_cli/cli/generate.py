@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashar_cli.api import ImageModel
+    from flashar_cli.config import ModelConfig
     from flashar_cli.models.prefix import Conditions
 
 EXAMPLES = """Examples:  flashar generate llamagen-tiny-flashar --labels star,heart --num-images 8 --out pictures  |
 flashar generate llamagen-tiny --labels 0-9 --temperature 0 --tokens-out tokens.npy"""
+
+TOKEN_BYTES, FILE_BYTES = 8, 4096  # a PNG file takes one block of a disk at least
 
 
 def command(
@@ -106,7 +109,7 @@ def command(
     from flashar_cli import runtime
     from flashar_cli.api import load
     from flashar_cli.decoding.decoder import choose_order
-    from flashar_cli.decoding.generate import generate_tokens
+    from flashar_cli.decoding.generate import check_amounts, generate_tokens
 
     runtime.set_threads(threads)
     where = options.resolve_device(device)
@@ -125,6 +128,9 @@ def command(
     conditions, captions = _conditions(loaded, labels, prompt, caption_features)
     total = len(conditions) if num_images is None else num_images
     order = choose_order(loaded.model, decoder.value if decoder else None)
+
+    check_amounts(loaded.model, total, order, params, batch_size)
+    _check_disk(loaded.config, total, want_images, out, tokens_out, npz)
 
     engine = loaded.engine(optimisation.value, explain=output.note)
     if warm:
@@ -222,6 +228,20 @@ def _check_targets(out: Path | None, tokens_out: Path | None, npz: Path | None, 
             refuse_existing(path, overwrite, option)
     if out is not None:
         refuse_nonempty(out, overwrite)
+
+
+def _check_disk(
+    config: ModelConfig, num_images: int, want_images: bool, out: Path | None, tokens_out: Path | None, npz: Path | None
+) -> None:
+    """Refuses what no disk here has room for, before any work is done."""
+    from flashar_cli.machine import require_disk
+
+    cells = config.order_grid.num_cells
+    pixels = cells * config.tokenizer.downsample**2 if config.tokenizer else 0
+    tokens, picture = cells * TOKEN_BYTES, FILE_BYTES if want_images else 0
+    for path, each in ((out, tokens + picture), (tokens_out, tokens), (npz, 3 * pixels)):
+        if path is not None:
+            require_disk(f"writing {num_images} images (--num-images)", num_images * each, path)
 
 
 def _write(

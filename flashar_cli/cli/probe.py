@@ -73,6 +73,7 @@ def command(
     from flashar_cli.data.sources.shapes import SHAPES
     from flashar_cli.errors import FlasharError
     from flashar_cli.files import refuse_existing
+    from flashar_cli.machine import require_memory
     from flashar_cli.preflight import check_base
     from flashar_cli.reporting.figures import require_matplotlib
 
@@ -97,13 +98,15 @@ def command(
         raise FlasharError("no --data was passed; expected " + options.DATA_HELP)
     data = data or SHAPES
     probes = len(settings.layers) * len(probing.DIRECTIONS)
-    need = probing.memory_bytes(config, settings) / 2**30
+    need_bytes = probing.memory_bytes(config, settings)
+    need = need_bytes / 2**30
     output.note(f"{probes} {head} probes take {need:.2f} GiB with their optimizer, beside the model")
     if need > 16 and head == "full":
         output.note("that is much; --head low-rank or --head shared takes a fraction of it, --layers M-N fewer probes")
     require_matplotlib()  # refused now rather than after the work
     runtime.set_threads(threads)
     where = options.resolve_device(device)
+    require_memory(f"{probes} {head} probes (--layers, --head, --rank)", need_bytes, where)
     precision = options.resolve_dtype(dtype, where)
     import torch
 

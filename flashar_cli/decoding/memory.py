@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from flashar_cli.config import ModelConfig
 from flashar_cli.grid import Grid
+from flashar_cli.models.sizes import FLOAT_BYTES, picture_bytes
 
-# Copies of the largest tensors that are alive at once: both heads' logits, the fused ones, and those of sampling; in
-# the tokenizer a convolution's input, output and what its algorithm needs.
-NUM_LOGITS, NUM_PICTURES = 6, 4
-FLOAT_BYTES = 4
+# Copies of the largest tensors that are alive at once: both heads' logits, the fused ones, and those of sampling.
+NUM_LOGITS = 6
 
 
 def decoding_bytes(config: ModelConfig, grid: Grid, itemsize: int, guided: bool, num_caches: int = 1) -> int:
@@ -21,11 +20,7 @@ def decoding_bytes(config: ModelConfig, grid: Grid, itemsize: int, guided: bool,
     rows = 2 if guided else 1
     caches = num_caches * rows * cache_values(config, grid) * itemsize
     logits = NUM_LOGITS * rows * min(grid.height, grid.width) * config.backbone.vocab_size * FLOAT_BYTES
-    pictures = 0
-    if config.tokenizer is not None:
-        pixels = grid.num_cells * config.tokenizer.downsample**2
-        pictures = NUM_PICTURES * pixels * config.tokenizer.channels * FLOAT_BYTES
-    return caches + max(logits, pictures)
+    return caches + max(logits, picture_bytes(config, grid))
 
 
 def cache_values(config: ModelConfig, grid: Grid) -> int:
