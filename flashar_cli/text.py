@@ -38,7 +38,7 @@ def one_line(text: str, most: int = MOST_CHARACTERS) -> str:
 
 def without_controls(text: str) -> str:
     """The text itself. Raises ValueError where it holds what can stand in no name: control characters and the like."""
-    unfit = next((character for character in text if _unfit(character)), None)
+    unfit = next((character for character in text if _unfit(character) and character not in "\n\t"), None)
     if unfit is not None:
         raise ValueError(f"holds the character {_escaped(unfit)}, which no name has")
     return text

@@ -61,7 +61,7 @@ def _run() -> int:
     except FlasharError as error:
         output.error(str(error))
         code = 2
-    except BrokenPipeError:
+    except output.NobodyReads:
         last_resort.give_up_stdout()
         code = last_resort.BROKEN_PIPE
     except OSError as error:  # an unreadable file, a full disk: the user's to mend

@@ -24,21 +24,25 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class NobodyReads(Exception):
+    """What is printed has no reader any more, as behind ``| head``."""
+
+
 def note(line: str) -> None:
     """One line for the person at the terminal, on stderr."""
     if current_world().is_main:
-        print(printable(line), file=sys.stderr, flush=True)
+        _print(printable(line), sys.stderr)
 
 
 def error(message: str) -> None:
     """One line of at most ``MOST_CHARACTERS``, whatever the message holds."""
-    print(one_line(f"error: {message}"), file=sys.stderr, flush=True)
+    _print(one_line(f"error: {message}"), sys.stderr)
 
 
 def result(text: str) -> None:
     """What the command was asked for, on stdout."""
     if current_world().is_main:
-        print(printable(text), flush=True)
+        _print(printable(text), sys.stdout)
 
 
 def document(data: Any) -> None:
@@ -66,13 +70,18 @@ def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool 
     from rich.console import Console
     from rich.table import Table
 
-    width = None if (sys.stdout if to_stdout else sys.stderr).isatty() else 160
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    stream = sys.stdout if to_stdout else sys.stderr
+    drawn = Table(
+        title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for index, name in enumerate(header):
-        drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        drawn.add_column(printable(name), justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
         drawn.add_row(*map(printable, row))
-    Console(stderr=not to_stdout, width=width, highlight=False, markup=False).print(drawn)
+    console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    _print(captured.get().rstrip("\n"), stream)
 
 
 @contextmanager
@@ -114,3 +123,10 @@ def set_resume_command(arguments: list[str]) -> None:
 def resume_hint() -> str:
     """``; resume with: ...`` where a command can be resumed, else nothing."""
     return f"; resume with: {shlex.join(_resume_command)}" if _resume_command else ""
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # told by a name of our own: Typer would end the process with 1
+        raise NobodyReads from None
