@@ -13,14 +13,16 @@ from flashar_cli.models.sizes import FLOAT_BYTES, picture_bytes
 NUM_LOGITS = 6
 
 
-def decoding_bytes(config: ModelConfig, grid: Grid, itemsize: int, guided: bool, num_caches: int = 1) -> int:
+def decoding_bytes(
+    config: ModelConfig, grid: Grid, itemsize: int, guided: bool, num_caches: int = 1, with_pictures: bool = True
+) -> int:
     """An estimate of what each picture of a batch takes: caches of ``itemsize`` bytes a value, logits of the longest
     step, the picture. Guidance doubles the rows.
     """
     rows = 2 if guided else 1
     caches = num_caches * rows * cache_values(config, grid) * itemsize
     logits = NUM_LOGITS * rows * min(grid.height, grid.width) * config.backbone.vocab_size * FLOAT_BYTES
-    return caches + max(logits, picture_bytes(config, grid))
+    return caches + max(logits, picture_bytes(config, grid) if with_pictures else 0)
 
 
 def cache_values(config: ModelConfig, grid: Grid) -> int:
