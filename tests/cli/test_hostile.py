@@ -177,11 +177,12 @@ def try_values(place: Place, parameter: Parameter, num_examples: int) -> None:
 
     @seed(crc32(f"{parameter.command} {parameter.place}".encode()))
     @settings(max_examples=num_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @example(DIGITS)
     @given(values)
     def hostile(value: str) -> None:
         check(run(place, with_value(place, parameter, value)))
 
+    if parameter.kind in (int, float):
+        hostile = example(DIGITS)(example("nan")(hostile))
     hostile()
 
 
