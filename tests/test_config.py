@@ -96,6 +96,11 @@ def test_what_no_machine_computes_is_refused(place: tuple, value: object, words:
     assert words in str(error.value) and "Infinity" not in str(error.value)
 
 
+def test_numbers_that_python_would_not_write_are_described() -> None:
+    with pytest.raises(FlasharError, match=r"dim: expected .* \(got a number of about 5001 digits\)"):
+        parse_config(changed(("backbone", "dim"), 10**5000), "config.json")
+
+
 def test_provenance_holds_what_json_holds() -> None:
     deep: dict[str, Any] = {}
     for _ in range(900):
