@@ -112,6 +112,8 @@ def test_provenance_holds_what_json_holds() -> None:
 
 def test_a_tokenizer_has_as_many_levels_both_ways() -> None:
     assert VQConfig(encoder_multipliers=(1, 2), decoder_multipliers=(2, 1)).downsample == 2
-    for levels in ((), (1,) * 9):
+    for down, up in (((), ()), ((1,) * 9, (1,) * 9), ((1, 2), (1,))):
         with pytest.raises(ValueError, match="expected as many of both"):
-            VQConfig(encoder_multipliers=levels, decoder_multipliers=levels)
+            VQConfig(encoder_multipliers=down, decoder_multipliers=up)
+    with pytest.raises(ValueError, match="from 1 to 64"):
+        VQConfig(encoder_multipliers=(1, 0), decoder_multipliers=(1, 1))
