@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from flashar_cli import bounds
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
-from flashar_cli.text import plain, shown
+from flashar_cli.text import plain, shown, without_controls
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
+Text = Annotated[str, AfterValidator(without_controls)]
 GateKind = Literal["hidden", "logits", "scalar", "mean"]
 
 
@@ -143,33 +144,33 @@ class Subset(Config):
 
     size: Annotated[int, bounds.IMAGES]
     seed: Annotated[int, bounds.SEED] = Field(description="the seed that chose them")
-    ids_sha256: str = Field(description="SHA-256 of their ids in alphabetical order, one a line")
+    ids_sha256: Text = Field(description="SHA-256 of their ids in alphabetical order, one a line")
 
 
 class Provenance(Config):
     """Where the weights come from. Informative; nothing is computed from it."""
 
-    tool_version: str
-    source: str | None = None
-    source_sha256: str | None = None
+    tool_version: Text
+    source: Text | None = None
+    source_sha256: Text | None = None
     recipe: Annotated[dict[str, Any], AfterValidator(plain)] | None = None
-    data_fingerprint: str | None = None
+    data_fingerprint: Text | None = None
     subset: Subset | None = None
-    notes: str | None = None
+    notes: Text | None = None
 
 
 class ModelConfig(Config):
     """The whole of ``config.json``."""
 
     format_version: Literal[1] = 1
-    family: str
+    family: Text
     backbone: BackboneConfig
     prefix: Annotated[ClassPrefix | CaptionPrefix, Field(discriminator="kind")]
     grid: GridConfig
     branch: BranchConfig | None = None
     tokenizer: VQConfig | None = None
     generation: GenerationDefaults = GenerationDefaults()
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[Text, ...] | None = None
     raster_loss: Annotated[float, bounds.LOSS] | None = Field(
         None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
     )

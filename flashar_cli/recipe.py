@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flashar_cli import bounds
-from flashar_cli.config import Config, GateKind, explain
+from flashar_cli.config import Config, GateKind, Text, explain
 from flashar_cli.errors import FlasharError
-from flashar_cli.text import MOST_SHOWN, shown, without_controls
+from flashar_cli.text import MOST_SHOWN, shown
 
 RecipeT = TypeVar("RecipeT", bound=Config)
-Name = Annotated[str, AfterValidator(without_controls)]
 
 
 class StageSettings(Config):
@@ -104,18 +103,18 @@ class BranchSettings(Config):
 class DataSettings(Config):
     """What to train on."""
 
-    source: Name | None = Field(
+    source: Text | None = Field(
         None, description="as --data: shapes[:N], a folder, .parquet, .tar, .jsonl, code shards, a `datasets` id"
     )
-    split: Name | None = Field(None, description="of a `datasets` id or Parquet files; null: train, or all files")
-    image_column: Name = "image"
-    label_column: Name = "label"
-    caption_column: Name = "caption"
-    augment: Name = Field("center", description="views of a picture, one an epoch: center, center-flip or ten-crop")
+    split: Text | None = Field(None, description="of a `datasets` id or Parquet files; null: train, or all files")
+    image_column: Text = "image"
+    label_column: Text = "label"
+    caption_column: Text = "caption"
+    augment: Text = Field("center", description="views of a picture, one an epoch: center, center-flip or ten-crop")
     crop_ratio: Annotated[float, bounds.CROP_RATIO] = Field(
         1.1, description="of ten-crop: size of the picture that is cut / size of a crop"
     )
-    max_bad: Name = Field("1%", description="unreadable pictures to skip at most: a percentage or a count")
+    max_bad: Text = Field("1%", description="unreadable pictures to skip at most: a percentage or a count")
     subset: Annotated[int, bounds.IMAGES] | None = Field(80_000, description="pictures, class by class; null: all")
     num_validation: Annotated[int, bounds.IMAGES] = Field(
         512, description="pictures of the subset that are kept for validation"
