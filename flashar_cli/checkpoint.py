@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from flashar_cli.config import CONFIG_FILE, ModelConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_directory, refuse_nonempty
+from flashar_cli.machine import require_memory
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.sizes import model_weights
 from flashar_cli.tokenizers.vq import VQTokenizer
 
 MODEL_FILE = "model.safetensors"
@@ -54,6 +56,7 @@ def load(
     ``dtype`` of the model and ``vq_dtype`` of the tokenizer: None keeps what is stored.
     """
     config = read_config(directory)
+    refuse_too_large(config, str(directory), device, dtype or torch.bfloat16)
     model = _assign(_on_meta(lambda: FlasharModel(config)), _read_weights(directory), directory, device, dtype)
     tokenizer = None
     if config.tokenizer is not None:
@@ -61,6 +64,15 @@ def load(
         state = _read_file(directory / TOKENIZER_FILE)
         tokenizer = _assign(_on_meta(lambda: VQTokenizer(vq)), state, directory / TOKENIZER_FILE, device, vq_dtype)
     return Loaded(model.eval(), None if tokenizer is None else tokenizer.eval())
+
+
+def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises FlasharError where the weights of a model and of its tokenizer have no room on the device."""
+    num_bytes = model_weights(config) * dtype.itemsize
+    if config.tokenizer is not None:
+        vq = config.tokenizer
+        num_bytes += 4 * sum(parameter.numel() for parameter in _on_meta(lambda: VQTokenizer(vq)).parameters())
+    require_memory(what, num_bytes, device)
 
 
 def save(

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from flashar_cli import bounds
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
+from flashar_cli.text import plain, shown, without_controls
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
+Text = Annotated[str, AfterValidator(without_controls)]
 GateKind = Literal["hidden", "logits", "scalar", "mean"]
 
 
@@ -25,14 +28,16 @@ class Config(BaseModel):
 class BackboneConfig(Config):
     """A Llama-like decoder: RMSNorm, SwiGLU, rotary positions."""
 
-    dim: int = Field(gt=0, description="model width D")
-    num_layers: int = Field(gt=0, description="transformer blocks L")
-    num_heads: int = Field(gt=0, description="query heads A")
-    num_kv_heads: int = Field(gt=0, description="key and value heads; num_heads for plain multi-head attention")
-    ffn_dim: int = Field(gt=0, description="inner width of the SwiGLU feed-forward")
-    vocab_size: int = Field(gt=1, description="codebook size V")
-    norm_eps: float = Field(1e-5, gt=0)
-    rope_base: float = Field(10000.0, gt=0)
+    dim: Annotated[int, bounds.WIDTH] = Field(description="model width D")
+    num_layers: Annotated[int, bounds.LAYERS] = Field(description="transformer blocks L")
+    num_heads: Annotated[int, bounds.HEADS] = Field(description="query heads A")
+    num_kv_heads: Annotated[int, bounds.HEADS] = Field(
+        description="key and value heads; num_heads for plain multi-head attention"
+    )
+    ffn_dim: Annotated[int, bounds.WIDTH] = Field(description="inner width of the SwiGLU feed-forward")
+    vocab_size: Annotated[int, bounds.CODES] = Field(description="codebook size V")
+    norm_eps: Annotated[float, bounds.NORM_EPS] = 1e-5
+    rope_base: Annotated[float, bounds.ROPE_BASE] = 10000.0
 
     @model_validator(mode="after")
     def _check_heads(self) -> BackboneConfig:
@@ -54,7 +59,7 @@ class ClassPrefix(Config):
     """One prefix token: the class embedding. Class ``num_classes`` is the unconditional one."""
 
     kind: Literal["class"] = "class"
-    num_classes: int = Field(gt=0)
+    num_classes: Annotated[int, bounds.CLASSES]
 
     @property
     def length(self) -> int:
@@ -65,15 +70,15 @@ class CaptionPrefix(Config):
     """``length`` prefix tokens: left-padded text-encoder features of ``feature_dim`` values each."""
 
     kind: Literal["caption"] = "caption"
-    feature_dim: int = Field(gt=0)
-    length: int = Field(120, gt=0)
+    feature_dim: Annotated[int, bounds.WIDTH]
+    length: Annotated[int, bounds.PREFIX] = 120
 
 
 class GridConfig(Config):
     """Token rows and columns of every picture of this model."""
 
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
+    height: Annotated[int, bounds.SIDE]
+    width: Annotated[int, bounds.SIDE]
 
     @property
     def grid(self) -> Grid:
@@ -83,25 +88,41 @@ class GridConfig(Config):
 class BranchConfig(Config):
     """The vertical branch and its fusion gate."""
 
-    layer: int = Field(
-        ge=0, description="m: the branch reads the hidden state before backbone block m; m = L: after the last"
+    layer: Annotated[int, bounds.LAYER] = Field(
+        description="m: the branch reads the hidden state before backbone block m; m = L: after the last"
     )
-    depth: int = Field(1, ge=1, description="d_v: transformer blocks of the branch")
+    depth: Annotated[int, bounds.LAYERS] = Field(1, description="d_v: transformer blocks of the branch")
     gate: GateKind = "hidden"
-    gate_dim: int | None = Field(None, gt=0, description="inner width of the gate's MLP; null for gates without one")
+    gate_dim: Annotated[int, bounds.WIDTH] | None = Field(
+        None, description="inner width of the gate's MLP; null for gates without one"
+    )
 
 
 class VQConfig(Config):
     """LlamaGen's image tokenizer (upstream: tokenizer/tokenizer_image/vq_model.py ModelArgs)."""
 
     kind: Literal["vq"] = "vq"
-    codebook_size: int = Field(16384, gt=1)
-    codebook_dim: int = Field(8, gt=0)
-    channels: int = Field(128, gt=0, description="base width; a multiple of 32 for GroupNorm(32)")
-    encoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    decoder_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = Field(2, gt=0)
-    latent_channels: int = Field(256, gt=0, description="z_channels: width between encoder and quant_conv")
+    codebook_size: Annotated[int, bounds.CODES] = 16384
+    codebook_dim: Annotated[int, bounds.WIDTH] = 8
+    channels: Annotated[int, bounds.CHANNELS] = Field(
+        128, multiple_of=32, description="base width; a multiple of 32 for GroupNorm(32)"
+    )
+    encoder_multipliers: tuple[Annotated[int, bounds.MULTIPLIER], ...] = (1, 1, 2, 2, 4)
+    decoder_multipliers: tuple[Annotated[int, bounds.MULTIPLIER], ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: Annotated[int, bounds.RES_BLOCKS] = 2
+    latent_channels: Annotated[int, bounds.WIDTH] = Field(
+        256, description="z_channels: width between encoder and quant_conv"
+    )
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> VQConfig:
+        levels = len(self.encoder_multipliers)
+        if levels not in bounds.LEVELS or len(self.decoder_multipliers) != levels:
+            raise ValueError(
+                f"{levels} encoder_multipliers and {len(self.decoder_multipliers)} decoder_multipliers; expected as "
+                f"many of both, {bounds.LEVELS}"
+            )
+        return self
 
     @property
     def downsample(self) -> int:
@@ -112,45 +133,45 @@ class VQConfig(Config):
 class GenerationDefaults(Config):
     """Sampling settings that generate, eval and bench use unless told otherwise."""
 
-    cfg_scale: float = Field(1.0, ge=0)
-    temperature: float = Field(1.0, ge=0)
-    top_k: int = Field(0, ge=0, description="0: off")
-    top_p: float = Field(1.0, gt=0, le=1)
+    cfg_scale: Annotated[float, bounds.CFG_SCALE] = 1.0
+    temperature: Annotated[float, bounds.TEMPERATURE] = 1.0
+    top_k: Annotated[int, bounds.TOP_K] = Field(0, description="0: off")
+    top_p: Annotated[float, bounds.TOP_P] = 1.0
 
 
 class Subset(Config):
     """Which pictures a model was adapted on, bad ones left out."""
 
-    size: int = Field(gt=0)
-    seed: int = Field(ge=0, description="the seed that chose them")
-    ids_sha256: str = Field(description="SHA-256 of their ids in alphabetical order, one a line")
+    size: Annotated[int, bounds.IMAGES]
+    seed: Annotated[int, bounds.SEED] = Field(description="the seed that chose them")
+    ids_sha256: Text = Field(description="SHA-256 of their ids in alphabetical order, one a line")
 
 
 class Provenance(Config):
     """Where the weights come from. Informative; nothing is computed from it."""
 
-    tool_version: str
-    source: str | None = None
-    source_sha256: str | None = None
-    recipe: dict[str, Any] | None = None
-    data_fingerprint: str | None = None
+    tool_version: Text
+    source: Text | None = None
+    source_sha256: Text | None = None
+    recipe: Annotated[dict[str, Any], AfterValidator(plain)] | None = None
+    data_fingerprint: Text | None = None
     subset: Subset | None = None
-    notes: str | None = None
+    notes: Text | None = None
 
 
 class ModelConfig(Config):
     """The whole of ``config.json``."""
 
     format_version: Literal[1] = 1
-    family: str
+    family: Text
     backbone: BackboneConfig
     prefix: Annotated[ClassPrefix | CaptionPrefix, Field(discriminator="kind")]
     grid: GridConfig
     branch: BranchConfig | None = None
     tokenizer: VQConfig | None = None
     generation: GenerationDefaults = GenerationDefaults()
-    class_names: tuple[str, ...] | None = None
-    raster_loss: float | None = Field(
+    class_names: tuple[Text, ...] | None = None
+    raster_loss: Annotated[float, bounds.LOSS] | None = Field(
         None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
     )
     provenance: Provenance
@@ -207,7 +228,7 @@ def parse_config(document: dict[str, Any], where: str) -> ModelConfig:
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise FlasharError(
-            f"{where} has format_version {version!r}; this flashar reads {FORMAT_VERSION}; convert the model again"
+            f"{where} has format_version {shown(version)}; this flashar reads {FORMAT_VERSION}; convert the model again"
         )
     try:
         return ModelConfig.model_validate(document)
@@ -216,11 +237,11 @@ def parse_config(document: dict[str, Any], where: str) -> ModelConfig:
 
 
 def explain(error: ValidationError) -> str:
-    """Every problem of a pydantic error on one line: ``key: message (got value)``."""
+    """The problems of a pydantic error on one line: ``key: message (got value)``."""
     parts = []
-    for item in error.errors():
+    for item in error.errors(include_url=False, include_context=False):
         place = ".".join(str(piece) for piece in item["loc"]) or "document"
         message = item["msg"].removeprefix("Value error, ")
-        got = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (got {item['input']!r})"
+        got = "" if item["type"] == "missing" or isinstance(item["input"], dict) else f" (got {shown(item['input'])})"
         parts.append(f"{place}: {message}{got}")
     return "; ".join(parts)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from flashar_cli.bounds import SIDE, decimal
 from flashar_cli.errors import FlasharError
+from flashar_cli.text import shown
 
 NO_SOURCE = -1
 
@@ -24,8 +26,10 @@ class Grid:
     width: int
 
     def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise FlasharError(f"a grid needs at least one row and one column, got {self}; expected e.g. 16x16")
+        if self.height not in SIDE or self.width not in SIDE:
+            raise FlasharError(
+                f"a grid has {shown(self.height)} rows and {shown(self.width)} columns; expected of each {SIDE}"
+            )
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
@@ -34,10 +38,11 @@ class Grid:
     def parse(cls, text: str) -> Grid:
         """``'16x24'`` -> 16 rows, 24 columns; ``'16'`` -> 16x16. Raises FlasharError otherwise."""
         parts = text.lower().split("x")
-        if not 1 <= len(parts) <= 2 or not all(part.strip().isdecimal() for part in parts):
+        sides = [decimal(part) for part in parts[:3]]
+        first, last = sides[0], sides[-1]
+        if first is None or last is None or len(sides) > 2:
             raise FlasharError(f"'{text}' is not a grid; expected HEIGHTxWIDTH in tokens, e.g. 16x16")
-        sides = [int(part) for part in parts]
-        return cls(sides[0], sides[-1])
+        return cls(first, last)
 
     @property
     def num_cells(self) -> int:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashar_cli import bounds
+from flashar_cli.bounds import number_range
 from flashar_cli.config import ModelConfig
 from flashar_cli.data.codes import CodeSet, split_validation
 from flashar_cli.errors import FlasharError
@@ -25,6 +27,7 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.transformer import run_blocks
 from flashar_cli.reporting.curves import probe_figure
 from flashar_cli.reporting.figures import to_png
+from flashar_cli.text import shown
 from flashar_cli.training.memory import ADAM_BYTES_PER_WEIGHT
 
 DIRECTIONS = ("right", "lower")
@@ -50,10 +53,8 @@ class ProbeSettings:
         for name, got, allowed in (("mask", self.mask, ("raster", "diagonal")), ("head", self.head, HEADS)):
             if got not in allowed:
                 raise FlasharError(f"--{name} is {got}; expected one of {', '.join(allowed)}")
-        if self.rank < 1:
-            raise FlasharError(f"--rank is {self.rank}; expected at least 1")
-        if not 0 < self.lr < math.inf:
-            raise FlasharError(f"--lr is {self.lr}; expected a number above 0")
+        bounds.WIDTH.check("--rank", self.rank)
+        bounds.LEARNING_RATE.check("--lr", self.lr)
 
 
 def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
@@ -62,11 +63,10 @@ def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers + 1))
     layers: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        good = first.isdecimal() and (not last or last.isdecimal())
-        if not good or not int(first) <= int(last or first) <= num_layers:
-            raise FlasharError(f"--layers {text}: '{part}' is not an index or range within 0-{num_layers}")
-        layers.update(range(int(first), int(last or first) + 1))
+        ends = number_range(part)
+        if ends is None or not ends[0] <= ends[1] <= num_layers:
+            raise FlasharError(f"--layers: {shown(part)} is not an index or range within 0-{num_layers}")
+        layers.update(range(ends[0], ends[1] + 1))
     return tuple(sorted(layers))
 
 

@@ -6,12 +6,14 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flashar_cli.config import Config, GateKind, explain
+from flashar_cli import bounds
+from flashar_cli.config import Config, GateKind, Text, explain
 from flashar_cli.errors import FlasharError
+from flashar_cli.text import MOST_SHOWN, shown
 
 RecipeT = TypeVar("RecipeT", bound=Config)
 
@@ -19,22 +21,30 @@ RecipeT = TypeVar("RecipeT", bound=Config)
 class StageSettings(Config):
     """One stage of training: how fast, and which loss terms."""
 
-    lr: float = Field(
-        2e-5, gt=0, description="peak learning rate of branch and gate; of all weights where there is none"
+    lr: Annotated[float, bounds.LEARNING_RATE] = Field(
+        2e-5, description="peak learning rate of branch and gate; of all weights where there is none"
     )
-    backbone_lr_factor: float = Field(
-        1.0, ge=0, description="backbone learning rate / lr; 0 freezes prefix and backbone"
+    backbone_lr_factor: Annotated[float, bounds.WEIGHT] = Field(
+        1.0, description="backbone learning rate / lr; 0 freezes prefix and backbone"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up, then cosine")
-    final_lr_factor: float = Field(0.0, ge=0, le=1, description="learning rate at the end of the cosine / lr")
-    cosine_steps: int | None = Field(None, gt=0, description="length of the cosine; null: the stage's")
-    vertical_weight: float = Field(0.05, ge=0, description="cross-entropy of the vertical prediction")
-    horizontal_weight: float = Field(0.0, ge=0, description="cross-entropy of the horizontal prediction")
-    distill_weight: float = Field(
-        0.0, ge=0, description="KL from the frozen base's raster prediction to the vertical one"
+    warmup_steps: Annotated[int, bounds.WARMUP] = Field(0, description="steps of linear warm-up, then cosine")
+    final_lr_factor: Annotated[float, bounds.SHARE] = Field(
+        0.0, description="learning rate at the end of the cosine / lr"
     )
-    distill_temperature: float = Field(2.0, gt=0)
-    gate_entropy_weight: float = Field(0.0, ge=0, description="rewards gates that stay undecided")
+    cosine_steps: Annotated[int, bounds.STEPS] | None = Field(
+        None, description="length of the cosine; null: the stage's"
+    )
+    vertical_weight: Annotated[float, bounds.WEIGHT] = Field(
+        0.05, description="cross-entropy of the vertical prediction"
+    )
+    horizontal_weight: Annotated[float, bounds.WEIGHT] = Field(
+        0.0, description="cross-entropy of the horizontal prediction"
+    )
+    distill_weight: Annotated[float, bounds.WEIGHT] = Field(
+        0.0, description="KL from the frozen base's raster prediction to the vertical one"
+    )
+    distill_temperature: Annotated[float, bounds.SOFTNESS] = 2.0
+    gate_entropy_weight: Annotated[float, bounds.WEIGHT] = Field(0.0, description="rewards gates that stay undecided")
 
     @model_validator(mode="after")
     def _check_distillation(self) -> StageSettings:
@@ -46,22 +56,32 @@ class StageSettings(Config):
 class OptimSettings(Config):
     """Batches and AdamW."""
 
-    batch_size: int = Field(512, gt=0, description="pictures an optimizer step, all micro-batches together")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.05, ge=0, description="of matrices; vectors and embeddings have none")
-    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: off")
-    class_drop: float = Field(0.1, ge=0, le=1, description="pictures trained without their condition, for guidance")
-    corruption: float = Field(0.0, ge=0, le=1, description="context codes replaced by random ones; targets stay")
-    token_drop: float = Field(0.0, ge=0, lt=1, description="context tokens whose embedding is zeroed")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of residual branches")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="of averaged weights, which become the model; 0: off")
+    batch_size: Annotated[int, bounds.BATCH] = Field(
+        512, description="pictures an optimizer step, all micro-batches together"
+    )
+    beta1: Annotated[float, bounds.RATE] = 0.9
+    beta2: Annotated[float, bounds.RATE] = 0.95
+    weight_decay: Annotated[float, bounds.WEIGHT] = Field(
+        0.05, description="of matrices; vectors and embeddings have none"
+    )
+    grad_clip: Annotated[float, bounds.WEIGHT] = Field(1.0, description="largest gradient norm; 0: off")
+    class_drop: Annotated[float, bounds.SHARE] = Field(
+        0.1, description="pictures trained without their condition, for guidance"
+    )
+    corruption: Annotated[float, bounds.SHARE] = Field(
+        0.0, description="context codes replaced by random ones; targets stay"
+    )
+    token_drop: Annotated[float, bounds.RATE] = Field(0.0, description="context tokens whose embedding is zeroed")
+    dropout: Annotated[float, bounds.RATE] = Field(0.0, description="of residual branches")
+    ema_decay: Annotated[float, bounds.RATE] = Field(
+        0.0, description="of averaged weights, which become the model; 0: off"
+    )
 
 
 class EngineSettings(Config):
     """How a step is computed. None of this changes what is learned, rounding aside: a resumed run may change it."""
 
-    micro_batch_size: int = Field(32, gt=0, description="pictures a forward of one process at most")
+    micro_batch_size: Annotated[int, bounds.BATCH] = Field(32, description="pictures a forward of one process at most")
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto", description="of several processes: whole copies, or shards; auto: shards where copies don't fit"
     )
@@ -73,42 +93,48 @@ class EngineSettings(Config):
 class BranchSettings(Config):
     """The branch to add."""
 
-    layer: int | None = Field(None, ge=0, description="m; null: what a probe recommends, else L - depth")
-    depth: int = Field(1, ge=1)
+    layer: Annotated[int, bounds.LAYER] | None = Field(
+        None, description="m; null: what a probe recommends, else L - depth"
+    )
+    depth: Annotated[int, bounds.LAYERS] = 1
     gate: GateKind = "hidden"
 
 
 class DataSettings(Config):
     """What to train on."""
 
-    source: str | None = Field(
+    source: Text | None = Field(
         None, description="as --data: shapes[:N], a folder, .parquet, .tar, .jsonl, code shards, a `datasets` id"
     )
-    split: str | None = Field(None, description="of a `datasets` id or Parquet files; null: train, or all files")
-    image_column: str = "image"
-    label_column: str = "label"
-    caption_column: str = "caption"
-    augment: str = Field("center", description="views of a picture, one an epoch: center, center-flip or ten-crop")
-    crop_ratio: float = Field(1.1, description="of ten-crop: size of the picture that is cut / size of a crop")
-    max_bad: str = Field("1%", description="unreadable pictures to skip at most: a percentage or a count")
-    subset: int | None = Field(80_000, gt=0, description="pictures, class by class; null: all")
-    num_validation: int = Field(512, gt=0, description="pictures of the subset that are kept for validation")
+    split: Text | None = Field(None, description="of a `datasets` id or Parquet files; null: train, or all files")
+    image_column: Text = "image"
+    label_column: Text = "label"
+    caption_column: Text = "caption"
+    augment: Text = Field("center", description="views of a picture, one an epoch: center, center-flip or ten-crop")
+    crop_ratio: Annotated[float, bounds.CROP_RATIO] = Field(
+        1.1, description="of ten-crop: size of the picture that is cut / size of a crop"
+    )
+    max_bad: Text = Field("1%", description="unreadable pictures to skip at most: a percentage or a count")
+    subset: Annotated[int, bounds.IMAGES] | None = Field(80_000, description="pictures, class by class; null: all")
+    num_validation: Annotated[int, bounds.IMAGES] = Field(
+        512, description="pictures of the subset that are kept for validation"
+    )
 
 
 class AdaptRecipe(Config):
     """Two-stage adaptation (paper: section 4). Stage 1 trains branch and gate, stage 2 everything."""
 
-    steps: int = Field(10_000, gt=1, description="optimizer steps of both stages together")
-    stage1_fraction: float = Field(0.2, gt=0, lt=1, description="share of the steps that stage 1 takes")
+    steps: Annotated[int, bounds.STAGED_STEPS] = Field(10_000, description="optimizer steps of both stages together")
+    stage1_fraction: Annotated[float, bounds.PART] = Field(0.2, description="share of the steps that stage 1 takes")
     stage1: StageSettings = StageSettings(backbone_lr_factor=0.0, distill_weight=0.2)
     stage2: StageSettings = StageSettings(backbone_lr_factor=0.2)
     branch: BranchSettings = BranchSettings()
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     engine: EngineSettings = EngineSettings()
-    save_every: int = Field(500, gt=0, description="steps between saves of the training state")
-    keep_states: int = Field(2, gt=0, description="training states kept; the oldest go")
-    validate_every: int = Field(1000, gt=0, description="steps between validations inside a stage")
+    save_every: Annotated[int, bounds.STEPS] = Field(500, description="steps between saves of the training state")
+    keep_states: Annotated[int, bounds.REPEATS] = Field(2, description="training states kept; the oldest go")
+    validate_every: Annotated[int, bounds.STEPS] = Field(1000, description="steps between validations inside a stage")
 
     @property
     def stage_steps(self) -> dict[str, int]:
@@ -179,11 +205,7 @@ def _override(document: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise FlasharError(f"--set {item}: expected KEY=VALUE, e.g. stage1.lr=1e-4")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = None if text == "null" else text
-    _set(document, key.strip(), value, item)
+    _set(document, key.strip(), _value(key.strip(), text), item)
 
 
 def _set(document: dict[str, Any], key: str, value: Any, item: str) -> None:
@@ -196,12 +218,24 @@ def _set(document: dict[str, Any], key: str, value: Any, item: str) -> None:
     place[last] = value
 
 
+def _value(key: str, text: str) -> Any:
+    """What follows ``KEY=``: a TOML value, ``null``, or the text itself."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return None if text == "null" else text
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise FlasharError(f"--set {key}={shown(text)}: {error}; expected one TOML value") from None
+    # A line break would let further keys in.
+    return document["value"] if len(document) == 1 else text
+
+
 def _refuse_unknown(document: dict[str, Any], kind: type[BaseModel], where: str) -> None:
     for key, value in document.items():
         if key not in kind.model_fields:
-            near = difflib.get_close_matches(key, kind.model_fields, n=1)
+            near = difflib.get_close_matches(key[:MOST_SHOWN], kind.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(kind.model_fields)}"
-            raise FlasharError(f"recipe {where} has unknown key '{key}'; {hint}")
+            raise FlasharError(f"recipe {where} has unknown key {shown(key)}; {hint}")
         inner = kind.model_fields[key].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(value, dict):
             _refuse_unknown(value, inner, where)

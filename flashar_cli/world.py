@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from flashar_cli.bounds import decimal
+from flashar_cli.errors import FlasharError
+from flashar_cli.text import shown
+
 
 @dataclass(frozen=True)
 class World:
@@ -21,6 +25,24 @@ class World:
 
 
 def current_world() -> World:
-    """From the environment variables RANK, WORLD_SIZE and LOCAL_RANK; one process without them."""
-    rank = int(os.environ.get("RANK", 0))
-    return World(rank, int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", rank)))
+    """From the environment variables RANK, WORLD_SIZE and LOCAL_RANK; one process without them. Raises FlasharError
+    where they contradict each other.
+    """
+    rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    world = World(rank, size, _variable("LOCAL_RANK", rank))
+    if not 0 <= rank < size or not 0 <= world.local_rank <= rank:
+        raise FlasharError(
+            f"RANK is {rank}, LOCAL_RANK {world.local_rank} and WORLD_SIZE {size} in the environment; "
+            "expected LOCAL_RANK <= RANK < WORLD_SIZE, as torchrun sets them; unset all three for one process"
+        )
+    return world
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    number = decimal(text)
+    if number is None:
+        raise FlasharError(f"the environment variable {name} is {shown(text)}; expected a whole number; unset it")
+    return number

@@ -57,3 +57,9 @@ def caption_checkpoint(tmp_path: Path) -> Path:
         tmp_path / "t2i", config, build_model(config).state_dict(), VQTokenizer(config.tokenizer).state_dict()
     )
     return tmp_path / "t2i"
+
+
+@pytest.fixture(autouse=True)
+def errors_show_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no user's fault is raised in tests, not told in one line."""
+    monkeypatch.setenv("FLASHAR_TRACEBACK", "1")

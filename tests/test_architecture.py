@@ -17,7 +17,7 @@ PACKAGE = Path(flashar_cli.__file__).parent
 ROOT = PACKAGE.parent
 # A module imports only from its own line and from those above it. The longest matching name counts.
 LAYERS = (
-    ("errors", "grid", "world", "network"),
+    ("errors", "text", "bounds", "grid", "machine", "world", "network"),
     ("config", "files", "pickles", "recipe", "runtime"),
     ("nn",),
     ("models",),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 from flashar_cli.recipe import AdaptRecipe, load_recipe, recipes_dir, shipped_recipes
+from flashar_cli.text import one_line
+from tests.hostile import DOCUMENTS, FLOATS, INTEGERS, TEXT
 
 
 def test_every_file_is_a_recipe():
@@ -77,3 +81,39 @@ def test_every_size_has_both_recipes(size):
 def test_values_are_taken_literally(text):
     recipe = load_recipe(None, ["data.source=other"], AdaptRecipe, {"data.source": text})
     assert recipe.data.source == text
+
+
+KEYS = (
+    *("steps", "stage1.lr", "stage2.distill_temperature", "stage1.warmup_steps", "stage2.cosine_steps"),
+    *("stage1_fraction", "branch.layer", "branch.depth", "branch.gate", "data.source", "data.subset", "data.max_bad"),
+    *("data.crop_ratio", "optim.batch_size", "optim.beta1", "optim.ema_decay", "engine.micro_batch_size", "save_every"),
+    *("engine.compile", "stage1", "optim", "stage1.lr.deeper", "nothing"),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.sampled_from(KEYS), TEXT | DOCUMENTS.map(repr) | INTEGERS.map(hex) | FLOATS.map(str))
+def test_every_key_under_hostile_values(key, text):
+    try:
+        recipe = load_recipe(None, [f"{key}={text}"], AdaptRecipe)
+    except FlasharError as error:
+        assert len(one_line(str(error))) <= 500
+    else:
+        recipe.model_dump_json().encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    (
+        ("steps=" + "9" * 5000, "--set steps='999"),
+        ("steps=0x" + "f" * 5000, "a number of about 6021 digits"),
+        ("steps=" + "[" * 100_000, "expected one TOML value"),
+        ("stage1.lr=1e-320", "stage1.lr: expected a number from 1e-12 to 1000"),
+        ('data.source="a\\u0000b"', "holds the character \\x00"),
+        ("branch.layer=3\nbranch.depth=2", "valid integer"),
+    ),
+)
+def test_values_that_no_run_has(item, words):
+    with pytest.raises(FlasharError) as error:
+        load_recipe(None, [item], AdaptRecipe)
+    assert words in one_line(str(error.value))

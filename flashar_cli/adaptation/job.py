@@ -12,7 +12,11 @@ from flashar_cli.checkpoint import Loaded
 from flashar_cli.config import BackboneConfig, BranchConfig, default_gate_dim
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import refuse_nonempty
+from flashar_cli.machine import free_bytes, require_memory
+from flashar_cli.models.sizes import model_weights
 from flashar_cli.recipe import AdaptRecipe, BranchSettings
+from flashar_cli.training.memory import WEIGHT_BYTES, estimate_memory
+from flashar_cli.world import current_world
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,20 @@ def check_job(job: AdaptJob, overwrite: bool) -> None:
     if job.loaded.model.branch is not None:
         raise FlasharError(f"{job.base_name} has a vertical branch already; adapt its raster base")
     refuse_nonempty(job.out, overwrite)
-    assert job.branch
+    _refuse_too_large(job)
+
+
+def _refuse_too_large(job: AdaptJob) -> None:
+    """On a GPU running out of memory is an error like others; on a CPU the system ends the process."""
+    base, device = job.loaded.config, job.loaded.model.device
+    config = base.model_copy(update={"branch": job.branch})
+    if device.type != "cpu":
+        return
+    need = estimate_memory(
+        config, job.recipe.engine, job.recipe.optim.batch_size, current_world().size, free_bytes(), job.dtype
+    )
+    asked = f"training {need.images_per_forward} pictures at a time (engine.micro_batch_size)"
+    require_memory(asked, need.total_bytes - WEIGHT_BYTES * model_weights(base))
 
 
 def choose_branch(wanted: BranchSettings, recommended: int | None, backbone: BackboneConfig) -> BranchConfig:

@@ -1,13 +1,11 @@
-"""Memory: what is free, and what was held."""
+"""Memory: what was held."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -35,20 +33,6 @@ class ArmMemory:
 
     def _allocated(self) -> int:
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had: of the GPU, or of the machine."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    # Elsewhere than on Linux: half of what is built in.
-    return available[0] if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def reset_peak_memory(device: torch.device) -> None:

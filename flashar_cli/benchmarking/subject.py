@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from flashar_cli import checkpoint, hub
+from flashar_cli.checkpoint import refuse_too_large
 from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
@@ -68,6 +69,7 @@ def load_subject(
     if res is not None:
         grid = grid_of_res(config.tokenizer, res)
         config = config.model_copy(update={"grid": GridConfig(height=grid.height, width=grid.width)})
+    refuse_too_large(config, f"{name} with random weights", device, dtype)
     model = random_model(config, device, dtype, seed)
     tokenizer = None if config.tokenizer is None else random_tokenizer(config.tokenizer, device, seed)
     return BenchModel(name, model, tokenizer, RANDOM_WEIGHTS, ensure_branch(model, seed))

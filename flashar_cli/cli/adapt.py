@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.cli.launch import launch
 from flashar_cli.errors import FlasharError
@@ -51,15 +52,23 @@ def command(
         Path | None, typer.Option("--probe", metavar="FILE", help="probe.json that recommends the branch layer.")
     ] = None,
     branch_layer: Annotated[
-        int | None, typer.Option("--branch-layer", metavar="M", help="Default: the probe's, else L - depth.")
+        int | None,
+        options.number("--branch-layer", bounds.LAYER, metavar="M", help="Default: the probe's, else L - depth."),
     ] = None,
-    branch_depth: Annotated[int | None, typer.Option("--branch-depth", help="Blocks of the branch.")] = None,
+    branch_depth: Annotated[
+        int | None, options.number("--branch-depth", bounds.LAYERS, help="Blocks of the branch.")
+    ] = None,
     gate: Annotated[str | None, typer.Option("--gate", help="hidden, logits, scalar or mean.")] = None,
     subset: Annotated[
-        int | None, typer.Option("--subset", help="Pictures to use, class by class, chosen by the seed.")
+        int | None,
+        options.number("--subset", bounds.IMAGES, help="Pictures to use, class by class, chosen by the seed."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps of both stages together.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures an optimizer step.")] = None,
+    steps: Annotated[
+        int | None, options.number("--steps", bounds.STAGED_STEPS, help="Optimizer steps of both stages together.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, options.number("--batch-size", bounds.BATCH, help="Pictures an optimizer step.")
+    ] = None,
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     device: options.Device = "auto",

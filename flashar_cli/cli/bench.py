@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
+from flashar_cli.text import shown
 
 EXAMPLES = """Examples:
 
@@ -47,10 +49,11 @@ def command(
     upstream: Annotated[
         Path | None, typer.Option("--upstream", metavar="DIR", help="A LlamaGen or NAR clone: adds its own sampler.")
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured runs of each arm.")] = 5,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Runs before them, reported apart.")] = 1,
+    repeats: Annotated[int, options.number("--repeats", bounds.REPEATS, help="Measured runs of each arm.")] = 5,
+    warmup: Annotated[int, options.number("--warmup", bounds.REPEATS, help="Runs before them, reported apart.")] = 1,
     cfg_scale: Annotated[
-        float | None, typer.Option("--cfg-scale", help="Guidance; default: the model's; 1 turns it off.")
+        float | None,
+        options.number("--cfg-scale", bounds.CFG_SCALE, help="Guidance; default: the model's; 1 turns it off."),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Bench the model's shape; needs no download.")
@@ -196,23 +199,26 @@ def command(
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
     """``'1,8'`` -> (1, 8). Raises FlasharError for anything but distinct whole numbers from 1."""
-    return _parse_numbers("--batch-sizes", text, "whole numbers from 1 with commas between, e.g. 1,8", "size")
+    return _parse_numbers("--batch-sizes", text, bounds.BATCH, "size", "1,8")
 
 
 def parse_sides(text: str | None) -> tuple[int, ...]:
-    """``'256,512'`` -> (256, 512); nothing for None. Raises FlasharError for anything but distinct whole numbers."""
-    expected = "pixels, whole numbers with commas between, e.g. 256,512"
-    return () if text is None else _parse_numbers("--res", text, expected, "side")
+    """``'256,512'`` -> (256, 512), in pixels; nothing for None. Raises FlasharError as ``parse_batch_sizes`` does."""
+    return () if text is None else _parse_numbers("--res", text, bounds.PIXELS, "side", "256,512")
 
 
-def _parse_numbers(option: str, text: str, expected: str, noun: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
-        raise FlasharError(f"{option} is '{text}'; expected {expected}")
-    numbers = tuple(int(part) for part in parts)
+def _parse_numbers(option: str, text: str, allowed: bounds.Bounds, noun: str, example: str) -> tuple[int, ...]:
+    numbers = []
+    for part in text.split(","):
+        number = bounds.decimal(part)
+        if number is None or number not in allowed:
+            raise FlasharError(
+                f"{option} is {shown(text)}; expected each {noun} to be {allowed}, with commas between, e.g. {example}"
+            )
+        numbers.append(number)
     if len(set(numbers)) < len(numbers):
-        raise FlasharError(f"{option} is '{text}'; expected each {noun} once")
-    return numbers
+        raise FlasharError(f"{option} is {shown(text)}; expected each {noun} once")
+    return tuple(numbers)
 
 
 def duration(seconds: float) -> str:

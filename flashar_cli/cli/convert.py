@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
@@ -40,18 +41,25 @@ def command(
         Path | None, typer.Option("--tokenizer", metavar="VQ.pt", help="Image tokenizer to take along.")
     ] = None,
     num_heads: Annotated[
-        int | None, typer.Option("--num-heads", help="Attention heads, where no preset has this shape.")
+        int | None, options.number("--num-heads", bounds.HEADS, help="Attention heads, where no preset has this shape.")
     ] = None,
     grid: Annotated[str | None, typer.Option("--grid", metavar="HxW", help="Token rows and columns.")] = None,
-    res: Annotated[int | None, typer.Option("--res", metavar="PIXELS", help="Picture side instead of --grid.")] = None,
+    res: Annotated[
+        int | None, options.number("--res", bounds.PIXELS, metavar="PIXELS", help="Picture side instead of --grid.")
+    ] = None,
     branch_layer: Annotated[
-        int | None, typer.Option("--branch-layer", metavar="M", help="Backbone block before which the branch starts.")
+        int | None,
+        options.number(
+            "--branch-layer", bounds.LAYER, metavar="M", help="Backbone block before which the branch starts."
+        ),
     ] = None,
     branch_depth: Annotated[
-        int, typer.Option("--branch-depth", help="How many of the last layers.* are the branch.")
+        int, options.number("--branch-depth", bounds.LAYERS, help="How many of the last layers.* are the branch.")
     ] = 1,
-    norm_eps: Annotated[float, typer.Option("--norm-eps", help="RMSNorm epsilon.")] = 1e-5,
-    rope_base: Annotated[float, typer.Option("--rope-base", help="Base of the rotary positions.")] = 10000.0,
+    norm_eps: Annotated[float, options.number("--norm-eps", bounds.NORM_EPS, help="RMSNorm epsilon.")] = 1e-5,
+    rope_base: Annotated[
+        float, options.number("--rope-base", bounds.ROPE_BASE, help="Base of the rotary positions.")
+    ] = 10000.0,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:

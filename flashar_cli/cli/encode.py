@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.cli.launch import launch
 
@@ -33,15 +34,22 @@ def command(
         typer.Option("--augment", help="center, center-flip (2 views a picture) or ten-crop (10, as LlamaGen trains)."),
     ] = "center",
     crop_ratio: Annotated[
-        float, typer.Option("--crop-ratio", help="Of ten-crop: size of the picture that is cut / size of a crop.")
+        float,
+        options.number(
+            "--crop-ratio", bounds.CROP_RATIO, help="Of ten-crop: size of the picture that is cut / size of a crop."
+        ),
     ] = 1.1,
     subset: Annotated[
-        int | None, typer.Option("--subset", min=1, help="Pictures to use, class by class, chosen by the seed.")
+        int | None,
+        options.number("--subset", bounds.IMAGES, help="Pictures to use, class by class, chosen by the seed."),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures the tokenizer takes at once.")] = 64,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures a file.")] = 1024,
+    batch_size: Annotated[
+        int, options.number("--batch-size", bounds.BATCH, help="Pictures the tokenizer takes at once.")
+    ] = 64,
+    shard_size: Annotated[int, options.number("--shard-size", bounds.BATCH, help="Pictures a file.")] = 1024,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that decode pictures. Default: by CPU cores.")
+        int | None,
+        options.number("--workers", bounds.THREADS, help="Threads that decode pictures. Default: by CPU cores."),
     ] = None,
     max_bad: options.MaxBad = "1%",
     overwrite: options.Overwrite = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashar_cli.api import ImageModel
+    from flashar_cli.config import ModelConfig
     from flashar_cli.models.prefix import Conditions
 
 EXAMPLES = """Examples:  flashar generate llamagen-tiny-flashar --labels star,heart --num-images 8 --out pictures  |
 flashar generate llamagen-tiny --labels 0-9 --temperature 0 --tokens-out tokens.npy"""
+
+TOKEN_BYTES, FILE_BYTES = 8, 4096  # a PNG file takes one block of a disk at least
 
 
 def command(
@@ -38,24 +42,30 @@ def command(
         ),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option("--num-images", help="In total; default: one per label or prompt.")
+        int | None, options.number("--num-images", bounds.IMAGES, help="In total; default: one per label or prompt.")
     ] = None,
     decoder: Annotated[
         options.DecoderName | None, typer.Option("--decoder", help="Default: flashar where the model has a branch.")
     ] = None,
     cfg_scale: Annotated[
-        float | None, typer.Option("--cfg-scale", help="Guidance; 1 turns it off. Default: the checkpoint's.")
+        float | None,
+        options.number("--cfg-scale", bounds.CFG_SCALE, help="Guidance; 1 turns it off. Default: the checkpoint's."),
     ] = None,
     cfg_interval: Annotated[
         str | None,
         typer.Option("--cfg-interval", metavar="A:B", help="Part of the cells that is guided, as fractions."),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 is argmax. Default: the checkpoint's.")
+        float | None,
+        options.number("--temperature", bounds.TEMPERATURE, help="0 is argmax. Default: the checkpoint's."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="0 turns it off. Default: the checkpoint's.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="1 turns it off. Default: the checkpoint's.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")] = 16,
+    top_k: Annotated[
+        int | None, options.number("--top-k", bounds.TOP_K, help="0 turns it off. Default: the checkpoint's.")
+    ] = None,
+    top_p: Annotated[
+        float | None, options.number("--top-p", bounds.TOP_P, help="1 turns it off. Default: the checkpoint's.")
+    ] = None,
+    batch_size: Annotated[int, options.number("--batch-size", bounds.BATCH, help="Pictures at a time.")] = 16,
     optimisation: Annotated[
         options.OptimisationName,
         typer.Option("--optimisation", help="graph: CUDA graphs; compile: compiled blocks; packed: CPU, 2x memory."),
@@ -99,7 +109,7 @@ def command(
     from flashar_cli import runtime
     from flashar_cli.api import load
     from flashar_cli.decoding.decoder import choose_order
-    from flashar_cli.decoding.generate import generate_tokens
+    from flashar_cli.decoding.generate import check_amounts, generate_tokens
 
     runtime.set_threads(threads)
     where = options.resolve_device(device)
@@ -118,6 +128,9 @@ def command(
     conditions, captions = _conditions(loaded, labels, prompt, caption_features)
     total = len(conditions) if num_images is None else num_images
     order = choose_order(loaded.model, decoder.value if decoder else None)
+
+    check_amounts(loaded.model, total, order, params, batch_size)
+    _check_disk(loaded.config, total, want_images, out, tokens_out, npz)
 
     engine = loaded.engine(optimisation.value, explain=output.note)
     if warm:
@@ -215,6 +228,20 @@ def _check_targets(out: Path | None, tokens_out: Path | None, npz: Path | None, 
             refuse_existing(path, overwrite, option)
     if out is not None:
         refuse_nonempty(out, overwrite)
+
+
+def _check_disk(
+    config: ModelConfig, num_images: int, want_images: bool, out: Path | None, tokens_out: Path | None, npz: Path | None
+) -> None:
+    """Refuses what no disk here has room for, before any work is done."""
+    from flashar_cli.machine import require_disk
+
+    cells = config.order_grid.num_cells
+    pixels = cells * config.tokenizer.downsample**2 if config.tokenizer else 0
+    tokens, picture = cells * TOKEN_BYTES, FILE_BYTES if want_images else 0
+    for path, each in ((out, tokens + picture), (tokens_out, tokens), (npz, 3 * pixels)):
+        if path is not None:
+            require_disk(f"writing {num_images} images (--num-images)", num_images * each, path)
 
 
 def _write(

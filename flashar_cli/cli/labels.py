@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from flashar_cli.bounds import number_range
 from flashar_cli.errors import FlasharError
+from flashar_cli.text import MOST_SHOWN, shown
 
 MOST_BY_DEFAULT = 16
+MOST_LABELS = 2**22  # of one list, repetitions included
 
 
 def parse_labels(text: str | None, num_classes: int, names: Sequence[str] | None) -> list[int]:
@@ -19,28 +22,30 @@ def parse_labels(text: str | None, num_classes: int, names: Sequence[str] | None
         return list(range(min(num_classes, MOST_BY_DEFAULT)))
     labels: list[int] = []
     for part in (piece.strip() for piece in text.split(",")):
-        first, dash, last = part.partition("-")
-        if part.isdecimal():
-            labels.append(int(part))
-        elif dash and first.strip().isdecimal() and last.strip().isdecimal():
-            if int(last) < int(first) or int(last) >= num_classes:
-                raise FlasharError(
-                    f"label range '{part}' is not within 0-{num_classes - 1}; expected FIRST-LAST, rising"
-                )
-            labels.extend(range(int(first), int(last) + 1))
-        else:
+        ends = number_range(part)
+        if ends is None:
             labels.append(_by_name(part, names))
-    for label in labels:
-        if not 0 <= label < num_classes:
-            raise FlasharError(f"label {label} is out of range; expected 0..{num_classes - 1}")
+            continue
+        first, last = ends
+        if "-" not in part and last >= num_classes:
+            raise FlasharError(f"label {first} is out of range; expected 0..{num_classes - 1}")
+        if not first <= last < num_classes:
+            raise FlasharError(
+                f"label range {shown(part)} is not within 0-{num_classes - 1}; expected FIRST-LAST, rising"
+            )
+        if len(labels) + last - first >= MOST_LABELS:
+            raise FlasharError(f"--labels names more than {MOST_LABELS} labels; expected fewer")
+        labels.extend(range(first, last + 1))
     return labels
 
 
 def _by_name(name: str, names: Sequence[str] | None) -> int:
     if not names:
-        raise FlasharError(f"label '{name}' is not a number, and this checkpoint has no table of class names; pass ids")
+        raise FlasharError(
+            f"label {shown(name)} is not a number, and this checkpoint has no table of class names; pass ids"
+        )
     if name in names:
         return list(names).index(name)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name[:MOST_SHOWN], names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(list(names)[:12])}"
-    raise FlasharError(f"there is no class '{name}'; {hint}")
+    raise FlasharError(f"there is no class {shown(name)}; {hint}")

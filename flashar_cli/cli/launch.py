@@ -11,13 +11,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from flashar_cli import machine
 from flashar_cli.cli import output
-from flashar_cli.errors import FlasharError
 
 # Once one process has ended badly, the others often fail of the same by themselves; then they are asked to save and
 # leave, and in the end they are killed.
 OWN_END_S, SAVE_S = 3.0, 60.0
 POLL_S = 0.1
+PROCESS_BYTES = 300 * 2**20  # what Python and PyTorch alone take
 
 
 def launch(nproc: int | None) -> None:
@@ -28,8 +29,7 @@ def launch(nproc: int | None) -> None:
     """
     if nproc is None or "RANK" in os.environ:
         return
-    if nproc < 1:
-        raise FlasharError(f"--nproc is {nproc}; expected at least 1")
+    machine.require_memory(f"--nproc {nproc}", nproc * PROCESS_BYTES)
     with tempfile.TemporaryDirectory(prefix="flashar-") as logs:
         processes = _start(nproc, Path(logs))
         signal.signal(signal.SIGTERM, lambda number, frame: _signal(processes, signal.SIGTERM))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from flashar_cli import __version__
-from flashar_cli.cli import output
+from flashar_cli.cli import last_resort, output
 from flashar_cli.errors import FlasharError
+from flashar_cli.text import plain, shown
 from flashar_cli.training.signals import Terminated
 
 # Each command is a function of the module of its name; torch is imported inside it.
@@ -42,12 +44,26 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 def main() -> None:
-    """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 130 interrupted."""
+    """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 70 a bug, 130 interrupted, 141
+    nobody read on.
+    """
+    output.prepare()
+    with warnings.catch_warnings():
+        warnings.showwarning = output.warning
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        _refuse_unreadable(sys.argv[1:])
+        code = app(standalone_mode=False) or 0
     except FlasharError as error:
         output.error(str(error))
         code = 2
+    except output.NobodyReads:
+        last_resort.give_up_stdout()
+        code = last_resort.BROKEN_PIPE
     except OSError as error:  # an unreadable file, a full disk: the user's to mend
         place = f" ({error.filename})" if error.filename else ""
         output.error(f"{error.strerror or error}{place}; check the path, its permissions and the space left")
@@ -60,9 +76,23 @@ def main() -> None:
     except Terminated:  # asked to leave, and nothing is lost
         code = 0
         output.note("stopped by SIGTERM" + output.resume_hint())
+    except Exception as error:
+        if last_resort.wants_traceback():
+            raise
+        code = last_resort.explain(error)
     if code == INTERRUPTED:  # Typer may turn Ctrl-C into this exit code by itself
         output.error("interrupted" + output.resume_hint())
-    sys.exit(code or 0)
+    return code
+
+
+def _refuse_unreadable(arguments: list[str]) -> None:
+    """Raises FlasharError for bytes that are no text: they could be neither printed nor stored."""
+    for argument in arguments:
+        if argument != plain(argument):
+            encoding = sys.getfilesystemencoding()
+            raise FlasharError(
+                f"the argument {shown(argument)} is not valid {encoding}; rename the file, or choose another locale"
+            )
 
 
 def _explain_usage(error: Any) -> None:

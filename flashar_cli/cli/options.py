@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import output
 from flashar_cli.errors import FlasharError
 from flashar_cli.world import current_world
@@ -40,20 +41,31 @@ class QuantizeName(StrEnum):
     fp8 = "fp8"
 
 
+def number(name: str, allowed: bounds.Bounds, *, help: str, metavar: str | None = None) -> Any:
+    """An option for numbers within bounds. Others are refused before the command starts."""
+
+    def check(value: float | None) -> float | None:
+        if value is not None:
+            allowed.check(name, value)
+        return value
+
+    return typer.Option(name, callback=check, metavar=metavar, help=help)
+
+
 Model = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or a preset (`flashar ls`).")
 ]
 Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="The same as the positional MODEL.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write to.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Every random choice follows from it.")]
+Seed = Annotated[int, number("--seed", bounds.SEED, help="Every random choice follows from it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
 Quantize = Annotated[
     QuantizeName | None,
     typer.Option("--quantize", help="8-bit weights in blocks and heads (needs torchao: flashar[quant])."),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: PyTorch's choice.")]
+Threads = Annotated[int | None, number("--threads", bounds.THREADS, help="CPU threads; default: PyTorch's choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DATA_HELP = "shapes[:N], a folder of pictures, .parquet or .tar files, a .jsonl manifest, a `datasets` id"
 Split = Annotated[
@@ -66,7 +78,8 @@ MaxBad = Annotated[
     str, typer.Option("--max-bad", metavar="N|P%", help="Unreadable pictures to skip at most; more stop the run.")
 ]
 Nproc = Annotated[
-    int | None, typer.Option("--nproc", metavar="N", help="Processes on this machine, one a GPU; or use torchrun.")
+    int | None,
+    number("--nproc", bounds.PROCESSES, metavar="N", help="Processes on this machine, one a GPU; or use torchrun."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, print it, and stop.")]
 

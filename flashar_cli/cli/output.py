@@ -3,38 +3,63 @@ prints, but for errors."""
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+from flashar_cli.text import one_line, plain, printable
 from flashar_cli.world import current_world
 
 _resume_command: list[str] = []
 
 
+def prepare() -> None:
+    """Makes printing safe whatever the terminal's encoding: what it lacks is escaped, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class NobodyReads(Exception):
+    """What is printed has no reader any more, as behind ``| head``."""
+
+
 def note(line: str) -> None:
     """One line for the person at the terminal, on stderr."""
     if current_world().is_main:
-        print(line, file=sys.stderr, flush=True)
+        _print(printable(line), sys.stderr)
 
 
 def error(message: str) -> None:
-    """One line, whatever the message holds."""
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    """One line of at most ``MOST_CHARACTERS``, whatever the message holds."""
+    _print(one_line(f"error: {message}"), sys.stderr)
 
 
 def result(text: str) -> None:
     """What the command was asked for, on stdout."""
     if current_world().is_main:
-        print(text, flush=True)
+        _print(printable(text), sys.stdout)
 
 
 def document(data: Any) -> None:
-    """One JSON document on stdout."""
-    result(json.dumps(data, indent=2, default=str))
+    """One JSON document on stdout, valid whatever names and numbers it holds."""
+    result(json.dumps(plain(data), indent=2))
+
+
+def warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What a library warns of, as a note: takes the place of ``warnings.showwarning``."""
+    note(one_line(f"warning: {message}"))
 
 
 def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool = False) -> None:
@@ -45,13 +70,18 @@ def table(title: str, header: list[str], rows: list[list[str]], to_stdout: bool 
     from rich.console import Console
     from rich.table import Table
 
-    width = None if (sys.stdout if to_stdout else sys.stderr).isatty() else 160
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    stream = sys.stdout if to_stdout else sys.stderr
+    drawn = Table(
+        title=printable(title) or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for index, name in enumerate(header):
-        drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        drawn.add_column(printable(name), justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        drawn.add_row(*row)
-    Console(stderr=not to_stdout, width=width, highlight=False, markup=False).print(drawn)
+        drawn.add_row(*map(printable, row))
+    console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False, markup=False)
+    with console.capture() as captured:
+        console.print(drawn)
+    _print(captured.get().rstrip("\n"), stream)
 
 
 @contextmanager
@@ -93,3 +123,10 @@ def set_resume_command(arguments: list[str]) -> None:
 def resume_hint() -> str:
     """``; resume with: ...`` where a command can be resumed, else nothing."""
     return f"; resume with: {shlex.join(_resume_command)}" if _resume_command else ""
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # told by a name of our own: Typer would end the process with 1
+        raise NobodyReads from None

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from flashar_cli import bounds
 from flashar_cli.cli import options, output
 
 EXAMPLES = """Examples:  flashar probe llamagen-tiny --data shapes --num-images 2000  |
@@ -29,19 +30,23 @@ def command(
             "--out", metavar="DIR", help="Default: the checkpoint's directory if it is yours, else ./probe-NAME."
         ),
     ] = None,
-    num_images: Annotated[int, typer.Option("--num-images", min=2, help="Pictures to use, class by class.")] = 4096,
+    num_images: Annotated[
+        int, options.number("--num-images", bounds.TWO_IMAGES, help="Pictures to use, class by class.")
+    ] = 4096,
     num_validation: Annotated[
-        int, typer.Option("--num-validation", min=1, help="How many of them are for validation.")
+        int, options.number("--num-validation", bounds.IMAGES, help="How many of them are for validation.")
     ] = 256,
     mask: Annotated[str, typer.Option("--mask", help="raster, as the base was trained, or diagonal.")] = "raster",
     layers: Annotated[str | None, typer.Option("--layers", help="Indices m, e.g. 0,4-12. Default: all, 0..L.")] = None,
     head: Annotated[
         str, typer.Option("--head", help="full (D x V a probe), low-rank, or shared (D x D before the model's head).")
     ] = "full",
-    rank: Annotated[int, typer.Option("--rank", help="Of low-rank probes.")] = 64,
-    branch_depth: Annotated[int, typer.Option("--branch-depth", min=1, help="Blocks the branch will have.")] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures a step.")] = 16,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of the probes.")] = 3e-3,
+    rank: Annotated[int, options.number("--rank", bounds.WIDTH, help="Of low-rank probes.")] = 64,
+    branch_depth: Annotated[
+        int, options.number("--branch-depth", bounds.LAYERS, help="Blocks the branch will have.")
+    ] = 1,
+    batch_size: Annotated[int, options.number("--batch-size", bounds.BATCH, help="Pictures a step.")] = 16,
+    lr: Annotated[float, options.number("--lr", bounds.LEARNING_RATE, help="Peak learning rate of the probes.")] = 3e-3,
     split: options.Split = None,
     image_column: options.ImageColumn = "image",
     label_column: options.LabelColumn = "label",
@@ -68,6 +73,7 @@ def command(
     from flashar_cli.data.sources.shapes import SHAPES
     from flashar_cli.errors import FlasharError
     from flashar_cli.files import refuse_existing
+    from flashar_cli.machine import require_memory
     from flashar_cli.preflight import check_base
     from flashar_cli.reporting.figures import require_matplotlib
 
@@ -92,13 +98,15 @@ def command(
         raise FlasharError("no --data was passed; expected " + options.DATA_HELP)
     data = data or SHAPES
     probes = len(settings.layers) * len(probing.DIRECTIONS)
-    need = probing.memory_bytes(config, settings) / 2**30
+    need_bytes = probing.memory_bytes(config, settings)
+    need = need_bytes / 2**30
     output.note(f"{probes} {head} probes take {need:.2f} GiB with their optimizer, beside the model")
     if need > 16 and head == "full":
         output.note("that is much; --head low-rank or --head shared takes a fraction of it, --layers M-N fewer probes")
     require_matplotlib()  # refused now rather than after the work
     runtime.set_threads(threads)
     where = options.resolve_device(device)
+    require_memory(f"{probes} {head} probes (--layers, --head, --rank)", need_bytes, where)
     precision = options.resolve_dtype(dtype, where)
     import torch
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flashar_cli.bounds import CROP_RATIO
 from flashar_cli.errors import FlasharError
 
 NUM_VIEWS = {"center": 1, "center-flip": 2, "ten-crop": 10}
@@ -29,8 +30,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.name not in NUM_VIEWS:
             raise FlasharError(f"--augment is {self.name}; expected one of {', '.join(NUM_VIEWS)}")
-        if not 1 <= self.crop_ratio <= 4:
-            raise FlasharError(f"--crop-ratio is {self.crop_ratio}; expected 1 to 4")
+        CROP_RATIO.check("--crop-ratio", self.crop_ratio)
 
     @property
     def num_views(self) -> int:

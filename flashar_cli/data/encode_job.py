@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flashar_cli.bounds import decimal
 from flashar_cli.config import CaptionPrefix
 from flashar_cli.data import captions
 from flashar_cli.data.augment import Augmentation
@@ -20,6 +21,7 @@ from flashar_cli.data.shards import FORMAT_VERSION
 from flashar_cli.data.sources.base import PictureSource
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
+from flashar_cli.text import shown
 from flashar_cli.tokenizers.vq import VQTokenizer
 
 CENTER = Augmentation()
@@ -32,18 +34,23 @@ class MaxBad:
     text: str
 
     def __post_init__(self) -> None:
-        try:
-            good = 0 <= float(self.text.removesuffix("%")) <= (100 if self.text.endswith("%") else float("inf"))
-        except ValueError:
-            good = False
-        if not good or not (self.text.endswith("%") or self.text.isdecimal()):
-            raise FlasharError(f"--max-bad is {self.text}; expected a count such as 20 or a percentage such as 1%")
+        if not _is_percentage(self.text) and decimal(self.text) is None:
+            raise FlasharError(
+                f"--max-bad is {shown(self.text)}; expected a count such as 20 or a percentage such as 1%"
+            )
 
     def of(self, num_pictures: int) -> int:
         """The largest number that is accepted."""
         if self.text.endswith("%"):
             return int(num_pictures * float(self.text[:-1]) / 100)
         return int(self.text)
+
+
+def _is_percentage(text: str) -> bool:
+    try:
+        return text.endswith("%") and 0 <= float(text.removesuffix("%")) <= 100  # NaN fails both
+    except ValueError:
+        return False
 
 
 ONE_PERCENT = MaxBad("1%")

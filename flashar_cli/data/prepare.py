@@ -26,6 +26,8 @@ from flashar_cli.data.shards import is_shards, read_manifest, read_shards
 from flashar_cli.data.sources.base import Columns, Wanted
 from flashar_cli.data.sources.open import open_pictures
 from flashar_cli.errors import FlasharError
+from flashar_cli.machine import require_memory
+from flashar_cli.models.sizes import picture_bytes
 from flashar_cli.world import current_world
 
 NAMES = Columns()
@@ -102,6 +104,9 @@ def plan_encoding(loaded: Loaded, data: str, subset: int | None, seed: int, opti
     source = open_pictures(data, wanted, options.columns)
     rows = np.sort(choose_rows(source.ids, source.labels, subset, seed))
     _check_labels(source.labels, rows, config, data)
+    batch_size = min(options.batch_size, max(1, len(rows)))
+    each = picture_bytes(config, config.order_grid)
+    require_memory(f"a batch of {batch_size} pictures (--batch-size)", batch_size * each)
     return EncodeJob(
         source=source,
         data=data,

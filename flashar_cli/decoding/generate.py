@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from flashar_cli import bounds
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.errors import FlasharError
+from flashar_cli.decoding.memory import decoding_bytes
 from flashar_cli.grid import Order
+from flashar_cli.machine import require_memory
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
@@ -33,8 +35,7 @@ def generate_tokens(
     Picture k depends on the seed and on k alone, not on the batch it is in. ``engine``, one of this model, says how to
     decode; None: eagerly. Raises FlasharError for conditions that don't fit the model, before anything is drawn.
     """
-    if num_images < 1 or batch_size < 1:
-        raise FlasharError(f"got {num_images} images in batches of {batch_size}; expected at least 1 of each")
+    check_amounts(model, num_images, order, params, batch_size)
     model.prefix.check(conditions)
     engine = engine or Engine(model)
     for first in range(0, num_images, batch_size):
@@ -44,3 +45,13 @@ def generate_tokens(
         rows = torch.arange(first, first + size) % len(conditions)
         uniform = uniform_table(seed, first, size, len(order.cells))
         yield engine.decode(conditions[rows], order, params, uniform)[:count]
+
+
+def check_amounts(model: FlasharModel, num_images: int, order: Order, params: SamplingParams, batch_size: int) -> None:
+    """Raises FlasharError for more pictures, in all or at a time, than can be drawn here."""
+    bounds.IMAGES.check("--num-images", num_images)
+    bounds.BATCH.check("--batch-size", batch_size)
+    if model.device.type == "cpu":  # on a GPU running out is an error, on a CPU the system ends the process
+        largest = min(batch_size, num_images)
+        each = decoding_bytes(model.config, order.grid, model.dtype.itemsize, params.guided)
+        require_memory(f"a batch of {largest} pictures (--batch-size)", largest * each)

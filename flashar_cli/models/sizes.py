@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, ModelConfig
+from flashar_cli.grid import Grid
+
+FLOAT_BYTES = 4
+NUM_PICTURES = 4  # a convolution's input, its output, and what its algorithm needs
 
 
 def block_weights(backbone: BackboneConfig) -> int:
@@ -42,6 +46,14 @@ def model_weights(config: ModelConfig) -> int:
     else:
         count += (prefix.num_classes + 1) * backbone.dim
     return count if branch is None else count + branch.depth * block + head + gate_weights(branch, backbone)
+
+
+def picture_bytes(config: ModelConfig, grid: Grid) -> int:
+    """What the image tokenizer holds at once for one picture, in float32; 0 without a tokenizer."""
+    if config.tokenizer is None:
+        return 0
+    pixels = grid.num_cells * config.tokenizer.downsample**2
+    return NUM_PICTURES * pixels * config.tokenizer.channels * FLOAT_BYTES
 
 
 def prefix_weights(config: ModelConfig) -> int:

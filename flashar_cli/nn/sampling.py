@@ -5,7 +5,6 @@ Letters: B batch, C cells, V codebook size, N = H*W cells.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashar_cli import bounds
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.hashing import hash_uniform
 
@@ -31,16 +31,12 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         start, end = self.cfg_interval
-        checks = {
-            "cfg-scale": (0 <= self.cfg_scale < math.inf, self.cfg_scale, "a number >= 0 (1 turns guidance off)"),
-            "cfg-interval": (0 <= start < end <= 1, f"{start}:{end}", "A:B with 0 <= A < B <= 1"),
-            "temperature": (0 <= self.temperature < math.inf, self.temperature, "a number >= 0 (0 is argmax)"),
-            "top-k": (self.top_k >= 0, self.top_k, "a whole number >= 0 (0 turns it off)"),
-            "top-p": (0 < self.top_p <= 1, self.top_p, "a number in (0, 1] (1 turns it off)"),
-        }
-        for name, (good, got, expected) in checks.items():
-            if not good:  # NaN fails every comparison
-                raise FlasharError(f"--{name} is {got}; expected {expected}")
+        bounds.CFG_SCALE.check("--cfg-scale", self.cfg_scale)
+        bounds.TEMPERATURE.check("--temperature", self.temperature)
+        bounds.TOP_K.check("--top-k", self.top_k)
+        bounds.TOP_P.check("--top-p", self.top_p)
+        if not 0 <= start < end <= 1:  # NaN fails every comparison
+            raise FlasharError(f"--cfg-interval is {start}:{end}; expected A:B with 0 <= A < B <= 1")
 
     @property
     def guided(self) -> bool:

@@ -38,7 +38,6 @@ class VQTokenizer(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        check_config(config)
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -106,21 +105,6 @@ class VQTokenizer(nn.Module):
                 f"codes range over {low} .. {high}; this tokenizer has 0 .. {self.config.codebook_size - 1}; "
                 "were they made with another tokenizer?"
             )
-
-
-def check_config(config: VQConfig) -> None:
-    """Raises FlasharError where ``config`` can't be built."""
-    if config.channels % NORM_GROUPS:
-        raise FlasharError(
-            f"tokenizer channels {config.channels} is not a multiple of {NORM_GROUPS}, as GroupNorm needs"
-        )
-    if len(config.encoder_multipliers) != len(config.decoder_multipliers) or not config.encoder_multipliers:
-        raise FlasharError(
-            f"tokenizer multipliers {config.encoder_multipliers} and {config.decoder_multipliers} differ in length; "
-            "encoder and decoder need the same number of resolutions"
-        )
-    if min(config.encoder_multipliers + config.decoder_multipliers) < 1:
-        raise FlasharError("tokenizer multipliers must be at least 1")
 
 
 class Quantizer(nn.Module):

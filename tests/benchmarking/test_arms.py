@@ -9,11 +9,12 @@ import torch
 
 from flashar_cli.benchmarking import arms, run, sweep
 from flashar_cli.benchmarking.launches import OperatorCounter
-from flashar_cli.benchmarking.memory import ArmMemory, free_bytes
+from flashar_cli.benchmarking.memory import ArmMemory
 from flashar_cli.benchmarking.plan import example_conditions, num_runs
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
+from flashar_cli.machine import free_bytes
 from flashar_cli.nn.sampling import SamplingParams
 from tests.benchmarking.test_run import RATES, plan, subject
 

@@ -44,7 +44,7 @@ def test_dry_run_and_too_many_bad_pictures(run_cli, write_tiny_checkpoint, tmp_p
     (
         (("--augment", "five-crop"), "--augment is five-crop"),
         (("--crop-ratio", 0.5), "--crop-ratio is 0.5"),
-        (("--max-bad", "some"), "--max-bad is some"),
+        (("--max-bad", "some"), "--max-bad is 'some'"),
         (("--data", "./nowhere"), "--data ./nowhere does not exist"),
         (("--nproc", 0), "--nproc is 0"),
         (("--subset", 0), "--subset"),

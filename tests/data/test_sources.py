@@ -261,3 +261,29 @@ def test_shapes_have_no_captions():
     assert open_pictures("shapes:3", Wanted(10)).labels.tolist() == [0, 1, 2]
     with pytest.raises(FlasharError, match="no captions"):
         open_pictures("shapes", CAPTIONS)
+
+
+@pytest.mark.parametrize("label", (10**30, -(10**30), f'"{"9" * 4000}"', "1e30", '"\\u0661"'))
+def test_labels_that_no_array_holds(tmp_path, label):
+    lines = tmp_path / "list.jsonl"
+    lines.write_text(f'{{"image": "a.png", "label": {label}}}')
+    with pytest.raises(FlasharError, match="label|digits") as error:
+        open_pictures(str(lines), CLASSES)
+    assert len(str(error.value)) < 500
+
+
+def test_names_that_are_no_text(tmp_path):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "caf\udce9.png").write_bytes(content(0))
+    with pytest.raises(FlasharError, match=r"caf\\udce9.png .* is not UTF-8"):
+        open_pictures(str(tmp_path), CLASSES)
+    (tmp_path / "list.jsonl").write_text('{"image": "\\ud800.png", "label": 1}')
+    with pytest.raises(FlasharError, match="is not UTF-8|list.jsonl"):
+        open_pictures(str(tmp_path / "list.jsonl"), CLASSES)
+
+
+@pytest.mark.parametrize("count", ("9" * 200, "0", "-1", "1e3", "99999999999"))
+def test_shapes_that_nobody_draws(count):
+    with pytest.raises(FlasharError, match="shapes") as error:
+        open_pictures(f"shapes:{count}", CLASSES)
+    assert "GiB" not in str(error.value)

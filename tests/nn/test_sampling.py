@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from flashar_cli import bounds
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.hashing import hash_uniform
 from flashar_cli.nn.sampling import SamplingParams, SamplingValues, filter_logits, guide, sample, uniform_table
@@ -141,3 +142,24 @@ def test_temperature_zero_is_argmax():
 def test_out_of_range_settings_are_refused(settings):
     with pytest.raises(FlasharError, match="expected"):
         SamplingParams(**settings)
+
+
+@pytest.mark.parametrize("temperature", (bounds.TEMPERATURE.least, 1.0, bounds.TEMPERATURE.most))
+@pytest.mark.parametrize("top_p", (bounds.TOP_P.least, 1.0))
+@pytest.mark.parametrize("scale", (bounds.CFG_SCALE.least, bounds.CFG_SCALE.most))
+def test_what_is_within_bounds_can_be_computed(temperature, top_p, scale):
+    generator = torch.Generator().manual_seed(0)
+    cond, uncond = (300 * torch.randn(2, 5, 64, generator=generator) for _ in range(2))
+    params = SamplingParams(cfg_scale=scale, temperature=temperature, top_p=top_p)
+    logits = guide(cond, uncond, scale)
+    codes = draw(logits, torch.rand(2, 5, generator=generator), params)
+    assert bool(((codes >= 0) & (codes < 64)).all())
+    if temperature == bounds.TEMPERATURE.least or top_p == bounds.TOP_P.least:
+        assert torch.equal(codes, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("name", ("temperature", "top_p"))
+def test_what_float32_has_no_room_for_is_refused(name):
+    for value in (5e-324, 1e-46, 1e-38, -0.1, float("nan"), float("inf"), 10**400):
+        with pytest.raises(FlasharError, match="expected a number from 1e-06"):
+            SamplingParams(**{name: value})

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flashar_cli.bounds import LABEL, decimal
 from flashar_cli.errors import FlasharError
+from flashar_cli.text import shown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # Fetches one picture, encoded or drawn. Called by whichever thread decodes it; an OSError makes it a bad picture.
@@ -117,12 +119,16 @@ def _labels(values: Sequence[Any], what: str, wanted: Wanted) -> NDArray[np.int6
 
     def number(value: Any) -> int:
         if type(value) is int:
+            LABEL.check(f"a label of {what}", value)
             return value
         if not isinstance(value, str):
             raise FlasharError(f"the labels of {what} are not whole numbers; expected class ids or class names")
-        if value not in numbers and not value.strip().isdecimal():
-            raise FlasharError(f"{what} has the label '{value}', which is no class number and no class of this model")
-        return numbers[value] if value in numbers else int(value)
+        found = numbers[value] if value in numbers else decimal(value)
+        if found is None:
+            raise FlasharError(
+                f"{what} has the label {shown(value)}, which is no class number and no class of this model"
+            )
+        return found
 
     return np.array([number(value) for value in values], dtype=np.int64)
 
@@ -135,10 +141,13 @@ def check_unique(ids: NDArray[np.str_], what: str) -> None:
 
 
 def digest(lines: Iterable[str]) -> str:
-    """SHA-256 of some lines."""
+    """SHA-256 of some lines. Raises FlasharError for one that is not UTF-8."""
     total = hashlib.sha256()
     for line in lines:
-        total.update(line.encode() + b"\n")
+        try:
+            total.update(line.encode() + b"\n")
+        except UnicodeEncodeError:
+            raise FlasharError(f"the name {shown(line)} is not UTF-8, as names are stored; rename the file") from None
     return total.hexdigest()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flashar_cli.bounds import decimal
 from flashar_cli.data.sources.base import EXTENSIONS, Fetch, digest
 from flashar_cli.errors import FlasharError
 
@@ -46,8 +47,9 @@ def _class_numbers(
     """The class of each sub-folder. Raises FlasharError where that would be a guess."""
     if class_names is not None and folders <= set(class_names):
         return {name: list(class_names).index(name) for name in folders}
-    if all(name.isdecimal() and int(name) < num_classes for name in folders):
-        return {name: int(name) for name in folders}
+    numbers = {name: decimal(name) for name in folders}
+    if all(number is not None and number < num_classes for number in numbers.values()):
+        return {name: number for name, number in numbers.items() if number is not None}
     if len(folders) == num_classes and "" not in folders:
         return {name: index for index, name in enumerate(sorted(folders))}
     if "" in folders and folders != {""}:

@@ -9,12 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flashar_cli.bounds import IMAGES, decimal
 from flashar_cli.data.shapes import CLASS_NAMES, DRAWING_VERSION, TRAINING_SEED, draw
 from flashar_cli.data.sources.base import Fetch
 from flashar_cli.errors import FlasharError
+from flashar_cli.machine import require_memory
+from flashar_cli.text import shown
 
 SHAPES = "shapes"
 DEFAULT_SHAPES = 20_000
+BYTES_PER_SHAPE = 250  # of the list of ids and labels while it is made
 
 
 class DrawnShapes:
@@ -36,9 +40,12 @@ class DrawnShapes:
 def parse_shapes(data: str) -> DrawnShapes:
     """``shapes`` or ``shapes:N``. Raises FlasharError for another N."""
     count = data.partition(":")[2]
-    if count and (not count.isdecimal() or int(count) < 1):
-        raise FlasharError(f"--data {data}: '{count}' is not a number of pictures; expected e.g. shapes:2000")
-    return DrawnShapes(int(count) if count else DEFAULT_SHAPES)
+    number = decimal(count) if count else DEFAULT_SHAPES
+    if number is None:
+        raise FlasharError(f"--data {data}: {shown(count)} is not a number of pictures; expected e.g. shapes:2000")
+    IMAGES.check("the number of --data shapes", number)
+    require_memory(f"--data {data}", number * BYTES_PER_SHAPE)
+    return DrawnShapes(number)
 
 
 def _drawn(seed: int, row: int) -> Image.Image:
