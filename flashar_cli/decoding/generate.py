@@ -33,14 +33,36 @@ def generate_tokens(
     Picture k depends on the seed and on k alone, not on the batch it is in. ``engine``, one of this model, says how to
     decode; None: eagerly. Raises FlasharError for conditions that don't fit the model, before anything is drawn.
     """
+    check_request(model, conditions, num_images, batch_size)
+    engine = engine or Engine(model)
+    for index in range(-(-num_images // batch_size)):
+        yield draw_batch(engine, conditions, num_images, order, params, seed, batch_size, index)
+
+
+def check_request(model: FlasharModel, conditions: Conditions, num_images: int, batch_size: int) -> None:
+    """Raises FlasharError for conditions that don't fit the model, and for nothing to draw."""
     if num_images < 1 or batch_size < 1:
         raise FlasharError(f"got {num_images} images in batches of {batch_size}; expected at least 1 of each")
     model.prefix.check(conditions)
-    engine = engine or Engine(model)
-    for first in range(0, num_images, batch_size):
-        count = min(batch_size, num_images - first)
-        # A size of its own would be captured or compiled for this one batch.
-        size = batch_size if engine.pads_batches and num_images > batch_size else count
-        rows = torch.arange(first, first + size) % len(conditions)
-        uniform = uniform_table(seed, first, size, len(order.cells))
-        yield engine.decode(conditions[rows], order, params, uniform)[:count]
+
+
+def draw_batch(
+    engine: Engine,
+    conditions: Conditions,
+    num_images: int,
+    order: Order,
+    params: SamplingParams,
+    seed: int,
+    batch_size: int,
+    index: int,
+) -> Tensor:
+    """Batch ``index`` of those that ``generate_tokens`` yields, whichever were drawn before: pictures
+    ``index * batch_size`` and on. The conditions must fit the model.
+    """
+    first = index * batch_size
+    count = min(batch_size, num_images - first)
+    # A size of its own would be captured or compiled for this one batch.
+    size = batch_size if engine.pads_batches and num_images > batch_size else count
+    rows = torch.arange(first, first + size) % len(conditions)
+    uniform = uniform_table(seed, first, size, len(order.cells))
+    return engine.decode(conditions[rows], order, params, uniform)[:count]
