@@ -79,8 +79,12 @@ class Store:
             opened.callback(os.close, descriptor)
             if not overwrite:
                 _refuse_other(folder, settings)
-            if not has_settings(folder, settings):
+            is_same = has_settings(folder, settings)
+            if not is_same:
                 _refuse_full(folder, 8 * num_images * grid[0] * grid[1] + 6 * num_images * int(np.prod(sides or 0)))
+            self._done = _read_done(folder) if is_same else {}
+            opened.callback(self._remove_where_nothing_is_done)
+            if not is_same:
                 empty_folder(folder, WORK_FOLDER)
                 with atomic_file(folder / SETTINGS) as file:
                     file.write(json.dumps(settings, indent=2).encode())
@@ -90,9 +94,7 @@ class Store:
             self._pixels = None if sides is None else ArrayFile(folder / PIXELS, (num_images, *sides, 3), np.uint8)
             if self._pixels is not None:
                 opened.callback(self._pixels.close)
-            self._done = {
-                index: sha256 for index, sha256 in _read_done(folder).items() if self._digest(index) == sha256
-            }
+            self._done = {index: sha256 for index, sha256 in self._done.items() if self._digest(index) == sha256}
             with atomic_file(folder / DONE) as file:  # without lines that are torn or don't hold
                 file.write("".join(map(_line, self._done.items())).encode())
             self._opened = opened.pop_all()
@@ -136,9 +138,11 @@ class Store:
 
     def close(self) -> None:
         """Closes the files; the folder is free for another process. Where nothing is done, it is removed."""
+        self._opened.close()
+
+    def _remove_where_nothing_is_done(self) -> None:
         if not self._done:
             self.remove()
-        self._opened.close()
 
     def remove(self) -> None:
         """Removes the folder."""
