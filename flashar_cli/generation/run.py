@@ -142,6 +142,7 @@ def _draw(job: GenerateJob, targets: Targets, store: Store, progress: Callable[[
 
 def _publish(job: GenerateJob, targets: Targets, store: Store, overwrite: bool) -> None:
     """Puts files and folder in their places, the folder last: with it the run is done."""
+    store.settle()
     if targets.tokens_out is not None:
         with open(store.samples / TOKENS, "rb") as tokens:
             _publish_file(targets.tokens_out, NPY, partial(shutil.copyfileobj, tokens), overwrite)

@@ -136,6 +136,13 @@ class Store:
             file.write(_line((index, digest.hexdigest())))
             self._done[index] = digest.hexdigest()
 
+    def settle(self) -> None:
+        """Makes sure that the disk knows what is done, before anything leaves the folder: ``is_whole`` tells by it
+        that files in their places may be this run's own.
+        """
+        with open(self.folder / DONE, "rb") as file:
+            os.fsync(file.fileno())
+
     def close(self) -> None:
         """Closes the files; the folder is free for another process. Where nothing is done, it is removed."""
         self._opened.close()
