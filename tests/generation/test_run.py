@@ -74,7 +74,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(generate, monkeypatch, tmp_
     monkeypatch.setattr(store, "_line", dying(store._line))
     attempts = 0
     for attempts in range(200):
-        steps["left"] = rng.randint(1, 45)
+        steps["left"] = rng.randint(1, 25)
         done, is_settled = Path("cut/out.part/done.jsonl"), Path("cut/t.npy").exists()
         if attempts % 4 == 3 and done.exists() and not is_settled:  # a power cut: the end of a file is lost
             with open(done, "rb+") as file:
@@ -82,10 +82,12 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(generate, monkeypatch, tmp_
         try:
             result = generate("cut")
         except Killed:
+            if Path("cut/out").exists() and not Path("cut/out.part").exists():
+                break  # when all was done
             continue
         assert result.code == 0, result
         break
-    assert attempts > 5
+    assert attempts >= 4  # a whole run takes more than a hundred steps
     assert contents(Path("cut")) == contents(Path("whole"))
     assert sorted(path.name for path in Path("cut").iterdir()) == ["out", "s.npz", "t.npy"]
 
