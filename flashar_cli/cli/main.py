@@ -46,6 +46,7 @@ def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 130 interrupted, 143 terminated
     with nothing to go on from.
     """
+    output.set_resume_command([])
     signal.signal(signal.SIGTERM, raise_terminated)  # an exception, so that nothing half-written stays behind
     try:
         code = app(standalone_mode=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,47 @@ def test_a_work_folder_that_is_someone_elses(run_cli, place, command, work):
     data = DATA if command == "adapt" else ()
     for more in ((), ("--overwrite",)):
         assert_refused(run_cli, place, (command, MODEL, *data, "--out", "out", *more), work)
+
+
+@pytest.mark.parametrize("happens", ("full disk", "Ctrl-C", "SIGTERM"))
+def test_a_failure_while_writing_leaves_nothing(run_cli, place, monkeypatch, happens):
+    """The first file that is to be made safe on the disk fails, in every command that writes whole files."""
+    before, fsync = tree(place), os.fsync
+
+    def failing(descriptor: int) -> None:
+        if happens == "full disk":
+            raise OSError(28, "No space left on device")
+        if happens == "Ctrl-C":
+            raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGTERM)
+        fsync(descriptor)
+
+    for command, goes_on in (
+        (("generate", MODEL, "--labels", "0", "--out", "deep/out"), True),
+        (("generate", MODEL, "--labels", "0", "--npz", "deep/out.npz", "--tokens-out", "deep/out.npy"), True),
+        (("encode", MODEL, *DATA, "--out", "deep/out"), True),
+        (("convert", MODEL, "--to", "upstream", "--out", "deep/out"), False),
+        (("probe", MODEL, *DATA, "--num-images", 4, "--num-validation", 1, "--out", "deep/out"), False),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", failing)
+            result = run_cli(*command)
+        code = {"full disk": 2, "Ctrl-C": 130, "SIGTERM": 0 if goes_on else 143}[happens]
+        assert result.code == code and "Traceback" not in result.err, (command, result)
+        assert ("resume with" in result.err) == (goes_on and happens != "full disk"), result
+        if happens == "full disk":
+            assert "No space left on device" in result.err.splitlines()[-1]
+        assert tree(place) == before, command
+
+
+def test_a_source_without_a_good_picture_leaves_nothing(run_cli, place):
+    for path in (place / "pictures" / "3").iterdir():
+        path.write_bytes(b"no picture")
+    before = tree(place)
+    for allowed in ("0", "3", "100%"):
+        result = run_cli("encode", MODEL, *DATA, "--max-bad", allowed, "--shard-size", 2, "--out", "deep/out")
+        assert result.code == 2 and result.err.splitlines()[-1].startswith("error: "), result
+        assert tree(place) == before, allowed
 
 
 def test_what_flashar_wrote_is_replaced(run_cli, place):
