@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from flashar_cli.config import CONFIG_FILE, ModelConfig, read_config
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_directory, refuse_nonempty
+from flashar_cli.files import atomic_directory
+from flashar_cli.kinds import ANYTHING, HTML, JSON_LINES, PNG, SAFETENSORS, FolderKind, json_object
 from flashar_cli.machine import require_memory
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.sizes import model_weights
@@ -29,6 +30,22 @@ MODEL_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILE = "tokenizer.safetensors"
 MAX_SHARD_SIZE = "5GB"
+
+# The weights, and what `adapt` and `probe` leave beside them.
+CHECKPOINT = FolderKind(
+    "a checkpoint",
+    {
+        r"config\.json": json_object("a config", "format_version", "family", "backbone"),
+        r"(model|tokenizer)(-\d{5}-of-\d{5})?\.safetensors": SAFETENSORS,
+        r"(model|tokenizer)\.safetensors\.index\.json": json_object("an index", "weight_map"),
+        r"metrics\.jsonl": JSON_LINES,
+        r"report\.html": HTML,
+        r"gate-map\.png|samples-\w+\.png|probe\.png": PNG,
+        r"probe\.json": json_object("a probe's report", "recommended_layer", "layers"),
+        r"tensorboard/|tensorboard/events\.out\.tfevents\..+": ANYTHING,
+    },
+    needs=(CONFIG_FILE,),
+)
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -86,12 +103,11 @@ def save(
     """Writes a checkpoint atomically: a temporary directory beside it, fsynced, then renamed.
 
     ``extras`` maps names to files (reports, pictures) that are copied in. Raises FlasharError where ``directory``
-    exists and is not empty, unless ``overwrite``.
+    exists and is not empty, unless ``overwrite`` and it is a checkpoint and nothing else.
     """
     if (config.tokenizer is None) != (tokenizer_state is None):
         raise AssertionError("a tokenizer's config and weights go together")
-    refuse_nonempty(directory, overwrite)
-    with atomic_directory(directory) as folder:
+    with atomic_directory(directory, CHECKPOINT, overwrite) as folder:
         (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         _save_weights(model_state, folder, MODEL_FILE)
         if tokenizer_state is not None:

@@ -1,16 +1,27 @@
-"""Writing that is either whole or not there."""
+"""Writing that is either whole or not there, and replaces nothing but its own kind.
+
+Files and folders are written under a hidden temporary name beside their place and renamed when they are whole. The
+writer holds a lock on the temporary, which ends with its process: what can be locked was left by a killed run, and the
+next run removes it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from flashar_cli.errors import FlasharError
+from flashar_cli.kinds import FileKind, FolderKind
+
+_TEMPORARY, _PREVIOUS = ".flashar-tmp", ".flashar-old"
+_KEPT_OF_NAME = 40  # characters: with what is added, a name stays below the 255 bytes that file systems allow
 
 
 def refuse_unwritable(path: Path, option: str = "--out") -> None:
@@ -22,80 +33,213 @@ def refuse_unwritable(path: Path, option: str = "--out") -> None:
         raise FlasharError(f"{option} {path}: {parent} is not writable; choose another place")
 
 
-def refuse_existing(path: Path, overwrite: bool, option: str = "--out") -> None:
-    """Raises FlasharError where an output file exists already or can't be created."""
+def refuse_file(path: Path, kind: FileKind, overwrite: bool, option: str = "--out") -> None:
+    """Raises FlasharError where a file can't be written to ``path``, or what is there may not be replaced by it."""
+    if path.is_symlink():
+        raise FlasharError(f"{option} {path} is a link; pass the file it stands for, or another name")
     if path.is_dir():
         raise FlasharError(f"{option} {path} is a directory; expected a file")
+    if path.exists() and not path.is_file():
+        raise FlasharError(f"{option} {path} is no regular file; choose another name")
+    if path.exists() and not kind.recognises(path):
+        raise FlasharError(f"{option} {path} exists and is not {kind.noun}; choose another name")
     if path.exists() and not overwrite:
         raise FlasharError(f"{option} {path} exists; choose another file or pass --overwrite")
     refuse_unwritable(path, option)
 
 
-def refuse_nonempty(directory: Path, overwrite: bool) -> None:
-    """Raises FlasharError where an output directory already holds something or can't be created."""
-    refuse_unwritable(directory)
-    if directory.exists() and not directory.is_dir():
-        raise FlasharError(f"--out {directory} is a file; expected a directory")
-    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
-        raise FlasharError(f"--out {directory} is not empty; choose another directory or pass --overwrite")
+def refuse_folder(path: Path, kind: FolderKind, overwrite: bool, option: str = "--out") -> None:
+    """Raises FlasharError where a folder can't be written to ``path``, or what is there may not be replaced by it: a
+    folder that others need, or that holds anything but this kind.
+    """
+    if path.is_symlink():
+        raise FlasharError(f"{option} {path} is a link; pass the directory it stands for, or another name")
+    if path.exists() and not path.is_dir():
+        raise FlasharError(f"{option} {path} is a file; expected a directory")
+    if needed := _needed_for(path):
+        raise FlasharError(f"{option} {path} is {needed}; choose a directory of its own inside it")
+    if path.is_dir() and any(path.iterdir()):
+        foreign = kind.foreign(path)
+        if foreign is not None:
+            raise FlasharError(
+                f"{option} {path} is not empty, and {foreign} in it is no part of {kind.noun}; choose another directory"
+            )
+        if not overwrite:
+            raise FlasharError(f"{option} {path} is not empty; choose another directory or pass --overwrite")
+    refuse_unwritable(path, option)
+
+
+def _needed_for(path: Path) -> str | None:
+    """What a folder is that no command may replace, whatever it holds."""
+    real = path.resolve()
+    places = {"the working directory": Path.cwd()}
+    with suppress(RuntimeError):  # no home
+        places["your home directory"] = Path.home()
+    for what, place in places.items():
+        place = place.resolve()
+        if place.is_relative_to(real):
+            return what if place == real else f"above {what}"
+    if path.name in ("", ".."):
+        return "named by its parent"
+    return "a mounted file system" if os.path.ismount(real) else None
 
 
 @contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path, kind: FolderKind, overwrite: bool = False) -> Iterator[Path]:
     """A temporary directory beside ``directory``; on success it is fsynced and takes its place, else it is removed.
 
-    Raises FlasharError where the disk refuses.
+    Raises FlasharError where the disk refuses, and where ``refuse_folder`` does, before and after the work: what has
+    come into ``directory`` meanwhile is not replaced either.
     """
-    temporary = None
+    refuse_folder(directory, kind, overwrite)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(parents_of(directory))
+            remove_stale(directory)
+            temporary, descriptor = _new_temporary(directory, is_folder=True)
+            stack.callback(os.close, descriptor)
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            yield temporary
+            publish_directory(temporary, directory, kind, overwrite)
+        except OSError as error:
+            raise _not_written(directory, error) from None
+
+
+def publish_directory(temporary: Path, directory: Path, kind: FolderKind, overwrite: bool) -> None:
+    """Puts a finished folder in the place of ``directory``, fsynced. Raises as ``refuse_folder``."""
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            path.chmod(0o644)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    temporary.chmod(0o755)
+    refuse_folder(directory, kind, overwrite)
+    if not directory.exists():
+        temporary.rename(directory)
+        return
+    previous = directory.with_name(_hidden_name(directory, _PREVIOUS))
+    directory.rename(previous)
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        yield temporary
-        for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                path.chmod(0o644)
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        _replace_directory(temporary, directory)
-    except OSError as error:
-        raise FlasharError(
-            f"{directory} could not be written: {error.strerror or error}; nothing was changed"
-        ) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.rename(directory)
+    except BaseException:
+        previous.rename(directory)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def empty_folder(folder: Path, kind: FolderKind) -> None:
+    """Removes what a folder of this kind holds. Where something else has come into it, it stays as it is."""
+    if folder.is_dir() and not folder.is_symlink() and kind.foreign(folder) is None:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_folder(folder: Path, kind: FolderKind) -> None:
+    """Removes a folder of this kind. Where something else has come into it, it stays as it is."""
+    empty_folder(folder, kind)
+    with suppress(OSError):  # it is not empty, or gone
+        folder.rmdir()
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under its name once it is whole. Raises FlasharError where the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with atomic_files(path) as (file,):
+        yield file
+
+
+@contextmanager
+def atomic_files(*paths: Path) -> Iterator[Sequence[IO[bytes]]]:
+    """Several binary files that appear under their names once all are whole. Raises as ``atomic_file``."""
+    current = paths[0]
+    with ExitStack() as stack:
+        try:
+            files, temporaries = [], []
+            for current in paths:
+                stack.enter_context(parents_of(current))
+                remove_stale(current)
+                temporary, descriptor = _new_temporary(current, is_folder=False)
+                stack.callback(temporary.unlink, missing_ok=True)
+                temporaries.append(temporary)
+                files.append(stack.enter_context(os.fdopen(descriptor, "w+b")))
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+            for current, temporary in zip(paths, temporaries, strict=True):
+                temporary.replace(current)
+        except OSError as error:
+            raise _not_written(current, error) from None
+
+
+def remove_stale(path: Path) -> None:
+    """Removes what killed runs left beside ``path`` of their work on it. A run that was killed while it put a new
+    folder in the old one's place has left none: then the old one is put back.
+    """
+    hidden = re.compile(rf"\.{re.escape(path.name[:_KEPT_OF_NAME])}\.[0-9a-f]{{8}}({_TEMPORARY}|{_PREVIOUS})")
+    with suppress(OSError):
+        left = [entry for entry in path.parent.iterdir() if hidden.fullmatch(entry.name)]
+        for entry in left:
+            if entry.name.endswith(_PREVIOUS) and not path.exists():
+                entry.rename(path)
+                continue
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file or folder until it is closed; None where another process has it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def _new_temporary(target: Path, is_folder: bool) -> tuple[Path, int]:
+    """A new hidden file or folder beside ``target`` and the open descriptor that holds its lock."""
+    while True:
+        path = target.with_name(_hidden_name(target, _TEMPORARY))
+        if is_folder:
+            path.mkdir()
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        with suppress(FileNotFoundError):  # another process took it for a stale one, before it was locked
+            descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+            with suppress(OSError):  # a file system without locks: nobody else gets one either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return path, descriptor
+            except FileNotFoundError:
+                os.close(descriptor)
+
+
+def _hidden_name(path: Path, ending: str) -> str:
+    return f".{path.name[:_KEPT_OF_NAME]}.{secrets.token_hex(4)}{ending}"
+
+
+@contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """Makes the folders that ``path`` lies in; where the work fails, those that were missing are removed again."""
+    missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FlasharError(f"{path} could not be written: {error.strerror or error}; nothing was changed") from None
-    finally:
-        with suppress(OSError):  # where the parent is no directory, there is nothing to clean up either
-            temporary.unlink()
-
-
-def _replace_directory(new: Path, old: Path) -> None:
-    """Puts ``new`` in the place of ``old``; where that fails midway, ``old`` is put back."""
-    if not old.exists():
-        new.rename(old)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.old.", dir=old.parent)) / "previous"
-    old.rename(aside)
-    try:
-        new.rename(old)
-    except OSError:
-        aside.rename(old)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
         raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+def _not_written(path: Path, error: OSError) -> FlasharError:
+    return FlasharError(f"{path} could not be written: {error.strerror or error}; nothing was changed")

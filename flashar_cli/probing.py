@@ -21,8 +21,9 @@ from flashar_cli.bounds import number_range
 from flashar_cli.config import ModelConfig
 from flashar_cli.data.codes import CodeSet, split_validation
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
+from flashar_cli.files import atomic_files
 from flashar_cli.grid import Order
+from flashar_cli.kinds import json_object
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.transformer import run_blocks
 from flashar_cli.reporting.curves import probe_figure
@@ -32,6 +33,7 @@ from flashar_cli.training.memory import ADAM_BYTES_PER_WEIGHT
 
 DIRECTIONS = ("right", "lower")
 HEADS = ("full", "low-rank", "shared")
+REPORT = json_object("a probe's report", "recommended_layer", "layers")
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,11 @@ def recommend(rows: Sequence[dict[str, float]], last_layer: int) -> int:
     return int(min(allowed, key=lambda row: row["lower_loss"])["layer"])
 
 
-def write_report(report: dict[str, Any], path: Path) -> None:
-    """Writes ``probe.json``."""
-    with atomic_file(path) as file:
+def write_report(report: dict[str, Any], path: Path, plot_path: Path) -> None:
+    """Writes ``probe.json``, and validation loss over index m for both neighbours as a PNG; both or neither."""
+    with atomic_files(path, plot_path) as (file, plot):
         file.write((json.dumps(report, indent=2) + "\n").encode())
+        plot.write(to_png(probe_figure(report)))
 
 
 def read_probe(path: Path) -> dict[str, Any]:
@@ -195,12 +198,6 @@ def read_recommendation(path: Path, config: ModelConfig, model_sha256: str, bran
             f"than this model's ({model_sha256[:12]})"
         )
     return recommend(report["layers"], config.backbone.num_layers - branch_depth)
-
-
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Validation loss over index m for both neighbours, as a PNG."""
-    with atomic_file(path) as file:
-        file.write(to_png(probe_figure(report)))
 
 
 class _SharedHead(nn.Module):

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A module imports only from its own line and from those above it. The longest matching name counts.
 LAYERS = (
     ("errors", "text", "bounds", "grid", "machine", "world", "network"),
-    ("config", "files", "pickles", "recipe", "runtime"),
+    ("config", "files", "kinds", "outputs", "pickles", "recipe", "runtime"),
     ("nn",),
     ("models",),
     ("tokenizers",),
@@ -28,7 +28,7 @@ LAYERS = (
     ("training", "evaluation.shape_classifier"),
     ("decoding",),
     ("api",),
-    ("preflight", "probing", "adaptation", "evaluation", "benchmarking", "reporting"),
+    ("preflight", "probing", "adaptation", "evaluation", "benchmarking", "generation", "reporting"),
     ("cli", "__main__"),
 )
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}

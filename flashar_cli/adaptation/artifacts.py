@@ -10,6 +10,7 @@ import torch
 from flashar_cli.adaptation.job import AdaptJob
 from flashar_cli.benchmarking import environment
 from flashar_cli.data.codes import CodeSet
+from flashar_cli.kinds import ANYTHING, HTML, JSON_LINES, PNG, FolderKind
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.reporting import gates, samples
 from flashar_cli.reporting.figures import has_matplotlib, to_png
@@ -20,6 +21,18 @@ from flashar_cli.training.metrics import read_records
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 GATE_MAP_FILE = "gate-map.png"
+
+# A run under way, with its training state.
+RUN = FolderKind(
+    "an adaptation's run",
+    {
+        r"metrics\.jsonl": JSON_LINES,
+        r"report\.html": HTML,
+        r"gate-map\.png|samples-\w+\.png": PNG,
+        r"tensorboard/|tensorboard/events\.out\.tfevents\..+": ANYTHING,
+        r"state/|state/(saved|\.unfinished)-\d+-\d+/.*": ANYTHING,
+    },
+)
 SHEET_IMAGES = 40
 # Of the base, in raster order: slower, and only for comparison.
 BASE_SHEET_IMAGES = 20

@@ -11,7 +11,6 @@ import torch
 from flashar_cli.checkpoint import Loaded
 from flashar_cli.config import BackboneConfig, BranchConfig, default_gate_dim
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import refuse_nonempty
 from flashar_cli.machine import free_bytes, require_memory
 from flashar_cli.models.sizes import model_weights
 from flashar_cli.recipe import AdaptRecipe, BranchSettings
@@ -44,14 +43,18 @@ class AdaptJob:
     @property
     def run_dir(self) -> Path:
         """Where metrics, samples and training state are while the run lasts."""
-        return self.out.with_name(self.out.name + ".run")
+        return run_dir(self.out)
 
 
-def check_job(job: AdaptJob, overwrite: bool) -> None:
+def run_dir(out: Path) -> Path:
+    """The run's folder beside the checkpoint that it will write."""
+    return out.parent / f"{out.name}.run"
+
+
+def check_job(job: AdaptJob) -> None:
     """Everything that can be refused before data is read. Raises FlasharError."""
     if job.loaded.model.branch is not None:
         raise FlasharError(f"{job.base_name} has a vertical branch already; adapt its raster base")
-    refuse_nonempty(job.out, overwrite)
     _refuse_too_large(job)
 
 

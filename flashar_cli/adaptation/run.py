@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from flashar_cli.adaptation import artifacts
 from flashar_cli.adaptation.job import AdaptJob
 from flashar_cli.config import Provenance, Subset
 from flashar_cli.data.codes import CodeSet, ids_sha256, split_validation
+from flashar_cli.files import remove_folder
 from flashar_cli.preflight import check_base
 from flashar_cli.reporting.records import Record, stamped, start_record
 from flashar_cli.reporting.tensorboard import FOLDER as TENSORBOARD_FOLDER
@@ -99,7 +99,7 @@ def _adapt(
         recorder.close()
         artifacts.write_report(job, adapted, train, validation, fingerprint, stages[-1].name)
         _save(job, adapted.state_dict(), fingerprint, data.ids, overwrite)
-        shutil.rmtree(job.run_dir)
+        remove_folder(job.run_dir, artifacts.RUN)
     barrier()
     return recorder.validations if recorder is not None else []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,6 @@ from flashar_cli import bounds
 from flashar_cli.cli import options, output
 from flashar_cli.cli.launch import launch
 from flashar_cli.errors import FlasharError
-from flashar_cli.training.signals import raise_terminated
 from flashar_cli.world import current_world
 
 if TYPE_CHECKING:
@@ -97,11 +95,12 @@ def command(
     }
     given = {key: value for key, value in flags.items() if value is not None}
     from flashar_cli import checkpoint, hub, runtime
-    from flashar_cli.adaptation.artifacts import REPORT_FILE
-    from flashar_cli.adaptation.job import AdaptJob, check_job
+    from flashar_cli.adaptation.artifacts import REPORT_FILE, RUN
+    from flashar_cli.adaptation.job import AdaptJob, check_job, run_dir
     from flashar_cli.config import read_config
     from flashar_cli.data.prepare import plan_codes
     from flashar_cli.families import PRESETS
+    from flashar_cli.outputs import Output, check_outputs
     from flashar_cli.probing import read_probe, read_recommendation
 
     if dry_run and hub.local_path(name) is None and name in PRESETS:
@@ -114,6 +113,12 @@ def command(
     source = settings.data.source
     if source is None:
         raise FlasharError("no --data was passed and the recipe names none; expected " + options.DATA_HELP)
+    out = out or Path(f"{Path(name).name}-flashar")
+    check_outputs(
+        [Output("--out", out, checkpoint.CHECKPOINT), Output("the run's folder", run_dir(out), RUN, goes_on=True)],
+        {"MODEL": directory, "--data": source, "--recipe": recipe, "--probe": probe},
+        overwrite,
+    )
     runtime.set_threads(threads)
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)
@@ -132,20 +137,19 @@ def command(
         base_sha256=sha256,
         recipe=settings,
         recommended_layer=recommended,
-        out=out or Path(f"{Path(name).name}-flashar"),
+        out=out,
         seed=seed,
         dtype=precision,
         stored_dtype=checkpoint.stored_dtype(directory),
         probe=probed,
     )
-    check_job(job, overwrite)
+    check_job(job)
     plan = plan_codes(loaded, source, settings.data.subset, seed, _encode_options(settings.data))
     if dry_run:
         document = _plan(loaded.config, settings, recommended, nproc, device, dtype)
         output.document(document | {"num_images": plan.num_images, "out": str(job.out)})
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
-    signal.signal(signal.SIGTERM, raise_terminated)
     output.note(plan.note)
     with output.progress(plan.num_images, "images") as bar:
         codes = plan.codes(bar.update)

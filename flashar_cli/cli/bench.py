@@ -88,7 +88,8 @@ def command(
     """
     sizes = None if batch_sizes.strip() == SWEEP else parse_batch_sizes(batch_sizes)
     sides = parse_sides(res)
-    _check_outputs(out, report_out, plot_out, overwrite)
+    named = options.one_model(model, base)
+    _check_outputs(out, report_out, plot_out, {"MODEL": named, "--upstream": upstream}, overwrite)
 
     from dataclasses import replace
 
@@ -121,7 +122,6 @@ def command(
         raise FlasharError(f"--quantize {scheme} changes the weights that --upstream runs on; bench them apart")
     if scheme is not None:
         check_scheme(scheme, chosen_device, chosen_dtype)
-    named = options.one_model(model, base)
     name = named or default_model(chosen_device)
     is_random = random_weights or named is None
     if len(sides) > 1 and not is_random:
@@ -226,20 +226,28 @@ def duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"
 
 
-def _check_outputs(out: Path | None, report_out: Path | None, plot_out: Path | None, overwrite: bool) -> None:
+def _check_outputs(
+    out: Path | None,
+    report_out: Path | None,
+    plot_out: Path | None,
+    inputs: dict[str, str | Path | None],
+    overwrite: bool,
+) -> None:
     """Raises FlasharError for what could not be written, before anything is measured."""
-    from flashar_cli.files import refuse_existing
+    from flashar_cli.kinds import HTML, PNG, begins_with, json_object
+    from flashar_cli.outputs import Output, check_outputs
 
     if report_out is not None and report_out.suffix not in (".md", ".html"):
         raise FlasharError(f"--report is {report_out}; expected a name that ends in .md or .html")
     if plot_out is not None and plot_out.suffix != ".png":
         raise FlasharError(f"--plot is {plot_out}; expected a name that ends in .png")
-    files = {"--out": out, "--report": report_out, "--plot": plot_out}
-    named = {option: path for option, path in files.items() if path is not None}
-    for option, path in named.items():
-        refuse_existing(path, overwrite, option)
-    if len({path.resolve() for path in named.values()}) < len(named):
-        raise FlasharError(f"{' and '.join(named)} name the same file; give each its own")
+    page = HTML if report_out is not None and report_out.suffix == ".html" else begins_with("a bench report", b"# Dec")
+    files = (
+        ("--out", out, json_object("a bench report", "report_version", "batches")),
+        ("--report", report_out, page),
+        ("--plot", plot_out, PNG),
+    )
+    check_outputs([Output(option, path, kind) for option, path, kind in files if path is not None], inputs, overwrite)
     if plot_out is not None:
         from flashar_cli.reporting.figures import require_matplotlib
 

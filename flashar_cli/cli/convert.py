@@ -67,9 +67,9 @@ def command(
 
     Tensors are bit-exact both ways.
     """
-    from flashar_cli import checkpoint, hub
-    from flashar_cli.files import refuse_nonempty
+    from flashar_cli import checkpoint
     from flashar_cli.grid import Grid
+    from flashar_cli.outputs import Output, check_outputs
     from flashar_cli.upstream.convert import convert
     from flashar_cli.upstream.facts import ConvertOptions
 
@@ -87,12 +87,12 @@ def command(
             raise FlasharError(
                 f"{', '.join(useless)} say how to read upstream files; leave them out with --to upstream"
             )
-        written = _to_upstream(hub.resolve(str(source)), out, overwrite)
+        written = _to_upstream(source, out, overwrite)
         output.document({"written": [str(path) for path in written]}) if json else output.result(
             "wrote " + ", ".join(map(str, written))
         )
         return
-    refuse_nonempty(out, overwrite)
+    check_outputs([Output("--out", out, checkpoint.CHECKPOINT)], {"SRC": source, "--tokenizer": tokenizer}, overwrite)
     converted = convert(
         source,
         ConvertOptions(
@@ -118,21 +118,21 @@ def command(
         output.result(f"wrote {out}: {summary(converted.config)}")
 
 
-def _to_upstream(directory: Path, out: Path, overwrite: bool) -> list[Path]:
+def _to_upstream(source: Path, out: Path, overwrite: bool) -> list[Path]:
     """``out`` is a .pt or .safetensors file for the model alone, or a directory for model.pt and vq.pt."""
     import torch
 
-    from flashar_cli import checkpoint
+    from flashar_cli import checkpoint, hub
+    from flashar_cli.kinds import UPSTREAM_PICKLE, UPSTREAM_SAFETENSORS
+    from flashar_cli.outputs import Output, check_outputs
     from flashar_cli.upstream.export import export, write_upstream
 
-    model, tokenizer = export(checkpoint.load(directory, torch.device("cpu"), vq_dtype=None))
     as_file = out.suffix in (".pt", ".pth", ".safetensors")
-    files = {out if as_file else out / "model.pt": model}
-    if tokenizer is not None and not as_file:
-        files[out / "vq.pt"] = tokenizer
-    existing = [str(path) for path in files if path.exists()]
-    if existing and not overwrite:
-        raise FlasharError(f"{', '.join(existing)} exists; choose another --out or pass --overwrite")
-    for path, state in files.items():
-        write_upstream(state, path)
+    paths = [out] if as_file else [out / "model.pt", out / "vq.pt"]
+    kind = UPSTREAM_SAFETENSORS if out.suffix == ".safetensors" else UPSTREAM_PICKLE
+    check_outputs([Output("--out", path, kind) for path in paths], {"SRC": hub.local_path(str(source))}, overwrite)
+    model, tokenizer = export(checkpoint.load(hub.resolve(str(source)), torch.device("cpu"), vq_dtype=None))
+    states = [model] if as_file or tokenizer is None else [model, tokenizer]
+    files = dict(zip(paths, states, strict=False))
+    write_upstream(files)
     return list(files)

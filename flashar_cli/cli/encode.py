@@ -73,13 +73,17 @@ def command(
     from flashar_cli import checkpoint, hub, runtime
     from flashar_cli.data.augment import Augmentation
     from flashar_cli.data.encode_job import MaxBad
-    from flashar_cli.data.encoding import count_missing, wait_for_manifest
+    from flashar_cli.data.encoding import CODE_SHARDS, count_missing, wait_for_manifest
     from flashar_cli.data.encoding import encode as encode_shards
     from flashar_cli.data.prepare import EncodeOptions, plan_encoding
     from flashar_cli.data.sources.base import Columns
+    from flashar_cli.outputs import Output, check_outputs
     from flashar_cli.world import current_world
 
     augmentation, allowed = Augmentation(augment, crop_ratio), MaxBad(max_bad)
+    check_outputs(
+        [Output("--out", out, CODE_SHARDS, goes_on=True)], {"MODEL": hub.local_path(name), "--data": data}, overwrite
+    )
     directory = hub.resolve(name)
     runtime.set_threads(threads)
     where = options.resolve_device(device)

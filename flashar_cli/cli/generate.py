@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,17 +15,11 @@ from flashar_cli.cli import options, output
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from flashar_cli.api import ImageModel
-    from flashar_cli.config import ModelConfig
     from flashar_cli.models.prefix import Conditions
 
 EXAMPLES = """Examples:  flashar generate llamagen-tiny-flashar --labels star,heart --num-images 8 --out pictures  |
 flashar generate llamagen-tiny --labels 0-9 --temperature 0 --tokens-out tokens.npy"""
-
-TOKEN_BYTES, FILE_BYTES = 8, 4096  # a PNG file takes one block of a disk at least
 
 
 def command(
@@ -95,26 +91,37 @@ def command(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Draw pictures, or tokens alone, with either decoder."""
+    """Draw pictures, or tokens alone, with either decoder.
+
+    They are written as they are made, into OUT.part until all are there. Type the same command again after an
+    interruption: it goes on where it was, and the result is the same to the byte.
+    """
+    from flashar_cli import hub
+    from flashar_cli.generation.targets import Targets, declared
+    from flashar_cli.outputs import check_outputs
+
     name = options.required_model(model, base)
     if out is None and tokens_out is None and npz is None:
         out = Path(f"{Path(name).name}-samples")
-    want_images = not no_images and (out is not None or npz is not None)
+    targets = Targets(out, tokens_out, npz, with_pictures=not no_images and (out is not None or npz is not None))
     if no_images and npz is not None:
         raise FlasharError("--npz holds pictures, but --no-images was passed; leave one of them out")
-    _check_targets(out, tokens_out, npz, overwrite)
+    inputs = {"MODEL": hub.local_path(name), "--caption-features": caption_features}
+    check_outputs(declared(targets), inputs, overwrite)
 
     import torch
 
-    from flashar_cli import runtime
+    from flashar_cli import checkpoint, runtime
     from flashar_cli.api import load
     from flashar_cli.decoding.decoder import choose_order
-    from flashar_cli.decoding.generate import check_amounts, generate_tokens
+    from flashar_cli.decoding.generate import check_request
+    from flashar_cli.generation.run import GenerateJob, generate
 
     runtime.set_threads(threads)
     where = options.resolve_device(device)
-    loaded = load(name, where, options.resolve_dtype(dtype, where), quantize.value if quantize else None)
-    if want_images and loaded.tokenizer is None:
+    precision = options.resolve_dtype(dtype, where)
+    loaded = load(name, where, precision, quantize.value if quantize else None)
+    if targets.with_pictures and loaded.tokenizer is None:
         raise FlasharError(
             f"{name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
         )
@@ -129,30 +136,14 @@ def command(
     total = len(conditions) if num_images is None else num_images
     order = choose_order(loaded.model, decoder.value if decoder else None)
 
-    check_amounts(loaded.model, total, order, params, batch_size)
-    _check_disk(loaded.config, total, want_images, out, tokens_out, npz)
-
+    check_request(loaded.model, conditions, total, order, params, batch_size)
     engine = loaded.engine(optimisation.value, explain=output.note)
     if warm:
-        loaded.model.prefix.check(conditions)
         rows = torch.arange(min(batch_size, max(total, 1))) % len(conditions)
         engine.warm(conditions[rows], order, params)
-    batches, pictures = [], []
-    started = time.perf_counter()
-    with output.progress(max(total, 0), "images") as bar:
-        for codes in generate_tokens(loaded.model, conditions, total, order, params, seed, batch_size, engine):
-            batches.append(codes.cpu().numpy())
-            if want_images:
-                pictures.append(loaded.drawn_pictures(codes, engine))
-            bar.update(len(codes))
-    seconds = time.perf_counter() - started
-
-    import numpy as np
-
-    decoder_name = "raster" if order.name == "raster" else "flashar"
     settings: dict[str, Any] = {
         "model": name,
-        "decoder": decoder_name,
+        "decoder": "raster" if order.name == "raster" else "flashar",
         "seed": seed,
         "cfg_scale": params.cfg_scale,
         "cfg_interval": list(params.cfg_interval),
@@ -161,23 +152,40 @@ def command(
         "top_p": params.top_p,
         "quantize": quantize.value if quantize else None,
     }
-    tokens = np.concatenate(batches)
-    images = np.concatenate(pictures) if want_images else None
-    written = _write(tokens, images, settings, captions, out, tokens_out, npz)
+    sources = {
+        "model_sha256": checkpoint.weights_sha256(hub.resolve(name)),
+        "config": loaded.config.model_dump(mode="json"),
+        "device": where.type,
+        "dtype": str(precision).removeprefix("torch."),
+    }
+    job = GenerateJob(loaded, engine, conditions, captions, total, order, params, seed, batch_size, settings, sources)
+    output.set_resume_command(["flashar", *sys.argv[1:]])
+    with ExitStack() as stack:
+
+        def begin(missing: int) -> Callable[[int], None]:
+            if missing < total:
+                output.note(f"going on with {targets.work}: {total - missing} of {total} images are made")
+            return stack.enter_context(output.progress(missing, "images")).update
+
+        made = generate(job, targets, overwrite, begin)
+    speed = made.num_images / made.seconds if made.num_images else None
     summary = {
         **settings,
         "num_images": total,
+        "num_made": made.num_images,
         "optimisation": engine.optimisation,
         "forwards_per_image": order.num_steps,
-        "time_s": round(seconds, 4),
-        "images_per_s": round(total / seconds, 4),
-        "written": [str(path) for path in written],
+        "time_s": round(made.seconds, 4),
+        "images_per_s": None if speed is None else round(speed, 4),
+        "written": [str(path) for path in targets.all],
     }
     if json:
         output.document(summary)
     else:
-        speed = f"{total} images in {seconds:.2f} s ({total / seconds:.2f} images/s)"
-        output.result(f"{decoder_name}: {speed}, {order.num_steps} forwards each; wrote {', '.join(map(str, written))}")
+        count = f"{made.num_images} images" if made.num_images == total else f"{made.num_images} of {total} images"
+        took = "" if speed is None else f" in {made.seconds:.2f} s ({speed:.2f} images/s)"
+        written = ", ".join(map(str, targets.all))
+        output.result(f"{settings['decoder']}: {count}{took}, {order.num_steps} forwards each; wrote {written}")
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
@@ -217,64 +225,3 @@ def _conditions(
         return conditions, [f"caption {k}" for k in range(len(conditions))]
     assert prompt
     return encode_captions(prompt, prefix.length, loaded.model.device), prompt
-
-
-def _check_targets(out: Path | None, tokens_out: Path | None, npz: Path | None, overwrite: bool) -> None:
-    """Refuses outputs that exist before any work is done."""
-    from flashar_cli.files import refuse_existing, refuse_nonempty
-
-    for option, path in (("--tokens-out", tokens_out), ("--npz", npz)):
-        if path is not None:
-            refuse_existing(path, overwrite, option)
-    if out is not None:
-        refuse_nonempty(out, overwrite)
-
-
-def _check_disk(
-    config: ModelConfig, num_images: int, want_images: bool, out: Path | None, tokens_out: Path | None, npz: Path | None
-) -> None:
-    """Refuses what no disk here has room for, before any work is done."""
-    from flashar_cli.machine import require_disk
-
-    cells = config.order_grid.num_cells
-    pixels = cells * config.tokenizer.downsample**2 if config.tokenizer else 0
-    tokens, picture = cells * TOKEN_BYTES, FILE_BYTES if want_images else 0
-    for path, each in ((out, tokens + picture), (tokens_out, tokens), (npz, 3 * pixels)):
-        if path is not None:
-            require_disk(f"writing {num_images} images (--num-images)", num_images * each, path)
-
-
-def _write(
-    tokens: NDArray[np.int64],
-    images: NDArray[np.uint8] | None,
-    settings: dict[str, Any],
-    captions: list[str],
-    out: Path | None,
-    tokens_out: Path | None,
-    npz: Path | None,
-) -> list[Path]:
-    import numpy as np
-
-    from flashar_cli.data.pictures import contact_sheet, write_png
-    from flashar_cli.files import atomic_directory, atomic_file
-
-    written = []
-    if out is not None:
-        with atomic_directory(out) as folder:
-            np.save(folder / "tokens.npy", tokens)
-            if images is not None:
-                width = max(5, len(str(len(images) - 1)))
-                for index, image in enumerate(images):
-                    shown = captions[index % len(captions)]
-                    write_png(folder / f"{index:0{width}d}.png", image, {**settings, "image": index, "shows": shown})
-                write_png(folder / "contact-sheet.png", contact_sheet(images), settings)
-        written.append(out)
-    if tokens_out is not None:
-        with atomic_file(tokens_out) as file:
-            np.save(file, tokens)
-        written.append(tokens_out)
-    if npz is not None and images is not None:
-        with atomic_file(npz) as file:
-            np.savez(file, arr_0=images)
-        written.append(npz)
-    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from importlib import import_module
@@ -13,12 +14,12 @@ from flashar_cli import __version__
 from flashar_cli.cli import last_resort, output
 from flashar_cli.errors import FlasharError
 from flashar_cli.text import plain, shown
-from flashar_cli.training.signals import Terminated
+from flashar_cli.training.signals import Terminated, raise_terminated
 
 # Each command is a function of the module of its name; torch is imported inside it.
 COMMANDS = ("ls", "inspect", "convert", "encode", "probe", "adapt", "generate", "bench", "compare")
 
-INTERRUPTED = 130  # 128 + SIGINT
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 # Typer brings its own click or uses an installed one; either way this is its usage error.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -45,9 +46,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 70 a bug, 130 interrupted, 141
-    nobody read on.
+    nobody read on, 143 terminated with nothing to go on from.
     """
     output.prepare()
+    output.set_resume_command([])
+    signal.signal(signal.SIGTERM, raise_terminated)  # an exception, so that nothing half-written stays behind
     with warnings.catch_warnings():
         warnings.showwarning = output.warning
         code = _run()
@@ -73,8 +76,8 @@ def _run() -> int:
         _explain_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except Terminated:  # asked to leave, and nothing is lost
-        code = 0
+    except Terminated:  # asked to leave; where the command can go on later, nothing is lost
+        code = 0 if output.resume_hint() else TERMINATED
         output.note("stopped by SIGTERM" + output.resume_hint())
     except Exception as error:
         if last_resort.wants_traceback():

@@ -57,8 +57,8 @@ Model = Annotated[
 ]
 Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="The same as the positional MODEL.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write to.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 Seed = Annotated[int, number("--seed", bounds.SEED, help="Every random choice follows from it.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds, if flashar wrote all of it.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
 Quantize = Annotated[

@@ -72,8 +72,9 @@ def command(
     from flashar_cli.data.sources.base import Columns
     from flashar_cli.data.sources.shapes import SHAPES
     from flashar_cli.errors import FlasharError
-    from flashar_cli.files import refuse_existing
+    from flashar_cli.kinds import PNG
     from flashar_cli.machine import require_memory
+    from flashar_cli.outputs import Output, check_outputs
     from flashar_cli.preflight import check_base
     from flashar_cli.reporting.figures import require_matplotlib
 
@@ -93,7 +94,9 @@ def command(
     if out is None:
         out = directory if hub.place_of(directory) == "here" else Path(f"probe-{Path(name).name}")
     report_path, plot_path = out / "probe.json", out / "probe.png"
-    refuse_existing(report_path, overwrite)
+    # They may lie in MODEL, whose files have other names.
+    files = [Output("--out", report_path, probing.REPORT), Output("--out", plot_path, PNG)]
+    check_outputs(files, {"--data": data}, overwrite)
     if data is None and config.class_names != CLASS_NAMES:
         raise FlasharError("no --data was passed; expected " + options.DATA_HELP)
     data = data or SHAPES
@@ -126,8 +129,7 @@ def command(
     with output.progress(len(codes), "images") as bar:
         report = probing.run_probes(loaded.model, codes, settings, num_validation, precision, bar.update)
     report = {"model": Path(name).name, "model_sha256": checkpoint.weights_sha256(directory), **report}
-    probing.write_report(report, report_path)
-    probing.plot(report, plot_path)
+    probing.write_report(report, report_path, plot_path)
     if json:
         output.document(report)
         return

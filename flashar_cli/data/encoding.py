@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,23 @@ from flashar_cli.data.encode_shard import WORK, Progress, encode_shard, views_or
 from flashar_cli.data.run_ahead import run_ahead
 from flashar_cli.data.shards import MANIFEST, file_sha256, read_manifest
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file, refuse_nonempty, refuse_unwritable
+from flashar_cli.files import atomic_file, empty_folder, parents_of, refuse_folder
+from flashar_cli.kinds import ANYTHING, PARQUET, SAFETENSORS, FolderKind, json_object
 from flashar_cli.world import World
 
 PLAN = "plan.json"
+
+# Finished, or under way: then it has the hidden folder, which is all flashar's.
+CODE_SHARDS = FolderKind(
+    "code shards",
+    {
+        r"manifest\.json": json_object("a manifest", "format_version", "tokenizer_sha256", "shards"),
+        r"codes-\d{5,}\.parquet": PARQUET,
+        r"captions-\d{5,}\.safetensors": SAFETENSORS,
+        rf"{re.escape(WORK)}/.*": ANYTHING,
+    },
+    needs=(MANIFEST, f"{WORK}/"),
+)
 POLL_S = 0.1
 START_TIMEOUT_S = 600.0  # how long the other processes wait for the first to prepare the folder
 
@@ -36,18 +51,20 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
     """Encodes this process's shards that are not in ``out`` yet; returns how many pictures that were. The manifest
     appears with the last shard of any process; ``wait_for_manifest`` waits for it.
 
-    Raises FlasharError where ``out`` holds something else, and for more bad pictures than the job allows.
+    Raises FlasharError where ``out`` holds something else, for more bad pictures than the job allows, and where none
+    is good. What it leaves then, or when interrupted, is what it can go on with; nothing, where it has come to nothing.
     """
     mine = _missing(job, out, world)
     captioner = None
     if mine and job.caption_prefix is not None:  # before anything is written: it may not be there
         captioner = CaptionEncoder(next(job.tokenizer.parameters()).device)
-    _prepare(job, out, world, overwrite)
-    if mine:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # about single pictures: what matters is counted
-            _encode_shards(job, out, mine, captioner, progress or (lambda count: None))
-    _finish(job, out)
+    with _swept(out, world):
+        _prepare(job, out, world, overwrite)
+        if mine:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="PIL")  # about single pictures: what matters is counted
+                _encode_shards(job, out, mine, captioner, progress or (lambda count: None))
+        _finish(job, out)
     return sum(len(job.shard_rows(shard)) for shard in mine)
 
 
@@ -63,6 +80,26 @@ def count_missing(job: EncodeJob, out: Path) -> int:
     return sum(len(job.shard_rows(shard)) for shard in _missing(job, out, World()))
 
 
+@contextlib.contextmanager
+def _swept(out: Path, world: World) -> Iterator[None]:
+    """Where the work fails before a single picture is encoded, the folder goes as it came. Of several processes none
+    knows what the others still write, so they leave it to the next run.
+    """
+    was_there = out.is_dir()
+    with parents_of(out):
+        try:
+            yield
+        except BaseException:
+            records = [_load(path) for path in (out / WORK).glob("[0-9]*.json")]
+            fruitful = (out / MANIFEST).exists() or any(record and record["rows"] for record in records)
+            if world.size == 1 and not fruitful:
+                empty_folder(out, CODE_SHARDS)
+                if not was_there:
+                    with contextlib.suppress(OSError):
+                        out.rmdir()
+            raise
+
+
 def _prepare(job: EncodeJob, out: Path, world: World, overwrite: bool) -> None:
     """Makes ``out`` the folder of this job, or finds that it is. The first process does it, the others wait."""
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -73,10 +110,9 @@ def _prepare(job: EncodeJob, out: Path, world: World, overwrite: bool) -> None:
                 "or pass --overwrite"
             )
         if world.is_main:
-            if not out.is_dir() or any(path.name != WORK for path in out.iterdir()):
-                refuse_nonempty(out, overwrite)
-            refuse_unwritable(out)
-            _clear(out)
+            # Without a plan there is nothing of value in what this kind of folder holds.
+            refuse_folder(out, CODE_SHARDS, overwrite or changed is None)
+            empty_folder(out, CODE_SHARDS)  # not replaced: the other processes are looking into it
             with atomic_file(out / WORK / PLAN) as file:
                 file.write(json.dumps(job.settings).encode())
         elif time.monotonic() > deadline:
@@ -90,15 +126,6 @@ def _differences(job: EncodeJob, out: Path) -> list[str] | None:
     # The manifest twice: it may take the place of the plan between the two looks.
     found = _load(out / MANIFEST) or _load(out / WORK / PLAN) or _load(out / MANIFEST)
     return None if found is None else [key for key, value in job.settings.items() if found.get(key) != value]
-
-
-def _clear(directory: Path) -> None:
-    """Empties a directory without replacing it: it may be a link or a mount."""
-    for path in directory.iterdir() if directory.is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -185,6 +212,8 @@ def _finish(job: EncodeJob, out: Path) -> bool:
         "views": sum(record["rows"] for record in records),
         "bad": len(bad),
     }
+    if not counts["pictures"]:
+        raise FlasharError(f"--data {job.data} has no picture that can be read: {len(bad)} are bad, 0 good")
     manifest = {**job.settings, "source": job.data, "counts": counts, "bad": bad, "shards": records}
     try:
         write_file(out, MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())

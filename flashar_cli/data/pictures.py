@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -15,12 +16,23 @@ from PIL.PngImagePlugin import PngInfo
 TEXT_KEY = "flashar"
 
 
-def write_png(path: Path, image: NDArray[np.uint8], settings: dict[str, Any] | None = None) -> None:
-    """Writes uint8 [height, width, 3]; ``settings`` go as JSON into the text chunk ``flashar``."""
-    info = PngInfo()
-    if settings is not None:
-        info.add_text(TEXT_KEY, json.dumps(settings))
-    Image.fromarray(image).save(path, pnginfo=info)
+def png_bytes(image: NDArray[np.uint8], settings: dict[str, Any]) -> bytes:
+    """The PNG file of uint8 [height, width, 3]; ``settings`` go as JSON into the text chunk ``flashar``."""
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_text(TEXT_KEY, json.dumps(settings))
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, image: NDArray[np.uint8], settings: dict[str, Any]) -> None:
+    """Writes ``png_bytes``."""
+    path.write_bytes(png_bytes(image, settings))
+
+
+def read_png(path: Path) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3]."""
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
 
 
 def contact_sheet(

@@ -12,7 +12,7 @@ from torch import Tensor
 from flashar_cli.checkpoint import Loaded
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
-from flashar_cli.files import atomic_file
+from flashar_cli.files import atomic_files
 from flashar_cli.pickles import save_pickle
 from flashar_cli.tokenizers.upstream import STATISTICS
 
@@ -33,11 +33,12 @@ def export(loaded: Loaded) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]
     return model, {**loaded.tokenizer.state_dict(), **{key: torch.zeros(size) for key, size in STATISTICS.items()}}
 
 
-def write_upstream(state: Mapping[str, Tensor], path: Path) -> None:
-    """Writes ``{"model": state}`` as a ``.pt`` file, or the bare tensors as ``.safetensors``; atomically."""
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    with atomic_file(path) as file:
-        if path.suffix == ".safetensors":
-            file.write(save(tensors))
-        else:
-            save_pickle({"model": tensors}, file)
+def write_upstream(states: Mapping[Path, Mapping[str, Tensor]]) -> None:
+    """Writes each ``{"model": state}`` as a ``.pt`` file, or the bare tensors as ``.safetensors``; all or none."""
+    with atomic_files(*states) as files:
+        for (path, state), file in zip(states.items(), files, strict=True):
+            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+            if path.suffix == ".safetensors":
+                file.write(save(tensors))
+            else:
+                save_pickle({"model": tensors}, file)

@@ -110,7 +110,10 @@ def test_existing_report_is_kept(run_cli: Callable, write_tiny_checkpoint: Calla
     model = write_tiny_checkpoint()
     refused = run_cli("bench", model, "--out", out, *QUICK)
     assert refused.code == 2
+    assert run_cli("bench", model, "--out", out, "--overwrite", *QUICK).code == 2  # it is no report
     assert out.read_text() == "mine"
+    out.write_text('{"report_version": 2, "batches": []}')
+    assert run_cli("bench", model, "--out", out, *QUICK).code == 2
     assert run_cli("bench", model, "--out", out, "--overwrite", *QUICK).code == 0
     assert read_report(out)
 
@@ -205,7 +208,7 @@ def test_duration() -> None:
 def test_files_of_a_bench_are_checked_before_it(run_cli: Callable, tmp_path: Path) -> None:
     same = str(tmp_path / "same.md")
     done = run_cli("bench", "llamagen-tiny-flashar", "--out", same, "--report", same)
-    assert done.code == 2 and "--out and --report name the same file" in done.err
+    assert done.code == 2 and "is the same as --out" in done.err
     taken = tmp_path / "taken.html"
     taken.write_text("mine")
     done = run_cli("bench", "llamagen-tiny-flashar", "--report", str(taken))

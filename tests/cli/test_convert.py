@@ -198,8 +198,13 @@ def test_a_full_output_directory_is_kept(run_cli, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
     result = run_cli("convert", source, "--out", tmp_path / "model", *SHAPE)
-    assert result.code == 2 and "--overwrite" in result.err
+    assert result.code == 2 and "mine.txt in it is no part of a checkpoint" in result.err
+    assert run_cli("convert", source, "--out", tmp_path / "model", *SHAPE, "--overwrite").code == 2
     assert (tmp_path / "model" / "mine.txt").read_text() == "mine"
+    (tmp_path / "model" / "mine.txt").unlink()
+    assert run_cli("convert", source, "--out", tmp_path / "model", *SHAPE).code == 0
+    result = run_cli("convert", source, "--out", tmp_path / "model", *SHAPE)
+    assert result.code == 2 and "pass --overwrite" in result.err
     assert run_cli("convert", source, "--out", tmp_path / "model", *SHAPE, "--overwrite").code == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 

@@ -1,0 +1,1 @@
+"""Pictures and tokens to disk, as they are made."""

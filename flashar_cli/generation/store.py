@@ -1,0 +1,228 @@
+"""The work folder of a run: what is made, batch by batch, until it is whole.
+
+``OUT.part`` lies beside OUT (without OUT, beside the first file that is written) and holds ``settings.json``, all that
+the pictures follow from; ``samples/``, which becomes OUT; ``pixels.npy``, where an archive is wanted; and
+``done.jsonl``, a line for each batch that is written, with the SHA-256 of its bytes. A run that finds the folder of the
+same settings makes what is missing there or is not what was written: after a kill, a power cut or a full disk.
+
+Letters: B pictures of a batch, H grid rows, W grid columns; h, w pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flashar_cli.data.pictures import TEXT_KEY, png_bytes
+from flashar_cli.errors import FlasharError
+from flashar_cli.files import atomic_file, empty_folder, lock, parents_of, remove_folder
+from flashar_cli.generation.arrays import ArrayFile
+from flashar_cli.kinds import ANYTHING, JSON_LINES, NPY, PNG_SIGNATURE, FolderKind, begins_with, json_object
+from flashar_cli.machine import require_disk
+
+SAMPLES, TOKENS, PIXELS, SETTINGS, DONE = "samples", "tokens.npy", "pixels.npy", "settings.json", "done.jsonl"
+CONTACT_SHEET = "contact-sheet.png"
+FILE_BYTES = 4096  # a PNG file takes one block of a disk at least
+_PICTURE = r"\d{5,}\.png"
+_OURS = begins_with("a PNG picture of flashar", PNG_SIGNATURE, TEXT_KEY.encode() + b"\0")
+SAMPLE_FOLDER = FolderKind("samples", {r"tokens\.npy": NPY, rf"{_PICTURE}|contact-sheet\.png": _OURS})
+WORK_FOLDER = FolderKind(
+    "a run of `flashar generate`",
+    {
+        r"settings\.json": json_object("settings", "seed", "batch_size"),
+        r"done\.jsonl": JSON_LINES,
+        r"pixels\.npy|samples/tokens\.npy": NPY,
+        # The last ones may be torn by a kill.
+        rf"samples/|samples/({_PICTURE}|contact-sheet\.png)": ANYTHING,
+        r"\.(settings\.json|done\.jsonl)\.[0-9a-f]{8}\.flashar-tmp": ANYTHING,
+    },
+)
+
+
+class Store:
+    """The work folder ``folder`` of ``num_images`` pictures in batches of ``batch_size``. ``settings`` is what every
+    written byte follows from. ``grid`` is (H, W); ``sides`` (h, w) where pictures are to be written into the archive's
+    array; ``with_pngs``: as files too.
+
+    Raises FlasharError where the folder is of other settings, unless ``overwrite``; where another process works in it;
+    and where the disk is too small for what is to be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        num_images: int,
+        batch_size: int,
+        grid: tuple[int, int],
+        sides: tuple[int, int] | None,
+        with_pngs: bool,
+        overwrite: bool,
+    ) -> None:
+        self.folder, self.samples, self.num_images, self.batch_size = folder, folder / SAMPLES, num_images, batch_size
+        self._with_pngs = with_pngs
+        self._done: dict[int, str] = {}
+        self._writing = threading.Lock()
+        with parents_of(folder / SETTINGS), ExitStack() as opened:
+            descriptor = lock(folder)
+            if descriptor is None:
+                raise FlasharError(f"{folder} is in use: another process is making these pictures; wait for it")
+            opened.callback(os.close, descriptor)
+            if not overwrite:
+                _refuse_other(folder, settings)
+            is_same = has_settings(folder, settings)
+            if not is_same:
+                self._refuse_full(8 * grid[0] * grid[1] + 6 * int(np.prod(sides or 0)))
+            self._done = _read_done(folder) if is_same else {}
+            opened.callback(self._remove_where_nothing_is_done)
+            if not is_same:
+                empty_folder(folder, WORK_FOLDER)
+                with atomic_file(folder / SETTINGS) as file:
+                    file.write(json.dumps(settings, indent=2).encode())
+            self.samples.mkdir(exist_ok=True)
+            self._tokens = ArrayFile(self.samples / TOKENS, (num_images, *grid), np.int64)
+            opened.callback(self._tokens.close)
+            self._pixels = None if sides is None else ArrayFile(folder / PIXELS, (num_images, *sides, 3), np.uint8)
+            if self._pixels is not None:
+                opened.callback(self._pixels.close)
+            self._done = {index: sha256 for index, sha256 in self._done.items() if self._digest(index) == sha256}
+            with atomic_file(folder / DONE) as file:  # without lines that are torn or don't hold
+                file.write("".join(map(_line, self._done.items())).encode())
+            self._opened = opened.pop_all()
+
+    @property
+    def num_batches(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def missing(self) -> Iterator[int]:
+        """Batches that are still to be made, in order."""
+        return (index for index in range(self.num_batches) if index not in self._done)
+
+    def num_done(self) -> int:
+        """Pictures that are written."""
+        return sum(self._count(index) for index in self._done)
+
+    def picture_path(self, index: int) -> Path:
+        """Where picture ``index`` is written."""
+        return self.samples / f"{index:0{max(5, len(str(self.num_images - 1)))}d}.png"
+
+    def write(
+        self, index: int, tokens: NDArray[np.int64], pictures: NDArray[np.uint8] | None, texts: Sequence[dict[str, Any]]
+    ) -> None:
+        """Writes batch ``index``: tokens int64 [B, H, W], pictures uint8 [B, h, w, 3], and what the file of each says
+        of itself, [B]. Several threads may write at once. Raises OSError.
+        """
+        first = index * self.batch_size
+        self._tokens.write(first, tokens)
+        digest = hashlib.sha256(tokens.tobytes())
+        if pictures is not None and self._pixels is not None:
+            self._pixels.write(first, pictures)
+            digest.update(pictures.tobytes())
+        if pictures is not None and self._with_pngs:
+            for offset, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+                content = png_bytes(picture, text)
+                self.picture_path(first + offset).write_bytes(content)
+                digest.update(content)
+        with self._writing, open(self.folder / DONE, "a", encoding="utf-8") as file:
+            file.write(_line((index, digest.hexdigest())))
+            self._done[index] = digest.hexdigest()
+
+    def settle(self) -> None:
+        """Makes sure that the disk knows what is done, before anything leaves the folder: ``is_whole`` tells by it
+        that files in their places may be this run's own.
+        """
+        with open(self.folder / DONE, "rb") as file:
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Closes the files; the folder is free for another process. Where nothing is done, it is removed."""
+        self._opened.close()
+
+    def _remove_where_nothing_is_done(self) -> None:
+        if not self._done:
+            self.remove()
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        remove_folder(self.folder, WORK_FOLDER)
+
+    def _refuse_full(self, image_bytes: int) -> None:
+        """Raises FlasharError where a picture's share of the arrays, an archive included, and a file's least size are
+        more than the disk holds.
+        """
+        each = image_bytes + (FILE_BYTES if self._with_pngs else 0)
+        require_disk(f"writing {self.num_images} images (--num-images)", self.num_images * each, self.folder)
+
+    def _count(self, index: int) -> int:
+        return min(self.batch_size, self.num_images - index * self.batch_size)
+
+    def _digest(self, index: int) -> str | None:
+        """SHA-256 of what is there of a batch, None where it isn't all there."""
+        first, count = index * self.batch_size, self._count(index)
+        if count <= 0:
+            return None
+        digest = hashlib.sha256(self._tokens.read(first, count).tobytes())
+        if self._pixels is not None:
+            digest.update(self._pixels.read(first, count).tobytes())
+        try:
+            for number in range(first, first + count) if self._with_pngs else ():
+                digest.update(self.picture_path(number).read_bytes())
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a work folder says that all of its batches are written."""
+    settings = _read_settings(folder)
+    if settings is None:
+        return False
+    try:
+        return len(_read_done(folder)) == -(-settings["num_images"] // settings["batch_size"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        return False
+
+
+def _line(entry: tuple[int, str]) -> str:
+    return json.dumps({"batch": entry[0], "sha256": entry[1]}) + "\n"
+
+
+def _read_done(folder: Path) -> dict[int, str]:
+    """Batch numbers and their SHA-256; lines that are torn or are none are left out."""
+    lines = (folder / DONE).read_text(encoding="utf-8", errors="replace") if (folder / DONE).is_file() else ""
+    found = re.findall(r'^\{"batch": (\d{1,15}), "sha256": "([0-9a-f]{64})"\}$', lines, re.MULTILINE)
+    return {int(index): sha256 for index, sha256 in found}
+
+
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def has_settings(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a work folder is of these settings."""
+    return _read_settings(folder) == json.loads(json.dumps(settings))
+
+
+def _refuse_other(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises FlasharError where a work folder is of other settings."""
+    known, wanted = _read_settings(folder), json.loads(json.dumps(settings))
+    if known is not None and known != wanted:
+        different = [key for key in wanted | known if known.get(key) != wanted.get(key)]
+        raise FlasharError(
+            f"{folder} is what an interrupted run with other settings has made ({', '.join(different)} differ); type "
+            "that command again to go on with it, choose another --out, or pass --overwrite to drop it"
+        )
