@@ -150,6 +150,7 @@ def command(
         output.document(document | {"num_images": plan.num_images, "out": str(job.out)})
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
+    options.note_slow(precision, where)
     output.note(plan.note)
     with output.progress(plan.num_images, "images") as bar:
         codes = plan.codes(bar.update)

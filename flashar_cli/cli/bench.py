@@ -139,6 +139,7 @@ def command(
     if published is not None:
         published.check_model(config)
     output.note(f"{subject.name}, {', '.join(map(str, grids or (config.order_grid,)))} tokens, {subject.weights}")
+    options.note_slow(chosen_dtype, chosen_device)
     if subject.branch_added:
         output.note("this model has no vertical branch; benching it with a fresh one (its pictures would be noise)")
 

@@ -107,6 +107,7 @@ def command(
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
     if missing:
+        options.note_slow(precision, where)
         output.note(
             f"{missing} of {len(job.rows)} pictures of {data} are to be encoded, {job.num_shards} shards in all"
         )

@@ -137,6 +137,7 @@ def command(
     order = choose_order(loaded.model, decoder.value if decoder else None)
 
     check_request(loaded.model, conditions, total, order, params, batch_size)
+    options.note_slow(precision, where)
     engine = loaded.engine(optimisation.value, explain=output.note)
     if warm:
         rows = torch.arange(min(batch_size, max(total, 1))) % len(conditions)

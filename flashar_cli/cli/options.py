@@ -119,18 +119,25 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and float32 on a CPU. Says so where a CPU has no instructions for the other two."""
+    """``auto`` is bfloat16 on CUDA and float32 on a CPU."""
     import torch
 
     if dtype is Dtype.auto:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if device.type == "cpu" and dtype is not Dtype.float32:
-        short = "bf16" if dtype is Dtype.bfloat16 else "fp16"
-        capabilities = torch.cpu.get_capabilities()
-        if not any(short in name and has for name, has in capabilities.items()):
-            output.note(f"--dtype {dtype.value}: this CPU has no instructions for it; expect it to be slow")
     return {
         Dtype.float32: torch.float32,
         Dtype.bfloat16: torch.bfloat16,
         Dtype.float16: torch.float16,
     }[dtype]
+
+
+def note_slow(dtype: torch.dtype, device: torch.device) -> None:
+    """Says so, before the work, where a CPU has no instructions for a dtype."""
+    import torch
+
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if device.type != "cpu" or short is None:
+        return
+    if not any(short in name and has for name, has in torch.cpu.get_capabilities().items()):
+        named = str(dtype).removeprefix("torch.")
+        output.note(f"--dtype {named}: this CPU has no instructions for it; expect it to be slow")

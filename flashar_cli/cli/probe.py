@@ -121,6 +121,7 @@ def command(
         document = {"memory_gib": round(need, 3), "layers": layers_used, "num_images": plan.num_images}
         output.document(document | {"data": data, "out": str(out)})
         return
+    options.note_slow(precision, where)
     output.note(plan.note)
     with output.progress(plan.num_images, "images") as bar:
         codes = plan.codes(bar.update)

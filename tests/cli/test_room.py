@@ -27,7 +27,7 @@ def eight_gib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("arguments", "words"),
     (
         (("generate", "--num-images", 2**31), "writing 2147483648 images (--num-images) needs"),
-        (("generate", "--num-images", 2**28, "--npz", "x.npz"), "GiB of disk for x.npz are free"),
+        (("generate", "--num-images", 2**28, "--npz", "x.npz"), "GiB of disk for x.npz.part are free"),
         (("generate", "--num-images", 2**20, "--batch-size", 2**19), "a batch of 524288 pictures (--batch-size) needs"),
         (("encode", "--data", "shapes:100000", "--batch-size", 2**20, "--out", "out"), "a batch of 100000 pictures"),
         (("encode", "--data", "shapes:2000000000", "--out", "out"), "--data shapes:2000000000 needs"),

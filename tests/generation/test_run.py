@@ -181,9 +181,9 @@ def test_a_full_disk_is_one_line(run_cli, write_tiny_checkpoint, tmp_path, monke
             result = run_cli(*command)
         assert result.code == 2 and "No space left on device" in result.err and result.err.count("\n") == 1, result
         assert sorted(path.name for path in tmp_path.iterdir()) == before, name
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("flashar_cli.machine.free_disk_bytes", lambda path: 10)
     result = run_cli(*command)
-    assert result.code == 2 and "are free; make fewer --num-images" in result.err
+    assert result.code == 2 and "writing 4 images (--num-images) needs" in result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
