@@ -17,8 +17,8 @@ PACKAGE = Path(flashar_cli.__file__).parent
 ROOT = PACKAGE.parent
 # A module imports only from its own line and from those above it. The longest matching name counts.
 LAYERS = (
-    ("errors", "grid", "world", "network"),
-    ("config", "files", "pickles", "recipe", "runtime"),
+    ("errors", "grid", "world", "network", "reading"),
+    ("config", "files", "recipe", "runtime", "tensorfiles"),
     ("nn",),
     ("models",),
     ("tokenizers",),

@@ -101,7 +101,7 @@ def test_every_mismatch_is_listed_in_one_line() -> None:
     ("change", "message"),
     [
         ({"quantize.embedding.weight": None}, "missing: quantize.embedding.weight"),
-        ({"encoder.conv_in.weight": [32]}, "wrong number of axes: encoder.conv_in.weight"),
+        ({"encoder.conv_in.weight": [32]}, "wrong shape: encoder.conv_in.weight"),
         ({"encoder.conv_in.weight": [24, 3, 3, 3]}, "width 24 is not a multiple of 32"),
         ({"decoder.conv_blocks.1.res.0.conv1.weight": [40, 32, 3, 3]}, "width not a multiple of 32"),
         ({"decoder.conv_blocks.1.res.0.conv1.weight": None}, "missing: decoder.conv_blocks.1.res.0.conv1.weight"),
