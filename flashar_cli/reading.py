@@ -38,8 +38,8 @@ def check_file(path: Path, where: str | None = None) -> int:
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        dangling = f"; it links to {os.readlink(path)}, which is not there" if path.is_symlink() else ""
-        raise FlasharError(f"{where} does not exist{dangling}; expected a file") from None
+        what = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise FlasharError(f"{where} {what}; expected a file") from None
     except (OSError, ValueError) as error:
         raise _unreadable(where, error) from None
     _check_kind(found, where)

@@ -70,8 +70,7 @@ def _derive(shapes: Shapes) -> VQConfig:
 
 def _multipliers(part: str, shapes: Shapes, channels: int) -> tuple[int, ...]:
     names = [
-        f"{part}.conv_blocks.{level}.res.0.conv1.weight"
-        for level in range(_count(f"{part}.conv_blocks.", shapes))
+        f"{part}.conv_blocks.{level}.res.0.conv1.weight" for level in range(_count(f"{part}.conv_blocks.", shapes))
     ]
     missing = [name for name in names if name not in shapes]
     uneven = [

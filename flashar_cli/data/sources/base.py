@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flashar_cli.errors import FlasharError
+from flashar_cli.reading import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Fetches one picture, encoded or drawn. Called by whichever thread decodes it; an OSError makes it a bad picture.
+MOST_PICTURE_BYTES = 2**30
+MOST_ID, MOST_DIGITS = 1024, 18
+# Fetches one picture, encoded or drawn. Called by whichever thread decodes it; an OSError or
+# FlasharError makes it a bad picture.
 Fetch = Callable[[], bytes | Image.Image]
 
 
@@ -105,7 +109,7 @@ def read_text(
 ) -> tuple[NDArray[np.int64] | None, Sequence[str] | None]:
     """A column's values as (labels, None) or (None, captions). Raises FlasharError where they are neither."""
     if wanted.captions:
-        if not all(isinstance(value, str) for value in values):
+        if not all(isinstance(value, str) and _is_unicode(value) for value in values):
             raise FlasharError(f"the captions of {what} are not all text; expected one caption a picture")
         return None, list(values)
     return _labels(values, what, wanted), None
@@ -116,15 +120,31 @@ def _labels(values: Sequence[Any], what: str, wanted: Wanted) -> NDArray[np.int6
     numbers = {name: index for index, name in enumerate(wanted.class_names or ())}
 
     def number(value: Any) -> int:
-        if type(value) is int:
-            return value
-        if not isinstance(value, str):
+        if isinstance(value, str) and value in numbers:
+            return numbers[value]
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) <= MOST_DIGITS:
+            return int(value)
+        if isinstance(value, str):
+            raise FlasharError(
+                f"{what} has the label {value[:80]!r}, which is no class number and no class of this model"
+            )
+        if type(value) is not int or abs(value) >= 10**MOST_DIGITS:
             raise FlasharError(f"the labels of {what} are not whole numbers; expected class ids or class names")
-        if value not in numbers and not value.strip().isdecimal():
-            raise FlasharError(f"{what} has the label '{value}', which is no class number and no class of this model")
-        return numbers[value] if value in numbers else int(value)
+        return value
 
     return np.array([number(value) for value in values], dtype=np.int64)
+
+
+def as_ids(names: Sequence[Any], what: str) -> NDArray[np.str_]:
+    """Names of pictures as an array [M]. Raises FlasharError for what NumPy or a manifest could not hold: no text, no
+    Unicode, control characters, or very long.
+    """
+    for name in names:
+        if not (isinstance(name, str) and len(name) <= MOST_ID and name.isprintable() and _is_unicode(name)):
+            raise FlasharError(
+                f"{what} names a picture {str(name)[:80]!r}; expected printable Unicode of at most {MOST_ID} characters"
+            )
+    return np.array(names, dtype=np.str_)
 
 
 def check_unique(ids: NDArray[np.str_], what: str) -> None:
@@ -145,6 +165,19 @@ def digest(lines: Iterable[str]) -> str:
 def files_below(path: Path, suffix: str) -> list[Path]:
     """The file itself, or all such files of a folder and its sub-folders, in order of their paths."""
     return [path] if path.is_file() else sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: a file name in another encoding, or hand-made JSON
+        return False
+    return True
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture file. Raises FlasharError, in the same words wherever the file lies: manifests hold them."""
+    return read_bytes(path, "its file", MOST_PICTURE_BYTES)
 
 
 def relative_name(file: Path, path: Path) -> str:

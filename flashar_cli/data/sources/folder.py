@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.data.sources.base import EXTENSIONS, Fetch, digest
+from flashar_cli.data.sources.base import EXTENSIONS, MOST_DIGITS, Fetch, as_ids, digest, read_picture
 from flashar_cli.errors import FlasharError
 
 
@@ -27,7 +28,7 @@ class ImageFolder:
             )
         names = [path.relative_to(root).parts[0] if path.parent != root else "" for path in files]
         number = _class_numbers(set(names), root, num_classes, class_names)
-        self.ids = np.array([path.relative_to(root).as_posix() for path in files])
+        self.ids = as_ids([path.relative_to(root).as_posix() for path in files], f"--data {root}")
         self.labels = np.array([number[name] for name in names], dtype=np.int64)
         self.captions = None
         self.fingerprint = digest(
@@ -37,7 +38,7 @@ class ImageFolder:
     def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Files, read when fetched."""
         for name in self.ids[rows].tolist():
-            yield (self.root / name).read_bytes
+            yield partial(read_picture, self.root / name)
 
 
 def _class_numbers(
@@ -46,7 +47,7 @@ def _class_numbers(
     """The class of each sub-folder. Raises FlasharError where that would be a guess."""
     if class_names is not None and folders <= set(class_names):
         return {name: list(class_names).index(name) for name in folders}
-    if all(name.isdecimal() and int(name) < num_classes for name in folders):
+    if all(name.isdecimal() and len(name) <= MOST_DIGITS and int(name) < num_classes for name in folders):
         return {name: int(name) for name in folders}
     if len(folders) == num_classes and "" not in folders:
         return {name: index for index, name in enumerate(sorted(folders))}
