@@ -82,8 +82,9 @@ def open_features(
         fits = length.min(initial=0) >= 0 and length.max(initial=0) <= num_positions
         if not fits or shape != [int(length.sum()), feature_dim]:
             raise FlasharError(
-                f"{path} holds features {shape} of captions with up to {length.max(initial=0)} tokens, "
-                f"{length.min(initial=0)} at least; this model reads {feature_dim} values a token, {num_positions} tokens at most"
+                f"{path} holds features {shape} of captions with up to {length.max(initial=0)} tokens "
+                f"(at least {length.min(initial=0)}); this model reads {feature_dim} values a token, "
+                f"{num_positions} tokens at most"
             )
         lengths.append(length)
         starts.append(np.cumsum(length) - length)
