@@ -74,8 +74,7 @@ def read_sheet(path: Path, config: ModelConfig, count: int) -> NDArray[np.uint8]
     height, width = (side * config.tokenizer.downsample for side in (config.grid.height, config.grid.width))
     sheet = np.asarray(decode(read_bytes(path)))
     places = [(GAP + (k // COLUMNS) * (height + GAP), GAP + (k % COLUMNS) * (width + GAP)) for k in range(count)]
-    if places and (
-        sheet.shape[0] < places[-1][0] + height or sheet.shape[1] < places[min(count, COLUMNS) - 1][1] + width
-    ):
+    bottom, right = (max(place[axis] for place in places) + side for axis, side in enumerate((height, width)))
+    if sheet.shape[0] < bottom or sheet.shape[1] < right:
         raise FlasharError(f"{path} is {sheet.shape[1]} x {sheet.shape[0]} pixels, too small for {count} samples")
     return np.stack([sheet[top : top + height, left : left + width] for top, left in places])

@@ -176,7 +176,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_picture(path: Path) -> bytes:
-    """The bytes of a picture file. Raises FlasharError, in the same words wherever the file lies: manifests keep them."""
+    """The bytes of a picture file. Raises FlasharError, in words that a manifest keeps: without the path."""
     return read_bytes(path, "its file", MOST_PICTURE_BYTES)
 
 
