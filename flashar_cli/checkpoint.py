@@ -5,6 +5,7 @@ large) and, where the model can make pictures, ``tokenizer.safetensors``.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _read_index(directory: Path) -> ShardIndex | None:
     """None where the weights are in one file."""
     path = directory / INDEX_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     return validated(read_json(path), ShardIndex, str(path), "an index of safetensors files")
 

@@ -129,8 +129,11 @@ def read_json(path: Path, where: str | None = None) -> Any:
 def read_toml(path: Path, where: str | None = None) -> dict[str, Any]:
     """The TOML document in a file. Raises FlasharError as ``read_json``."""
     where = where or str(path)
-    text = read_text(path, where)
+    text = read_text(path, where, MOST_LINE_BYTES)
     try:
+        # A dotted key costs the parser time that grows with the square of its parts.
+        if any(line.count(".") > MOST_DEPTH for line in text.splitlines()):
+            raise RecursionError
         document = tomllib.loads(text)
         _check_values(document)
     except RecursionError:
