@@ -5,13 +5,14 @@ are numbers.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from flashar_cli.errors import FlasharError
 
@@ -46,7 +47,7 @@ def check_file(path: Path, where: str | None = None) -> int:
     return found.st_size
 
 
-def open_file(path: Path, where: str | None = None) -> BinaryIO:
+def open_file(path: Path, where: str | None = None) -> io.BufferedReader:
     """Opens a regular file. Raises FlasharError as ``check_file``, and where it may not be read."""
     where = where or str(path)
     check_file(path, where)  # first: opening a device may do something
@@ -54,13 +55,12 @@ def open_file(path: Path, where: str | None = None) -> BinaryIO:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise _unreadable(where, error) from None
-    file = os.fdopen(handle, "rb")
     try:
         _check_kind(os.fstat(handle), where)  # it may have been replaced in between
     except FlasharError:
-        file.close()
+        os.close(handle)
         raise
-    return file
+    return open(handle, "rb")
 
 
 def read_bytes(path: Path, where: str | None = None, most: int = MOST_DOCUMENT_BYTES) -> bytes:

@@ -124,8 +124,9 @@ def _check_options(shards: Path, options: EncodeOptions) -> None:
     """Raises FlasharError where pictures were to be cut or found otherwise than the shards were made."""
     options.columns.refuse(str(shards), "a folder of code shards")
     manifest = read_manifest(shards)
-    old = isinstance(manifest, OldManifest)
-    made = CENTER.describe() if old else manifest.augmentation.model_dump(exclude_unset=True)
+    made = CENTER.describe()
+    if not isinstance(manifest, OldManifest):
+        made = manifest.augmentation.model_dump(exclude_unset=True)
     if options.augmentation != CENTER and made != options.augmentation.describe():
         raise FlasharError(
             f"--data {shards} was encoded with augmentation {made['name']}, the recipe says "

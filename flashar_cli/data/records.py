@@ -85,7 +85,7 @@ class CaptionEntry(Config):
 class EncodeSettings(Config):
     """Everything that the bytes of the shards follow from: the plan."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     grid: tuple[Positive, Positive]
     vocab_size: Positive
     tokenizer_sha256: Sha256

@@ -149,4 +149,4 @@ def _read(
         raise FlasharError(f"{path} has rows of {lengths} {values.dtype} codes; expected {num_cells} whole numbers")
     if not np.issubdtype(views.dtype, np.integer):
         raise FlasharError(f"{path} has views of {views.dtype}; expected whole numbers")
-    return values.reshape(-1, num_cells), ids, views, list(captions) if labels is None else labels.tolist()
+    return values.reshape(-1, num_cells), ids, views, list(captions or ()) if labels is None else labels.tolist()
