@@ -196,7 +196,8 @@ class TrainingState:
                 check_file(path)
             dcp.load(document, checkpoint_id=self.last, no_dist=not dist.is_initialized())
         except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
-            raise _unreadable(self.last, type(error).__name__) from None
+            reason = str(error) if isinstance(error, FlasharError) else type(error).__name__
+            raise _unreadable(self.last, reason) from None
 
 
 def _read_progress(state: Path) -> Progress:
