@@ -293,6 +293,16 @@ def test_tensors_in_other_shards_than_the_index_says(tmp_path):
             document.read()
 
 
+def test_only_the_last_line_of_metrics_may_be_torn(tmp_path):
+    document = metrics(tmp_path)
+    lines = document.text(document.content).splitlines(keepends=True)
+    document.path.write_text("".join([*lines, '{"kind": "st']))
+    assert len(read_records(document.path)) == len(lines)
+    document.path.write_text("".join([*lines[:3], '{"kind": "st\n', *lines[3:]]))
+    with pytest.raises(FlasharError, match="line 4 of .* is not valid JSON"):
+        document.read()
+
+
 def test_work_records_that_are_wrong_are_work_to_do(tmp_path):
     document = shard_record(tmp_path)
     before = document.read()
