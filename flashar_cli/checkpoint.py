@@ -5,25 +5,28 @@ large) and, where the model can make pictures, ``tokenizer.safetensors``.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flashar_cli.config import CONFIG_FILE, ModelConfig, read_config
+from flashar_cli.config import CONFIG_FILE, Config, ModelConfig, read_config, validated
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_directory
 from flashar_cli.kinds import ANYTHING, HTML, JSON_LINES, PNG, SAFETENSORS, FolderKind, json_object
 from flashar_cli.machine import require_memory
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.sizes import model_weights
+from flashar_cli.reading import open_file, plain_name, read_json
+from flashar_cli.tensorfiles import WEIGHT_DTYPES, open_safetensors, read_safetensors
 from flashar_cli.tokenizers.vq import VQTokenizer
 
 MODEL_FILE = "model.safetensors"
@@ -48,6 +51,13 @@ CHECKPOINT = FolderKind(
 )
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ShardIndex(Config):
+    """``model.safetensors.index.json``: which file of the directory each tensor is in."""
+
+    metadata: dict[str, Any] | None = None
+    weight_map: dict[str, Annotated[str, AfterValidator(plain_name)]]
 
 
 @dataclass(frozen=True)
@@ -137,8 +147,8 @@ def problems(directory: Path) -> list[str]:
 
 def stored_dtype(directory: Path) -> torch.dtype:
     """The dtype of the stored output head, which stands for the whole file."""
-    for path in sorted(directory.glob("model*.safetensors")):
-        with safe_open(path, framework="pt") as file:
+    for path in _model_files(directory):
+        with open_safetensors(path) as file:
             if "backbone.head.weight" in file.keys():  # noqa: SIM118 - not a dict
                 return file.get_tensor("backbone.head.weight").dtype
     raise FlasharError(f"{directory} has no output head; run `flashar inspect {directory}`")
@@ -147,8 +157,9 @@ def stored_dtype(directory: Path) -> torch.dtype:
 def weights_sha256(directory: Path) -> str:
     """SHA-256 over the weight files, in order of their names."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        with open(path, "rb") as file:
+    tokenizer = directory / TOKENIZER_FILE
+    for path in sorted([*_model_files(directory), *([tokenizer] if tokenizer.exists() else [])]):
+        with open_file(path) as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()
@@ -161,8 +172,9 @@ def state_problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
     for name in expected.keys() & state.keys():
         if expected[name].shape != state[name].shape:
             problems.append(f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}")
-        elif not state[name].is_floating_point():
-            problems.append(f"{name} is {state[name].dtype}, expected a floating-point tensor")
+        elif state[name].dtype not in WEIGHT_DTYPES:
+            kinds = ", ".join(_dtype_name(dtype) for dtype in WEIGHT_DTYPES)
+            problems.append(f"{name} is {_dtype_name(state[name].dtype)}, expected one of {kinds}")
         elif not bool(torch.isfinite(state[name]).all()):
             problems.append(f"{name} has NaN or infinite values")
     return sorted(problems)
@@ -189,30 +201,47 @@ def _assign(
     return module
 
 
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read_index(directory: Path) -> ShardIndex | None:
+    """None where the weights are in one file."""
+    path = directory / INDEX_FILE
+    if not os.path.lexists(path):
+        return None
+    return validated(read_json(path), ShardIndex, str(path), "an index of safetensors files")
+
+
+def _model_files(directory: Path) -> list[Path]:
+    """The weight files of the model."""
+    index = _read_index(directory)
+    names = {MODEL_FILE} if index is None else set(index.weight_map.values())
+    return [directory / name for name in sorted(names)]
+
+
 def _read_weights(directory: Path) -> dict[str, Tensor]:
-    index = directory / INDEX_FILE
-    if not index.is_file():
+    index = _read_index(directory)
+    if index is None:
         return _read_file(directory / MODEL_FILE)
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
-        raise FlasharError(f"{index} is not a safetensors index; write the checkpoint again") from None
     state: dict[str, Tensor] = {}
-    for name in names:
-        state |= _read_file(directory / name)
+    problems: list[str] = []
+    for path in _model_files(directory):
+        for name, tensor in _read_file(path).items():
+            if index.weight_map.get(name) == path.name:
+                state[name] = tensor
+            else:
+                problems.append(f"{path.name} holds {name}, which the index has in {index.weight_map.get(name)}")
+    problems += [f"{place} lacks {name}" for name, place in index.weight_map.items() if name not in state]
+    if problems:
+        raise FlasharError(f"{directory / INDEX_FILE} does not match its files: {describe_problems(problems)}")
     return state
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not path.exists():
         raise FlasharError(f"{path} is missing; copy the whole checkpoint directory, or convert the model again")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise FlasharError(
-            f"{path} is not a valid safetensors file ({error}); it may be truncated, copy it again"
-        ) from None
+    return read_safetensors(path)
 
 
 def _save_weights(state: Mapping[str, Tensor], directory: Path, name: str) -> None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flashar_cli import bounds
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
+from flashar_cli.reading import read_json
 from flashar_cli.text import plain, shown, without_controls
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 Text = Annotated[str, AfterValidator(without_controls)]
 GateKind = Literal["hidden", "logits", "scalar", "mean"]
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Config(BaseModel):
-    """Immutable, and unknown keys are errors."""
+    """Immutable; unknown keys are errors, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Config):
@@ -209,15 +210,12 @@ def default_gate_dim(gate: GateKind, dim: int, vocab_size: int) -> int | None:
 def read_config(directory: Path) -> ModelConfig:
     """Reads and validates ``config.json``. Raises FlasharError that says what is wrong with it."""
     path = directory / CONFIG_FILE
-    if not path.is_file():
+    if not path.exists():
         raise FlasharError(
             f"{directory} is not a flashar checkpoint: it has no {CONFIG_FILE}; "
             "import upstream weights with `flashar convert SRC --out DIR`"
         )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FlasharError(f"{path} is not valid JSON ({error}); write the checkpoint again") from None
+    document = read_json(path)
     if not isinstance(document, dict):
         raise FlasharError(f"{path} holds a {type(document).__name__}; expected a JSON object")
     return parse_config(document, str(path))
@@ -230,10 +228,17 @@ def parse_config(document: dict[str, Any], where: str) -> ModelConfig:
         raise FlasharError(
             f"{where} has format_version {shown(version)}; this flashar reads {FORMAT_VERSION}; convert the model again"
         )
+    return validated(document, ModelConfig, where, "a valid config")
+
+
+def validated(document: Any, model: type[ModelT], where: str, what: str) -> ModelT:
+    """A decoded document as ``model``. Raises FlasharError that names every field which is wrong, and ``what`` was
+    expected.
+    """
     try:
-        return ModelConfig.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
-        raise FlasharError(f"{where} is not a valid config: {explain(error)}") from None
+        raise FlasharError(f"{where} is not {what}: {explain(error)}") from None
 
 
 def explain(error: ValidationError) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from flashar_cli import bounds
 from flashar_cli.bounds import number_range
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import Config, ModelConfig, validated
 from flashar_cli.data.codes import CodeSet, split_validation
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_files
@@ -26,6 +27,7 @@ from flashar_cli.grid import Order
 from flashar_cli.kinds import json_object
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.transformer import run_blocks
+from flashar_cli.reading import read_json
 from flashar_cli.reporting.curves import probe_figure
 from flashar_cli.reporting.figures import to_png
 from flashar_cli.text import shown
@@ -57,6 +59,43 @@ class ProbeSettings:
                 raise FlasharError(f"--{name} is {got}; expected one of {', '.join(allowed)}")
         bounds.WIDTH.check("--rank", self.rank)
         bounds.LEARNING_RATE.check("--lr", self.lr)
+
+
+class ProbedLayer(Config):
+    """Validation loss (nats per token) and top-1 accuracy before one block; None for a direction without cells."""
+
+    layer: int = Field(ge=0)
+    right_loss: float | None = Field(None, ge=0)
+    lower_loss: float = Field(ge=0)
+    right_top1: float | None = Field(None, ge=0, le=1)
+    lower_top1: float | None = Field(None, ge=0, le=1)
+
+
+class ProbeReport(Config):
+    """The content of ``probe.json``."""
+
+    model: str | None = None
+    model_sha256: str
+    recommended_layer: int = Field(ge=0)
+    branch_depth: int | None = Field(None, ge=1)
+    mask: str
+    head: str
+    num_train: int = Field(ge=0)
+    num_validation: int | None = Field(None, ge=0)
+    seed: int | None = None
+    data_fingerprint: str | None = None
+    layers: tuple[ProbedLayer, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> ProbeReport:
+        layers = [row.layer for row in self.layers]
+        if len(set(layers)) < len(layers) or self.recommended_layer not in layers:
+            raise ValueError(f"recommended_layer {self.recommended_layer} is not one of the different layers {layers}")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
@@ -164,26 +203,22 @@ def recommend(rows: Sequence[dict[str, float]], last_layer: int) -> int:
 
 
 def write_report(report: dict[str, Any], path: Path, plot_path: Path) -> None:
-    """Writes ``probe.json``, and validation loss over index m for both neighbours as a PNG; both or neither."""
+    """Writes ``probe.json``, and validation loss over index m for both neighbours as a PNG; both or neither.
+
+    Raises FlasharError for losses that are no numbers.
+    """
+    wanted = "finite; train the probes with a lower --lr"
+    document = validated(report, ProbeReport, "the result of the probes", wanted).document()
     with atomic_files(path, plot_path) as (file, plot):
-        file.write((json.dumps(report, indent=2) + "\n").encode())
-        plot.write(to_png(probe_figure(report)))
+        file.write((json.dumps(document, indent=2) + "\n").encode())
+        plot.write(to_png(probe_figure(document)))
 
 
 def read_probe(path: Path) -> dict[str, Any]:
     """The content of a ``probe.json``. Raises FlasharError where it is not one."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        for row in report["layers"]:
-            row["layer"], row["lower_loss"] = int(row["layer"]), float(row["lower_loss"])
-        for key, kind in (("recommended_layer", int), ("num_train", int), ("mask", str), ("head", str)):
-            report[key] = kind(report[key])  # what a report shows of it at the end of a long run
-        report["model_sha256"] = str(report["model_sha256"])
-    except OSError as error:
-        raise FlasharError(f"--probe {path} cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise FlasharError(f"--probe {path} is not a probe.json ({error!r}); write one with `flashar probe`") from None
-    return dict(report)
+    where = f"--probe {path}"
+    what = "a probe.json; write one with `flashar probe`"
+    return validated(read_json(path, where), ProbeReport, where, what).document()
 
 
 def read_recommendation(path: Path, config: ModelConfig, model_sha256: str, branch_depth: int) -> int:

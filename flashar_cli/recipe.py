@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flashar_cli import bounds
 from flashar_cli.config import Config, GateKind, Text, explain
 from flashar_cli.errors import FlasharError
+from flashar_cli.reading import read_toml
 from flashar_cli.text import MOST_SHOWN, shown
 
 RecipeT = TypeVar("RecipeT", bound=Config)
@@ -180,14 +181,11 @@ def _read(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
         path = Path(name)
     if name in below:
         raise FlasharError(f"recipe {name} extends itself, by way of {below[-1]}")
-    if not path.is_file():
+    if not path.exists():
         near = difflib.get_close_matches(name, shipped_recipes(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"shipped ones: {', '.join(shipped_recipes())}"
         raise FlasharError(f"there is no recipe '{name}'; {hint}")
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FlasharError(f"recipe {path} is not valid TOML: {error}") from None
+    document = read_toml(path, f"recipe {path}")
     parent = document.pop("extends", None)
     return document if parent is None else _merged(_read(str(parent), (*below, name)), document)
 

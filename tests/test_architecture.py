@@ -17,8 +17,8 @@ PACKAGE = Path(flashar_cli.__file__).parent
 ROOT = PACKAGE.parent
 # A module imports only from its own line and from those above it. The longest matching name counts.
 LAYERS = (
-    ("errors", "text", "bounds", "grid", "machine", "world", "network"),
-    ("config", "files", "kinds", "outputs", "pickles", "recipe", "runtime"),
+    ("errors", "text", "bounds", "grid", "machine", "world", "network", "reading"),
+    ("config", "files", "kinds", "outputs", "recipe", "runtime", "tensorfiles"),
     ("nn",),
     ("models",),
     ("tokenizers",),

@@ -10,6 +10,7 @@ import torch
 from flashar_cli.adaptation.job import AdaptJob
 from flashar_cli.benchmarking import environment
 from flashar_cli.data.codes import CodeSet
+from flashar_cli.errors import FlasharError
 from flashar_cli.kinds import ANYTHING, HTML, JSON_LINES, PNG, FolderKind
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.reporting import gates, samples
@@ -43,6 +44,21 @@ def sheet_path(job: AdaptJob, name: str) -> Path:
     return job.run_dir / f"samples-{name}.png"
 
 
+def has_base_samples(job: AdaptJob, validation: CodeSet) -> bool:
+    """Whether a resumed run needs no new samples of its base."""
+    names = samples.subjects(job.loaded.config, validation, BASE_SHEET_IMAGES)[1]
+    return job.loaded.tokenizer is None or _has_samples(job, "base", len(names))
+
+
+def _has_samples(job: AdaptJob, name: str, count: int) -> bool:
+    """Whether the sheet is there whole: the user may have been at it since it was drawn."""
+    try:
+        samples.read_sheet(sheet_path(job, name), job.loaded.config, count)
+    except FlasharError:
+        return False
+    return True
+
+
 def write_samples(job: AdaptJob, model: FlasharModel, validation: CodeSet, name: str, decoder: str, count: int) -> None:
     """A sheet at the checkpoint's generation defaults, where the model has a tokenizer to make pictures with."""
     tokenizer = job.loaded.tokenizer
@@ -69,6 +85,8 @@ def write_report(
     pictures, names = None, []
     if job.loaded.tokenizer is not None:
         names = samples.subjects(config, validation, BASE_SHEET_IMAGES)[1]
+        if not _has_samples(job, last_stage, len(names)):  # drawn before an interruption, and gone since
+            write_samples(job, model, validation, last_stage, "flashar", SHEET_IMAGES)
         base, adapted = (samples.read_sheet(sheet_path(job, name), config, len(names)) for name in ("base", last_stage))
         pictures = (base, adapted)
     report = AdaptReport(
@@ -94,6 +112,7 @@ def write_report(
 
 def left_behind(job: AdaptJob) -> dict[str, Path]:
     """Files of the run that go into the checkpoint, by their place in it."""
-    files = {path.name: path for path in job.run_dir.iterdir() if path.suffix in (".jsonl", ".png", ".html")}
+    found = sorted(path for path in job.run_dir.iterdir() if path.is_file())
+    files = {path.name: path for path in found if path.suffix in (".jsonl", ".png", ".html")}
     events = (job.run_dir / TENSORBOARD_FOLDER).glob("*")
     return files | {f"{TENSORBOARD_FOLDER}/{path.name}": path for path in events}

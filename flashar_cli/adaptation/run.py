@@ -16,7 +16,7 @@ from flashar_cli.config import Provenance, Subset
 from flashar_cli.data.codes import CodeSet, ids_sha256, split_validation
 from flashar_cli.files import remove_folder
 from flashar_cli.preflight import check_base
-from flashar_cli.reporting.records import Record, stamped, start_record
+from flashar_cli.reporting.records import Record, check_run, stamped, start_record
 from flashar_cli.reporting.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from flashar_cli.reporting.tensorboard import MISSING, EventFiles, has_tensorboard
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
@@ -65,7 +65,7 @@ def _adapt(
         if recorder is not None:
             recorder(kind, values)
 
-    if world.is_main and (state.loaded is None or not artifacts.sheet_path(job, "base").exists()):
+    if world.is_main and (state.loaded is None or not artifacts.has_base_samples(job, validation)):
         note("drawing samples of the base, to compare with")
         artifacts.write_samples(job, model, validation, "base", "raster", artifacts.BASE_SHEET_IMAGES)
     if recorder is not None:  # it measures this machine, which one process is enough for
@@ -110,7 +110,10 @@ class _Recorder:
     def __init__(self, job: AdaptJob, resume_at: int, report: Report, note: Callable[[str], None]) -> None:
         self._device = job.loaded.model.device
         self._metrics = MetricsFile(job.run_dir / artifacts.METRICS_FILE, resume_at)
-        self._events = EventFiles(job.run_dir / TENSORBOARD_FOLDER, read_records(self._metrics.path))
+        past = read_records(self._metrics.path)
+        if resume_at:
+            check_run(past, self._metrics.path)
+        self._events = EventFiles(job.run_dir / TENSORBOARD_FOLDER, past)
         self._report = report
         if not has_tensorboard():
             note(MISSING)

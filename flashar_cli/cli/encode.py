@@ -118,17 +118,22 @@ def command(
         return
     manifest = wait_for_manifest(job, out)
     seconds = time.perf_counter() - started
-    counts = manifest["counts"]
+    counts = manifest.counts
     if json:
         done = {"encoded": missing, "seconds_s": seconds, "images_per_s": missing / seconds}
-        output.document({"out": str(out), **counts, "shards": len(manifest["shards"]), **done})
+        output.document({"out": str(out), **counts.model_dump(), "shards": len(manifest.shards), **done})
     elif not missing:
-        output.result(f"{out} holds these {counts['pictures']} pictures already; nothing was done")
+        output.result(f"{out} holds these {counts.pictures} pictures already; nothing was done")
     else:
-        skipped = f", {counts['bad']} bad ones skipped" if counts["bad"] else ""
+        skipped = f", {counts.bad} bad ones skipped" if counts.bad else ""
         speed = f"{missing} pictures in {seconds:.1f} s, {missing / seconds:.1f} images/s"
-        output.result(f"wrote {out}: {counts['pictures']} pictures, {counts['views']} views{skipped}; {speed}")
+        output.result(f"wrote {out}: {counts.pictures} pictures, {counts.views} views{skipped}; {speed}")
 
 
 def _described(job: EncodeJob) -> dict[str, Any]:
-    return {"data": job.data, **job.settings, "shards": job.num_shards, "max_bad": job.max_bad.of(len(job.rows))}
+    return {
+        "data": job.data,
+        **job.settings.document(),
+        "shards": job.num_shards,
+        "max_bad": job.max_bad.of(len(job.rows)),
+    }

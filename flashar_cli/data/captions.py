@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.tensorfiles import WEIGHT_DTYPES, read_safetensors
 
 TEXT_ENCODER = "google/flan-t5-xl"
 FEATURES_KEY, MASK_KEY = "caption_features", "caption_mask"
@@ -22,24 +21,24 @@ FEATURES_KEY, MASK_KEY = "caption_features", "caption_mask"
 
 def read_caption_features(path: Path) -> Conditions:
     """Reads ``caption_features`` [B, P, F] and ``caption_mask`` [B, P] from a safetensors file."""
-    if not path.is_file():
-        raise FlasharError(f"--caption-features {path} is not a file")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise FlasharError(f"--caption-features {path} is not a valid safetensors file ({error})") from None
+    where = f"--caption-features {path}"
+    tensors = read_safetensors(path, where)
     missing = {FEATURES_KEY, MASK_KEY} - tensors.keys()
     if missing:
         raise FlasharError(
-            f"--caption-features {path} lacks {', '.join(sorted(missing))}; "
-            f"expected {FEATURES_KEY} [B, P, F] and {MASK_KEY} [B, P]"
+            f"{where} lacks {', '.join(sorted(missing))}; expected {FEATURES_KEY} [B, P, F] and {MASK_KEY} [B, P]"
         )
-    if tensors[FEATURES_KEY].ndim != 3 or tensors[MASK_KEY].shape != tensors[FEATURES_KEY].shape[:2]:
+    features, mask = tensors[FEATURES_KEY], tensors[MASK_KEY]
+    if features.ndim != 3 or mask.shape != features.shape[:2] or not features.numel():
         raise FlasharError(
-            f"--caption-features {path} has {FEATURES_KEY} {list(tensors[FEATURES_KEY].shape)} and {MASK_KEY} "
-            f"{list(tensors[MASK_KEY].shape)}; expected [B, P, F] and [B, P]"
+            f"{where} has {FEATURES_KEY} {list(features.shape)} and {MASK_KEY} {list(mask.shape)}; "
+            "expected [B, P, F] and [B, P]"
         )
-    return Conditions(features=tensors[FEATURES_KEY].float(), mask=tensors[MASK_KEY].float())
+    if features.dtype not in WEIGHT_DTYPES or mask.dtype.is_complex or not bool(torch.isfinite(features).all()):
+        raise FlasharError(f"{where} has {FEATURES_KEY} of {features.dtype} or not finite; expected finite numbers")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise FlasharError(f"{where} has a {MASK_KEY} of other values than 0 and 1")
+    return Conditions(features=features.float(), mask=mask.float())
 
 
 class CaptionEncoder:

@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from flashar_cli.errors import FlasharError
 
 LARGEST_ASPECT = 100  # long side / short side: beyond it, scaling the short side up to a frame makes a giant
+# Of Pillow's formats those that hold photographs; others start programs (PostScript) or hold no pixels.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -25,8 +27,8 @@ def decode(raw: bytes | Image.Image) -> Image.Image:
     Raises BadPicture for what is truncated, no picture, far too narrow, or a decompression bomb.
     """
     try:
-        image = raw if isinstance(raw, Image.Image) else Image.open(io.BytesIO(raw))
-        if max(image.size) > LARGEST_ASPECT * min(image.size):
+        image = raw if isinstance(raw, Image.Image) else Image.open(io.BytesIO(raw), formats=FORMATS)
+        if min(image.size) < 1 or max(image.size) > LARGEST_ASPECT * min(image.size):
             raise BadPicture(f"{image.width} x {image.height} pixels, too narrow to crop")
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))

@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from flashar_cli.config import CaptionPrefix
 from flashar_cli.data import captions
 from flashar_cli.data.augment import Augmentation
 from flashar_cli.data.codes import ids_sha256
-from flashar_cli.data.shards import FORMAT_VERSION
+from flashar_cli.data.records import FORMAT_VERSION, EncodeSettings
 from flashar_cli.data.sources.base import PictureSource
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -85,27 +84,30 @@ class EncodeJob:
         return self.rows[shard * self.shard_size : (shard + 1) * self.shard_size]
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> EncodeSettings:
         """Everything that the written bytes follow from."""
         prefix = self.caption_prefix
         features = prefix and {"text_encoder": captions.TEXT_ENCODER} | prefix.model_dump(exclude={"kind"})
-        return {
-            "format_version": FORMAT_VERSION,
-            "grid": [self.grid.height, self.grid.width],
-            "vocab_size": self.tokenizer.config.codebook_size,
-            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
-            "source_fingerprint": self.source.fingerprint,
-            "subset": {"size": len(self.rows), "seed": self.seed, "ids_sha256": ids_sha256(self.source.ids[self.rows])},
-            "augmentation": self.augmentation.describe(),
-            "captions": features,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "batch_size": self.batch_size,
-            "shard_size": self.shard_size,
-        }
+        chosen = {"size": len(self.rows), "seed": self.seed, "ids_sha256": ids_sha256(self.source.ids[self.rows])}
+        return EncodeSettings.model_validate(
+            {
+                "format_version": FORMAT_VERSION,
+                "grid": (self.grid.height, self.grid.width),
+                "vocab_size": self.tokenizer.config.codebook_size,
+                "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
+                "source_fingerprint": self.source.fingerprint,
+                "subset": chosen,
+                "augmentation": self.augmentation.describe(),
+                "captions": features,
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "batch_size": self.batch_size,
+                "shard_size": self.shard_size,
+            }
+        )
 
     def key(self) -> str:
         """A name for these codes: the same job always has the same, another job another."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.settings.document(), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def tokenizer_sha256(tokenizer: VQTokenizer) -> str:

@@ -20,6 +20,7 @@ from flashar_cli.data.augment import Augmentation
 from flashar_cli.data.decode import BadPicture, decode
 from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.features import feature_bytes
+from flashar_cli.data.records import BadEntry, FileEntry, ShardRecord
 from flashar_cli.data.shards import shard_bytes
 from flashar_cli.data.sources.base import Fetch
 from flashar_cli.errors import FlasharError
@@ -37,6 +38,8 @@ def views_or_bad(augmentation: Augmentation, height: int, width: int, fetch: Fet
         return augmentation.views(decode(fetch()), height, width)
     except BadPicture as error:
         return error
+    except FlasharError as error:
+        return BadPicture(str(error))
     except OSError as error:
         return BadPicture(error.strerror or str(error))
 
@@ -48,7 +51,7 @@ def encode_shard(
     pictures: Iterator[NDArray[np.uint8] | BadPicture],
     captioner: captions.CaptionEncoder | None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> ShardRecord:
     """Writes one shard; returns what the manifest will say of it, and its bad pictures."""
     rows, good, bad = job.shard_rows(shard), [], []
     codes = [np.empty((0, job.augmentation.num_views, job.grid.height, job.grid.width), np.int32)]
@@ -57,7 +60,7 @@ def encode_shard(
         views = []
         for row, result in zip(batch, itertools.islice(pictures, len(batch)), strict=True):
             if isinstance(result, BadPicture):
-                bad.append({"id": str(job.source.ids[row]), "reason": str(result)})
+                bad.append(BadEntry(id=str(job.source.ids[row]), reason=str(result)))
             else:
                 views.append(result)
                 good.append(row)
@@ -67,11 +70,17 @@ def encode_shard(
     text: Any = job.source.labels if captioner is None else job.source.captions
     shown, ids = [text[row] for row in good], job.source.ids[good].tolist()
     table = shard_bytes(np.concatenate(codes), ids, shown, captioner is not None, job.tokenizer.config.codebook_size)
-    record = write_file(out, f"codes-{shard:05d}.parquet", table)
-    record |= {"rows": len(good) * job.augmentation.num_views, "bad": bad}
+    written = write_file(out, f"codes-{shard:05d}.parquet", table)
+    described = None
     if captioner is not None:
-        record["captions"] = write_file(out, f"captions-{shard:05d}.safetensors", _features(job, captioner, shown))
-    return record
+        described = write_file(out, f"captions-{shard:05d}.safetensors", _features(job, captioner, shown))
+    return ShardRecord(
+        name=written.name,
+        sha256=written.sha256,
+        rows=len(good) * job.augmentation.num_views,
+        captions=described,
+        bad=tuple(bad),
+    )
 
 
 def _features(job: EncodeJob, captioner: captions.CaptionEncoder, texts: list[str]) -> bytes:
@@ -105,9 +114,9 @@ def _codes(job: EncodeJob, views: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.concatenate(codes).reshape(*views.shape[:2], job.grid.height, job.grid.width)
 
 
-def write_file(out: Path, name: str, content: bytes) -> dict[str, Any]:
+def write_file(out: Path, name: str, content: bytes) -> FileEntry:
     """Writes a file of ``out`` by way of the hidden folder, so that a kill leaves nothing beside the shards."""
     with atomic_file(out / WORK / name) as file:
         file.write(content)
     (out / WORK / name).replace(out / name)
-    return {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+    return FileEntry(name=name, sha256=hashlib.sha256(content).hexdigest())

@@ -8,26 +8,38 @@ finds all of these writes the manifest. So nothing is exchanged, and what is the
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from flashar_cli.data.captions import CaptionEncoder
 from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.encode_shard import WORK, Progress, encode_shard, views_or_bad, write_file
+from flashar_cli.data.records import (
+    MANIFEST,
+    BadEntry,
+    Counts,
+    EncodeSettings,
+    Manifest,
+    OldManifest,
+    ShardEntry,
+    ShardRecord,
+    read_manifest,
+)
 from flashar_cli.data.run_ahead import run_ahead
-from flashar_cli.data.shards import MANIFEST, file_sha256, read_manifest
+from flashar_cli.data.shards import is_intact
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file, empty_folder, parents_of, refuse_folder
 from flashar_cli.kinds import ANYTHING, PARQUET, SAFETENSORS, FolderKind, json_object
+from flashar_cli.reading import read_json
 from flashar_cli.world import World
 
 PLAN = "plan.json"
@@ -43,6 +55,9 @@ CODE_SHARDS = FolderKind(
     },
     needs=(MANIFEST, f"{WORK}/"),
 )
+
+PLAN = "plan.json"
+WorkT = TypeVar("WorkT", EncodeSettings, ShardRecord)
 POLL_S = 0.1
 START_TIMEOUT_S = 600.0  # how long the other processes wait for the first to prepare the folder
 
@@ -68,11 +83,13 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
     return sum(len(job.shard_rows(shard)) for shard in mine)
 
 
-def wait_for_manifest(job: EncodeJob, out: Path) -> dict[str, Any]:
+def wait_for_manifest(job: EncodeJob, out: Path) -> Manifest:
     """Waits until all processes are done and returns the manifest. Raises FlasharError for too many bad pictures."""
     while not _finish(job, out):
         time.sleep(POLL_S)
-    return read_manifest(out)
+    manifest = read_manifest(out)
+    assert isinstance(manifest, Manifest), "encode wrote it, or found it to be of this job"
+    return manifest
 
 
 def count_missing(job: EncodeJob, out: Path) -> int:
@@ -90,8 +107,8 @@ def _swept(out: Path, world: World) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            records = [_load(path) for path in (out / WORK).glob("[0-9]*.json")]
-            fruitful = (out / MANIFEST).exists() or any(record and record["rows"] for record in records)
+            records = [_work(path, ShardRecord) for path in (out / WORK).glob("[0-9]*.json")]
+            fruitful = (out / MANIFEST).exists() or any(record and record.rows for record in records)
             if world.size == 1 and not fruitful:
                 empty_folder(out, CODE_SHARDS)
                 if not was_there:
@@ -106,7 +123,7 @@ def _prepare(job: EncodeJob, out: Path, world: World, overwrite: bool) -> None:
     while (changed := _differences(job, out)) != []:
         if changed and not overwrite:
             raise FlasharError(
-                f"--out {out} holds codes made otherwise ({', '.join(changed)} differ); choose another directory "
+                f"--out {out} holds codes made otherwise ({'; '.join(changed)}); choose another directory "
                 "or pass --overwrite"
             )
         if world.is_main:
@@ -114,7 +131,7 @@ def _prepare(job: EncodeJob, out: Path, world: World, overwrite: bool) -> None:
             refuse_folder(out, CODE_SHARDS, overwrite or changed is None)
             empty_folder(out, CODE_SHARDS)  # not replaced: the other processes are looking into it
             with atomic_file(out / WORK / PLAN) as file:
-                file.write(json.dumps(job.settings).encode())
+                file.write(job.settings.model_dump_json(exclude_unset=True).encode())
         elif time.monotonic() > deadline:
             raise FlasharError(f"process 0 has not prepared {out} in {START_TIMEOUT_S:.0f} s; is it running?")
         else:
@@ -122,19 +139,30 @@ def _prepare(job: EncodeJob, out: Path, world: World, overwrite: bool) -> None:
 
 
 def _differences(job: EncodeJob, out: Path) -> list[str] | None:
-    """Settings in which the codes of ``out`` differ from the job: none where they are its own; None without codes."""
-    # The manifest twice: it may take the place of the plan between the two looks.
-    found = _load(out / MANIFEST) or _load(out / WORK / PLAN) or _load(out / MANIFEST)
-    return None if found is None else [key for key, value in job.settings.items() if found.get(key) != value]
-
-
-def _load(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None where there is none that can be read."""
+    """In what the codes of ``out`` differ from the job: nothing where they are its own; None without codes."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        # The manifest twice: it may take the place of the plan between the two looks.
+        found = _manifest(out) or _work(out / WORK / PLAN, EncodeSettings) or _manifest(out)
+    except FlasharError as error:
+        return [str(error)]
+    if found is None:
         return None
-    return found if isinstance(found, dict) else None
+    theirs = {} if isinstance(found, OldManifest) else found.document()
+    changed = [key for key, value in job.settings.document().items() if theirs.get(key) != value]
+    return [f"{', '.join(changed)} differ"] if changed else []
+
+
+def _manifest(out: Path) -> Manifest | OldManifest | None:
+    """None where there is none. Raises FlasharError for one that is wrong."""
+    return read_manifest(out) if (out / MANIFEST).exists() else None
+
+
+def _work(path: Path, model: type[WorkT]) -> WorkT | None:
+    """A document of the hidden folder; None where there is none that is right, and so the work is to be done."""
+    try:
+        return model.model_validate(read_json(path))
+    except (FlasharError, ValidationError):
+        return None
 
 
 def _record_path(out: Path, shard: int) -> Path:
@@ -148,20 +176,19 @@ def _missing(job: EncodeJob, out: Path, world: World) -> list[int]:
     mine = range(world.rank, job.num_shards, world.size)
     if _differences(job, out) != []:
         return list(mine)
-    manifest = _load(out / MANIFEST)
+    listed = _listed(out)
     missing = []
     for shard in mine:
-        record = _load(_record_path(out, shard)) if manifest is None else manifest["shards"][shard]
-        if record is None or not _is_intact(out, record):
+        record = _work(_record_path(out, shard), ShardRecord) if listed is None else listed[shard]
+        if record is None or not all(is_intact(out, entry) for entry in record.files):
             missing.append(shard)
     return missing
 
 
-def _is_intact(out: Path, record: dict[str, Any]) -> bool:
-    entries = [entry for entry in (record, record.get("captions")) if entry is not None]
-    return all(
-        (out / entry["name"]).is_file() and file_sha256(out / entry["name"]) == entry["sha256"] for entry in entries
-    )
+def _listed(out: Path) -> tuple[ShardEntry, ...] | None:
+    """The shards of a finished run of this job; None before it is finished."""
+    manifest = _manifest(out)
+    return manifest.shards if isinstance(manifest, Manifest) else None
 
 
 def _encode_shards(
@@ -172,20 +199,20 @@ def _encode_shards(
     work = partial(views_or_bad, job.augmentation, height, width)
     ahead = run_ahead(job.source.pictures(rows), work, job.workers, max(2 * job.batch_size, 4 * job.workers))
     num_bad, limit = 0, job.max_bad.of(len(job.rows))
-    manifest = _load(out / MANIFEST)
+    listed = _listed(out)
     with contextlib.closing(ahead) as pictures:
         for shard in shards:
             record = encode_shard(job, out, shard, pictures, captioner, progress)
-            num_bad += len(record["bad"])
+            num_bad += len(record.bad)
             if num_bad > limit:
-                raise _too_many_bad(job, record["bad"], num_bad)
-            if manifest is None:
+                raise _too_many_bad(job, record.bad, num_bad)
+            if listed is None:
                 with atomic_file(_record_path(out, shard)) as file:
-                    file.write(json.dumps(record).encode())
-            elif record["sha256"] != manifest["shards"][shard]["sha256"]:
+                    file.write(record.model_dump_json(exclude_none=True).encode())
+            elif record.sha256 != listed[shard].sha256:
                 # A finished run whose shard was lost: it is made again, byte for byte where nothing else has changed.
                 raise FlasharError(
-                    f"{record['name']}, encoded again, is not what the manifest of {out} lists (another device or "
+                    f"{record.name}, encoded again, is not what the manifest of {out} lists (another device or "
                     "version?); encode all into a new --out"
                 )
 
@@ -200,23 +227,23 @@ def _finish(job: EncodeJob, out: Path) -> bool:
                 (out / WORK).rmdir()
         return True
     paths = [_record_path(out, shard) for shard in range(job.num_shards)]
-    found = [_load(path) for path in paths] if all(path.is_file() for path in paths) else [None]
-    if None in found:  # another process is at work, or has just finished for all
+    records = [record for path in paths if (record := _work(path, ShardRecord)) is not None]
+    if len(records) < len(paths):  # another process is at work, or has just finished for all
         return (out / MANIFEST).is_file()
-    records = [record for record in found if record is not None]
-    bad = [entry for record in records for entry in record.pop("bad")]
+    bad = [entry for record in records for entry in record.bad]
     if len(bad) > job.max_bad.of(len(job.rows)):
         raise _too_many_bad(job, bad, len(bad))
-    counts = {
-        "pictures": len(job.rows) - len(bad),
-        "views": sum(record["rows"] for record in records),
-        "bad": len(bad),
-    }
-    if not counts["pictures"]:
+    if len(bad) == len(job.rows):
         raise FlasharError(f"--data {job.data} has no picture that can be read: {len(bad)} are bad, 0 good")
-    manifest = {**job.settings, "source": job.data, "counts": counts, "bad": bad, "shards": records}
+    manifest = Manifest(
+        **job.settings.document(),
+        source=job.data,
+        counts=Counts(pictures=len(job.rows) - len(bad), views=sum(record.rows for record in records), bad=len(bad)),
+        bad=tuple(bad),
+        shards=tuple(record.entry() for record in records),
+    )
     try:
-        write_file(out, MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        write_file(out, MANIFEST, (manifest.model_dump_json(indent=2, exclude_unset=True) + "\n").encode())
     except (FlasharError, FileNotFoundError):  # another process was first and has removed the hidden folder
         if not (out / MANIFEST).is_file():
             raise
@@ -224,9 +251,9 @@ def _finish(job: EncodeJob, out: Path) -> bool:
     return True
 
 
-def _too_many_bad(job: EncodeJob, bad: list[dict[str, str]], total: int) -> FlasharError:
+def _too_many_bad(job: EncodeJob, bad: Sequence[BadEntry], total: int) -> FlasharError:
     return FlasharError(
         f"{total} of {len(job.rows)} pictures of --data {job.data} are bad, --max-bad allows "
-        f"{job.max_bad.of(len(job.rows))}; {bad[-1]['id']} cannot be read as a picture ({bad[-1]['reason']}); "
+        f"{job.max_bad.of(len(job.rows))}; {bad[-1].id} cannot be read as a picture ({bad[-1].reason}); "
         "repair or remove them, or allow more"
     )

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.tensorfiles import open_safetensors
 
 FEATURES, LENGTHS = "features", "lengths"
+FEATURE_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,20 @@ def open_features(
     """The captions of some files, in order. Raises FlasharError where they don't fit."""
     lengths, owners, starts = [], [], []
     for index, path in enumerate(files):
-        try:
-            with safetensors.safe_open(path, framework="numpy") as tensors:
-                length = tensors.get_tensor(LENGTHS).astype(np.int64)
-                shape = tensors.get_slice(FEATURES).get_shape()
-        except (OSError, safetensors.SafetensorError) as error:
-            raise FlasharError(f"{path} cannot be read as caption features ({error}); encode again") from None
-        if shape != [int(length.sum()), feature_dim] or length.max(initial=0) > num_positions:
+        with open_safetensors(path) as tensors:
+            raw, kept = tensors.get_tensor(LENGTHS), tensors.get_slice(FEATURES)
+            shape, dtype = list(kept.get_shape()), kept.get_dtype()
+        if raw.ndim != 1 or raw.dtype not in (torch.int32, torch.int64) or dtype not in FEATURE_DTYPES:
             raise FlasharError(
-                f"{path} holds features {shape} of captions with up to {length.max(initial=0)} tokens; "
-                f"this model reads {feature_dim} values a token, {num_positions} tokens at most"
+                f"{path} holds lengths {list(raw.shape)} of {raw.dtype} and features of {dtype}; encode again"
+            )
+        length = raw.numpy().astype(np.int64)
+        fits = length.min(initial=0) >= 0 and length.max(initial=0) <= num_positions
+        if not fits or shape != [int(length.sum()), feature_dim]:
+            raise FlasharError(
+                f"{path} holds features {shape} of captions with up to {length.max(initial=0)} tokens "
+                f"(at least {length.min(initial=0)}); this model reads {feature_dim} values a token, "
+                f"{num_positions} tokens at most"
             )
         lengths.append(length)
         starts.append(np.cumsum(length) - length)

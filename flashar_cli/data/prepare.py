@@ -22,7 +22,8 @@ from flashar_cli.data.codes import CodeSet, choose_rows
 from flashar_cli.data.encode_job import CENTER, ONE_PERCENT, EncodeJob, MaxBad, tokenizer_sha256
 from flashar_cli.data.encode_shard import Progress
 from flashar_cli.data.encoding import count_missing, encode, wait_for_manifest
-from flashar_cli.data.shards import is_shards, read_manifest, read_shards
+from flashar_cli.data.records import OldManifest, read_manifest
+from flashar_cli.data.shards import is_shards, read_shards
 from flashar_cli.data.sources.base import Columns, Wanted
 from flashar_cli.data.sources.open import open_pictures
 from flashar_cli.errors import FlasharError
@@ -87,7 +88,7 @@ def plan_codes(
     def codes(progress: Progress) -> CodeSet:
         encode(job, cache, current_world(), progress=progress)
         wait_for_manifest(job, cache)
-        sha256 = job.settings["tokenizer_sha256"]
+        sha256 = job.settings.tokenizer_sha256
         data = read_shards(cache, job.grid, config.backbone.vocab_size, sha256, prefix)
         return data.take(choose_rows(data.ids, data.labels, None, seed))
 
@@ -127,10 +128,13 @@ def plan_encoding(loaded: Loaded, data: str, subset: int | None, seed: int, opti
 def _check_options(shards: Path, options: EncodeOptions) -> None:
     """Raises FlasharError where pictures were to be cut or found otherwise than the shards were made."""
     options.columns.refuse(str(shards), "a folder of code shards")
-    made = read_manifest(shards).get("augmentation")
+    manifest = read_manifest(shards)
+    made = CENTER.describe()
+    if not isinstance(manifest, OldManifest):
+        made = manifest.augmentation.model_dump(exclude_unset=True)
     if options.augmentation != CENTER and made != options.augmentation.describe():
         raise FlasharError(
-            f"--data {shards} was encoded with augmentation {(made or CENTER.describe())['name']}, the recipe says "
+            f"--data {shards} was encoded with augmentation {made['name']}, the recipe says "
             f"{options.augmentation.name}; encode again, or leave data.augment out"
         )
 

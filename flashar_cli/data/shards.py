@@ -2,8 +2,7 @@
 
 Columns: ``codes`` list<uint16 or uint32>[H*W] in raster order, ``label`` int or ``caption`` string, ``id`` string and
 ``view`` int8; one row a view, the views of a picture together. Captions have their features in safetensors files, one
-a shard. The manifest holds the SHA-256 of each file. One without ``format_version`` is older or made by hand: rows of
-one view, ``files`` without checksums.
+a shard. The manifest holds the SHA-256 of each file.
 
 Letters: M pictures, A views, H grid rows, W grid columns.
 """
@@ -11,7 +10,6 @@ Letters: M pictures, A views, H grid rows, W grid columns.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,17 +20,19 @@ from numpy.typing import NDArray
 from flashar_cli.config import CaptionPrefix
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.data.features import open_features
+from flashar_cli.data.parquet import open_parquet
+from flashar_cli.data.records import MANIFEST, FileEntry, OldManifest, read_manifest
+from flashar_cli.data.sources.base import Wanted, as_ids, read_text
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
+from flashar_cli.reading import open_file
 
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
 _LARGEST_UINT16_VOCAB = 65_536
 
 
 def is_shards(path: Path) -> bool:
     """Whether a folder holds code shards."""
-    return (path / MANIFEST).is_file()
+    return (path / MANIFEST).exists()
 
 
 def shard_bytes(
@@ -60,25 +60,8 @@ def shard_bytes(
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest, with ``shards`` in the present form. Raises FlasharError where it is none, or of another format."""
-    path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest.get("format_version")
-        if version is None:
-            manifest["shards"] = [{"name": str(name)} for name in manifest["files"]]
-        elif version != FORMAT_VERSION:
-            raise FlasharError(f"{path} has format_version {version!r}; this flashar reads {FORMAT_VERSION}")
-        manifest["grid"] = [int(side) for side in manifest["grid"]]
-        assert all(isinstance(shard["name"], str) for shard in manifest["shards"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise FlasharError(f"{path} is not a manifest of code shards ({error!r}); encode again") from None
-    return manifest
 
 
 def read_shards(
@@ -89,31 +72,23 @@ def read_shards(
     Raises FlasharError for a missing or changed shard, and where they don't fit the model: grid, tokenizer, codes out
     of range, labels instead of captions.
     """
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise FlasharError("code shards need the pyarrow package, which comes with datasets; install it") from None
-
     manifest = read_manifest(directory)
-    shape, made_with = tuple(manifest["grid"]), manifest.get("tokenizer_sha256")
+    shape, made_with = manifest.grid, manifest.tokenizer_sha256
     if shape != (grid.height, grid.width):
         raise FlasharError(f"{directory} holds codes of grid {'x'.join(map(str, shape))}; this model's grid is {grid}")
     if made_with and tokenizer_sha256 and made_with != tokenizer_sha256:
         raise FlasharError(
             f"{directory} was encoded with another tokenizer ({made_with[:12]}) than this model's; encode again"
         )
-    for shard in manifest["shards"]:
-        check_shard(directory, shard)
+    if isinstance(manifest, OldManifest):
+        names, features = manifest.files, []
+    else:
+        for shard in manifest.shards:
+            check_files(directory, shard.files)
+        names = tuple(shard.name for shard in manifest.shards)
+        features = [directory / shard.captions.name for shard in manifest.shards if shard.captions is not None]
     column = "caption" if prefix is not None else "label"
-    try:
-        parts = [_read(directory / shard["name"], column, grid.num_cells) for shard in manifest["shards"]]
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, FlasharError):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise FlasharError(f"the shards of {directory} cannot be read ({reason}); encode them again") from None
-    if not parts:
-        raise FlasharError(f"{directory / MANIFEST} lists no shards; encode again")
+    parts = [_read(directory / name, column, grid.num_cells) for name in names]
     values, ids, views = (np.concatenate([part[index] for part in parts]) for index in range(3))
     text = [value for part in parts for value in part[3]]
     if len(values) and not 0 <= values.min() <= values.max() < vocab_size:
@@ -126,44 +101,52 @@ def read_shards(
     codes, ids = values.reshape(-1, num_views, *shape), ids[::num_views]
     if prefix is None:
         return CodeSet(codes, ids, np.array(text[::num_views], dtype=np.int64))
-    files = [directory / shard["captions"]["name"] for shard in manifest["shards"] if shard.get("captions")]
-    if not files:
+    if not features:
         raise FlasharError(f"{directory} has captions without features; write them with `flashar encode`")
     texts = np.array(text[::num_views], dtype=object)
-    return CodeSet(codes, ids, captions=open_features(files, texts, prefix.length, prefix.feature_dim))
+    return CodeSet(codes, ids, captions=open_features(features, texts, prefix.length, prefix.feature_dim))
+
+
+def is_intact(directory: Path, entry: FileEntry) -> bool:
+    """Whether a file is there and is what was written."""
+    path = directory / entry.name
+    return path.is_file() and file_sha256(path) == entry.sha256
+
+
+def check_files(directory: Path, entries: Sequence[FileEntry]) -> None:
+    """Raises FlasharError that names a file which is missing or is not what was written."""
+    for entry in entries:
+        path = directory / entry.name
+        if not path.exists():
+            raise FlasharError(f"{path} is missing; restore it, or encode again into the same --out")
+        if file_sha256(path) != entry.sha256:
+            raise FlasharError(
+                f"{path} is corrupted (its SHA-256 is not the manifest's {entry.sha256[:12]}); restore it, "
+                "or encode again into the same --out"
+            )
 
 
 def _read(
     path: Path, column: str, num_cells: int
 ) -> tuple[NDArray[np.integer], NDArray[np.str_], NDArray[np.integer], list[Any]]:
-    """One shard: codes [rows, H*W], ids, views, labels or captions."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    if column not in table.column_names:
-        raise FlasharError(
-            f"{path} has no column {column}, which this model reads; its columns are {', '.join(table.column_names)}"
-        )
-    lists = table["codes"].combine_chunks()
-    values = lists.flatten().to_numpy(zero_copy_only=False)
-    lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+    """One shard: codes [rows, H*W], ids, views, labels or captions. Raises FlasharError where it lacks them."""
+    wanted = Wanted(None if column == "caption" else 1)
+    with open_parquet(path) as file:
+        table = file.read()
+        missing = {"codes", "id", column} - set(table.column_names)
+        if missing:
+            raise FlasharError(
+                f"{path} has no column {', '.join(sorted(missing))}, which this model reads; its columns are "
+                f"{', '.join(table.column_names)}"
+            )
+        lists = table["codes"].combine_chunks()
+        values = lists.flatten().to_numpy(zero_copy_only=False)
+        lengths = np.unique(lists.value_lengths().to_numpy(zero_copy_only=False)).tolist()
+        views = table["view"].to_numpy() if "view" in table.column_names else np.zeros(len(table), np.int8)
+        ids = as_ids(table["id"].to_pylist(), str(path))
+        labels, captions = read_text(table[column].to_pylist(), str(path), wanted)
     if lengths not in ([num_cells], []) or not np.issubdtype(values.dtype, np.integer):
         raise FlasharError(f"{path} has rows of {lengths} {values.dtype} codes; expected {num_cells} whole numbers")
-    views = table["view"].to_numpy() if "view" in table.column_names else np.zeros(len(table), np.int8)
-    ids = np.array(table["id"].to_pylist(), dtype=np.str_)
-    return values.reshape(-1, num_cells), ids, views, table[column].to_pylist()
-
-
-def check_shard(directory: Path, shard: dict[str, Any]) -> None:
-    """Raises FlasharError that names a file which is missing or is not what was written."""
-    for entry in (shard, shard.get("captions")):
-        if entry is None:
-            continue
-        path = directory / entry["name"]
-        if not path.is_file():
-            raise FlasharError(f"{path} is missing; restore it, or encode again into the same --out")
-        if "sha256" in entry and file_sha256(path) != entry["sha256"]:
-            raise FlasharError(
-                f"{path} is corrupted (its SHA-256 is not the manifest's {entry['sha256'][:12]}); restore it, "
-                "or encode again into the same --out"
-            )
+    if not np.issubdtype(views.dtype, np.integer):
+        raise FlasharError(f"{path} has views of {views.dtype}; expected whole numbers")
+    return values.reshape(-1, num_cells), ids, views, list(captions or ()) if labels is None else labels.tolist()

@@ -20,6 +20,8 @@ from flashar_cli.config import (
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
+BLOCK_INDEX = r"(0|[1-9][0-9]{0,5})"  # as it is written: layers.05 is no second name of layers.5
+
 
 @dataclass(frozen=True)
 class HubFile:
@@ -76,7 +78,7 @@ class Family:
     def to_ours(self, upstream: str, num_layers: int) -> str | None:
         """Our name of an upstream key; None where it has no place in this family."""
         for theirs, ours in self.keys:
-            match = re.fullmatch(re.escape(theirs).replace(r"\{\}", r"(\d+)"), upstream)
+            match = re.fullmatch(re.escape(theirs).replace(r"\{\}", BLOCK_INDEX), upstream)
             if match is None:
                 continue
             if not match.groups():
@@ -89,7 +91,7 @@ class Family:
     def to_upstream(self, ours: str, num_layers: int) -> str:
         """Upstream's name of one of our keys. Raises FlasharError where the family has none."""
         for theirs, pattern in self.keys:
-            match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), ours)
+            match = re.fullmatch(re.escape(pattern).replace(r"\{\}", BLOCK_INDEX), ours)
             if match is not None:
                 offset = num_layers if pattern.startswith("branch.") else 0
                 return theirs.format(int(match[1]) + offset) if match.groups() else theirs

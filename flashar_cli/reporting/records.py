@@ -1,8 +1,5 @@
-"""The records of ``metrics.jsonl`` and what follows from them.
-
-Each has a ``kind``: ``start`` (a process begins or resumes the run: what it is about to do, and on what), ``step`` and
-``validation`` (from the training loop). All carry ``step``, ``wall_time`` (seconds since 1970) and
-``peak_memory_bytes``.
+"""The records of ``metrics.jsonl`` (``training.metrics`` says what is in them) and what follows from them. Those of an
+adaptation all carry ``wall_time`` and ``peak_memory_bytes``.
 """
 
 from __future__ import annotations
@@ -10,6 +7,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ import torch
 from flashar_cli.benchmarking.memory import peak_memory_bytes, peak_rss_bytes
 from flashar_cli.benchmarking.timing import matmul_flops_per_s
 from flashar_cli.config import ModelConfig
+from flashar_cli.errors import FlasharError
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.stages import Stage
 from flashar_cli.world import current_world
@@ -45,6 +44,27 @@ def start_record(
         "matmul_flops_per_s": matmul_flops_per_s(device, dtype),
         "num_processes": current_world().size,
     }
+
+
+def check_run(records: Sequence[Record], path: Path) -> None:
+    """Raises FlasharError where the records of a run to be resumed lack what its report will show."""
+    starts, steps, validations = ([r for r in records if r["kind"] == kind] for kind in ("start", "step", "validation"))
+    stages = set(starts[-1]["stage_steps"]) & set(starts[-1]["flops_per_image"]) if starts else set()
+    problem = None
+    if not starts or records[0] is not starts[0]:
+        problem = "doesn't begin with the start of the run"
+    elif not all(record.get("wall_time") and "peak_memory_bytes" in record for record in records):
+        problem = "has records without wall_time or peak_memory_bytes"
+    elif any(record["stage"] not in stages for record in steps):
+        problem = f"has steps of other stages than {', '.join(sorted(stages))}"
+    elif not validations or any(
+        name not in record
+        for index, record in enumerate(validations)
+        for name in (("raster", "fused") if index else ("raster",))
+    ):
+        problem = "lacks the losses raster or fused of a validation"
+    if problem is not None:
+        raise FlasharError(f"{path} {problem}; restore it, or delete {path.parent} to start anew")
 
 
 def training_s(records: Sequence[Record]) -> float:

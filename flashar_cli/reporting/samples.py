@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from flashar_cli.config import ClassPrefix, ModelConfig
 from flashar_cli.data.codes import CodeSet
+from flashar_cli.data.decode import decode
 from flashar_cli.data.pictures import contact_sheet, write_png
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.reading import read_bytes
 from flashar_cli.tokenizers.pixels import to_uint8
 from flashar_cli.tokenizers.vq import VQTokenizer
 
@@ -64,10 +66,15 @@ def write_sheet(path: Path, pictures: NDArray[np.uint8], settings: dict[str, Any
 
 
 def read_sheet(path: Path, config: ModelConfig, count: int) -> NDArray[np.uint8]:
-    """The first ``count`` pictures, uint8 [B, h, w, 3], of a sheet that ``write_sheet`` wrote for this model."""
+    """The first ``count`` pictures, uint8 [B, h, w, 3], of a sheet that ``write_sheet`` wrote for this model.
+
+    Raises FlasharError for another picture, or none.
+    """
     assert config.tokenizer is not None
     height, width = (side * config.tokenizer.downsample for side in (config.grid.height, config.grid.width))
-    with Image.open(path) as opened:
-        sheet = np.asarray(opened.convert("RGB"))
+    sheet = np.asarray(decode(read_bytes(path)))
     places = [(GAP + (k // COLUMNS) * (height + GAP), GAP + (k % COLUMNS) * (width + GAP)) for k in range(count)]
+    bottom, right = (max(place[axis] for place in places) + side for axis, side in enumerate((height, width)))
+    if sheet.shape[0] < bottom or sheet.shape[1] < right:
+        raise FlasharError(f"{path} is {sheet.shape[1]} x {sheet.shape[0]} pixels, too small for {count} samples")
     return np.stack([sheet[top : top + height, left : left + width] for top, left in places])

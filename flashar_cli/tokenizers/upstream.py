@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
+from pydantic import ValidationError
 
-from flashar_cli.config import VQConfig
+from flashar_cli.config import VQConfig, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.tokenizers.vq import NORM_GROUPS, VQTokenizer
 
@@ -24,7 +24,10 @@ def config_from_state(shapes: Shapes) -> VQConfig:
     ``quantize.codebook_used`` may be present and is ignored. Raises FlasharError, in one line, with every key that
     is missing, foreign or of another shape than the derived config has.
     """
-    config = _derive(shapes)
+    try:
+        config = _derive(shapes)
+    except ValidationError as error:
+        raise FlasharError(f"not a LlamaGen tokenizer: {explain(error)}") from None
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in VQTokenizer(config).state_dict().items()}
     problems = _differences(expected, shapes)
@@ -42,9 +45,11 @@ def _derive(shapes: Shapes) -> VQConfig:
         "decoder.conv_blocks.0.res.0.conv1.weight": 4,
     }
     missing = [name for name in weights if name not in shapes]
-    misshaped = [name for name, axes in weights.items() if name in shapes and len(shapes[name]) != axes]
+    misshaped = [
+        name for name, axes in weights.items() if name in shapes and (len(shapes[name]) != axes or 0 in shapes[name])
+    ]
     if missing or misshaped:
-        problems = [_listing("missing", missing), _listing("wrong number of axes", misshaped)]
+        problems = [_listing("missing", missing), _listing("wrong shape", misshaped)]
         found = _listing("found", [name for name in shapes if name not in weights])
         raise FlasharError(f"not a LlamaGen tokenizer: {'; '.join(filter(None, [*problems, found]))}")
     channels = shapes["encoder.conv_in.weight"][0]
@@ -58,28 +63,34 @@ def _derive(shapes: Shapes) -> VQConfig:
         encoder_multipliers=_multipliers("encoder", shapes, channels),
         # upstream: decoder blocks run from the lowest resolution up, its multipliers are given from the highest down
         decoder_multipliers=_multipliers("decoder", shapes, channels)[::-1],
-        num_res_blocks=_count(r"encoder\.conv_blocks\.0\.res\.(\d+)\.", shapes),
+        num_res_blocks=_count("encoder.conv_blocks.0.res.", shapes),
         latent_channels=shapes["encoder.conv_out.weight"][0],
     )
 
 
 def _multipliers(part: str, shapes: Shapes, channels: int) -> tuple[int, ...]:
     names = [
-        f"{part}.conv_blocks.{level}.res.0.conv1.weight"
-        for level in range(_count(rf"{part}\.conv_blocks\.(\d+)\.", shapes))
+        f"{part}.conv_blocks.{level}.res.0.conv1.weight" for level in range(_count(f"{part}.conv_blocks.", shapes))
     ]
     missing = [name for name in names if name not in shapes]
-    uneven = [f"{name} {list(shapes[name])}" for name in names if name in shapes and shapes[name][0] % channels]
+    uneven = [
+        f"{name} {list(shapes[name])}"
+        for name in names
+        if name in shapes and (not shapes[name] or not shapes[name][0] or shapes[name][0] % channels)
+    ]
     if missing or uneven:
         problems = [_listing("missing", missing), _listing(f"width not a multiple of {channels}", uneven)]
         raise FlasharError(f"not a LlamaGen tokenizer: {'; '.join(filter(None, problems))}")
     return tuple(shapes[name][0] // channels for name in names)
 
 
-def _count(pattern: str, shapes: Shapes) -> int:
-    """1 + the largest index that ``pattern`` captures in the names."""
-    matches = (re.match(pattern, name) for name in shapes)
-    return 1 + max(int(match[1]) for match in matches if match)
+def _count(prefix: str, shapes: Shapes) -> int:
+    """How many numbers from 0 on follow ``prefix`` in the names. Raises FlasharError for a gap between them."""
+    found = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
+    absent = [number for number in map(str, range(len(found))) if number not in found]
+    if absent:
+        raise FlasharError(f"not a LlamaGen tokenizer: {len(found)} parts are {prefix}*, none {prefix}{absent[0]}")
+    return len(found)
 
 
 def _differences(expected: Shapes, got: Shapes) -> list[str]:

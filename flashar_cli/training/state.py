@@ -5,7 +5,6 @@ Written with torch.distributed.checkpoint, so that another number of processes c
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from pydantic import Field
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -24,9 +24,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from flashar_cli.config import Config, validated
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.reading import check_file, read_json
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.parallel import barrier
 from flashar_cli.training.stages import Stage
@@ -38,6 +40,20 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 FOLDER = "state"
 PROGRESS_FILE = "progress.json"
 PREFIX, UNFINISHED = "saved-", ".unfinished-"
+
+
+class Progress(Config):
+    """What a state says of the run: its settings, the stage it is in, the steps done in that stage."""
+
+    settings: dict[str, Any]
+    stage: int = Field(ge=0)
+    step: int = Field(ge=0)
+    has_optimizer: bool
+
+    @property
+    def name(self) -> str:
+        """Of the state's folder, without what says whether it is whole."""
+        return f"{self.stage:02d}-{self.step:08d}"
 
 
 class TrainingState:
@@ -56,14 +72,14 @@ class TrainingState:
     ) -> None:
         self.folder = directory / FOLDER
         self.settings, self.keep, self.asynchronous = settings, keep, asynchronous
-        self.loaded: dict[str, Any] | None = None
+        self.loaded: Progress | None = None
         self._pending: tuple[Future[Any], Path] | None = None
         self._discard = False  # what is there, before the first save: other processes may still be reading it
         finished = self._finished()
         if not finished:
             return
         self.loaded = _read_progress(finished[-1])
-        known = self.loaded["settings"]
+        known = self.loaded.settings
         if known != settings and discard_other:
             self.loaded, self._discard = None, True
         elif known != settings:
@@ -83,11 +99,11 @@ class TrainingState:
         """Whether a stage is done with, its validation included: then no optimizer was saved with it."""
         if self.loaded is None:
             return False
-        return stage < self.loaded["stage"] or (stage == self.loaded["stage"] and not self.loaded["has_optimizer"])
+        return stage < self.loaded.stage or (stage == self.loaded.stage and not self.loaded.has_optimizer)
 
     def steps_done(self, stage: int) -> int:
         """Steps already done of a stage that is not behind."""
-        return self.loaded["step"] if self.loaded is not None and self.loaded["stage"] == stage else 0
+        return self.loaded.step if self.loaded is not None and self.loaded.stage == stage else 0
 
     def total_steps(self, stages: Sequence[Stage]) -> int:
         """Optimizer steps done in all stages together."""
@@ -108,7 +124,7 @@ class TrainingState:
 
     def load_optimizer(self, stage: int, model: FlasharModel, optimizer: torch.optim.Optimizer) -> None:
         """Puts the saved optimizer of this stage back, where there is one."""
-        if self.loaded is None or self.loaded["stage"] != stage or not self.loaded["has_optimizer"]:
+        if self.loaded is None or self.loaded.stage != stage or not self.loaded.has_optimizer:
             return
         saved = {"optimizer": get_optimizer_state_dict(model, optimizer)}
         self._read(saved)
@@ -121,24 +137,18 @@ class TrainingState:
         the disk refuses.
         """
         self.finish()
-        name = f"{stage:02d}-{step:08d}"
-        temporary, target = self.folder / (UNFINISHED + name), self.folder / (PREFIX + name)
+        progress = Progress(settings=self.settings, stage=stage, step=step, has_optimizer=optimizer is not None)
+        temporary, target = self.folder / (UNFINISHED + progress.name), self.folder / (PREFIX + progress.name)
         document: dict[str, Any] = {"model": get_model_state_dict(model)}
         if optimizer is not None:
             document["optimizer"] = get_optimizer_state_dict(model, optimizer)
         if ema is not None:
             document["ema"] = ema.averages
-        progress = {
-            "settings": self.settings,
-            "stage": stage,
-            "step": step,
-            "has_optimizer": optimizer is not None,
-        }
         try:
             if current_world().is_main:
                 shutil.rmtree(self.folder if self._discard else temporary, ignore_errors=True)
                 with atomic_file(temporary / PROGRESS_FILE) as file:
-                    file.write(json.dumps(progress, indent=2).encode())
+                    file.write(progress.model_dump_json(indent=2).encode())
             self._discard = False
             barrier()
             single = not dist.is_initialized()
@@ -182,23 +192,28 @@ class TrainingState:
     def _read(self, document: dict[str, Any]) -> None:
         assert self.last is not None
         try:
+            for path in self.last.iterdir():
+                check_file(path)
             dcp.load(document, checkpoint_id=self.last, no_dist=not dist.is_initialized())
         except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
-            raise _unreadable(self.last, error) from None
+            reason = str(error) if isinstance(error, FlasharError) else type(error).__name__
+            raise _unreadable(self.last, reason) from None
 
 
-def _read_progress(state: Path) -> dict[str, Any]:
+def _read_progress(state: Path) -> Progress:
+    path = state / PROGRESS_FILE
     try:
-        progress = json.loads((state / PROGRESS_FILE).read_text(encoding="utf-8"))
-        assert {"settings", "stage", "step", "has_optimizer"} <= progress.keys()
-    except (OSError, ValueError, AttributeError, AssertionError) as error:
-        raise _unreadable(state, error) from None
+        progress = validated(read_json(path), Progress, path.name, "the progress of a run")
+    except FlasharError as error:
+        raise _unreadable(state, str(error)) from None
+    if state.name != PREFIX + progress.name:
+        raise _unreadable(state, f"{path.name} says stage {progress.stage}, step {progress.step}")
     return progress
 
 
-def _unreadable(state: Path, error: BaseException) -> FlasharError:
+def _unreadable(state: Path, reason: str) -> FlasharError:
     return FlasharError(
-        f"training state {state} cannot be read ({type(error).__name__}); delete it to resume from the one before it, "
+        f"training state {state} cannot be read ({reason}); delete it to resume from the one before it, "
         f"or {state.parent} to start anew"
     )
 

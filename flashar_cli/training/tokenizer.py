@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
-from flashar_cli.config import VQConfig
+from flashar_cli.config import VQConfig, validated
 from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
+from flashar_cli.reading import read_json
+from flashar_cli.tensorfiles import read_safetensors
 from flashar_cli.tokenizers.pixels import from_uint8, psnr_db, to_uint8
 from flashar_cli.tokenizers.vq import AttentionBlock, ResBlock, VQOutput, VQTokenizer
 
@@ -108,10 +108,13 @@ def train_tokenizer(
 
 
 def load_trained_tokenizer(directory: Path) -> VQTokenizer:
-    """What scripts/train_tiny_tokenizer.py wrote, in float32."""
-    config = VQConfig.model_validate(json.loads((directory / "tokenizer.json").read_text())["config"])
+    """What scripts/train_tiny_tokenizer.py wrote, in float32. Raises FlasharError where it is not whole."""
+    path = directory / "tokenizer.json"
+    document = read_json(path)
+    written = document.get("config") if isinstance(document, dict) else None
+    config = validated(written, VQConfig, str(path), "a tokenizer's config")
     tokenizer = VQTokenizer(config).eval()
-    weights = load_file(directory / "tokenizer.safetensors")
+    weights = read_safetensors(directory / "tokenizer.safetensors")
     tokenizer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return tokenizer
 

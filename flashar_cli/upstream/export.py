@@ -13,7 +13,7 @@ from flashar_cli.checkpoint import Loaded
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
 from flashar_cli.files import atomic_files
-from flashar_cli.pickles import save_pickle
+from flashar_cli.tensorfiles import save_pickle
 from flashar_cli.tokenizers.upstream import STATISTICS
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, ClassPrefix, GateKind, VQConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
-from flashar_cli.families.base import Family, Preset
+from flashar_cli.families.base import BLOCK_INDEX, Family, Preset
 from flashar_cli.grid import Grid
 
 
@@ -46,6 +46,7 @@ class Facts:
         self._tokenizer = tokenizer
         self._notes: list[str] = []
         self.vocab_size, self.dim = self._matrix("tok_embeddings.weight")
+        self._positions = self._read_positions()
         self.num_layers = self._count_layers()
         self.prefix = self._read_prefix()
         self.preset = self._matching_preset()
@@ -61,13 +62,26 @@ class Facts:
         if name not in self._state:
             raise FlasharError(f"{self._path} lacks {name}; expected a whole {self._family.name} checkpoint")
         shape = self._state[name].shape
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise FlasharError(f"{self._path}: {name} is {list(shape)}; expected a matrix")
         return shape[0], shape[1]
 
+    def _read_positions(self) -> tuple[int, int] | None:
+        """Positions and rotations of the table that some files carry, ``freqs_cis`` [positions, rotations, 2]."""
+        table = self._state.get("freqs_cis")
+        if table is None:
+            return None
+        if table.ndim != 3 or 0 in table.shape:
+            raise FlasharError(f"{self._path}: freqs_cis is {list(table.shape)}; expected [positions, rotations, 2]")
+        return table.shape[0], table.shape[1]
+
     def _count_layers(self) -> int:
-        indices = {int(match[1]) for name in self._state if (match := re.match(r"layers\.(\d+)\.", name))}
-        total = max(indices) + 1
+        matches = (re.match(rf"layers\.{BLOCK_INDEX}\.", name) for name in self._state)
+        indices = {int(match[1]) for match in matches if match}
+        total = len(indices)
+        if indices != set(range(total)):
+            absent = next(index for index in range(total) if index not in indices)
+            raise FlasharError(f"{self._path} has blocks up to layers.{max(indices)} and no layers.{absent}")
         if self._family.name == "llamagen":
             if self._options.branch_depth != 1:
                 raise FlasharError(
@@ -121,8 +135,7 @@ class Facts:
         )
 
     def _read_num_heads(self) -> int:
-        table = self._state.get("freqs_cis")
-        told = self.dim // (2 * table.shape[1]) if table is not None and table.ndim == 3 else None
+        told = None if self._positions is None else self.dim // (2 * self._positions[1])
         wanted = self._options.num_heads
         if wanted is not None and told is not None and wanted != told:
             raise FlasharError(f"--num-heads is {wanted}, but freqs_cis in {self._path} says {told}; leave it out")
@@ -134,11 +147,11 @@ class Facts:
         return self.preset.backbone.num_heads
 
     def _read_grid(self) -> Grid:
-        table, options = self._state.get("freqs_cis"), self._options
-        told = None
-        if table is not None:
-            side = math.isqrt(max(0, len(table) - self.prefix.length))
-            if side * side == len(table) - self.prefix.length:
+        options, told = self._options, None
+        if self._positions is not None:
+            num_cells = self._positions[0] - self.prefix.length
+            side = math.isqrt(max(0, num_cells))
+            if side > 0 and side * side == num_cells:
                 told = Grid(side, side)
         wanted = options.grid
         if options.resolution is not None:

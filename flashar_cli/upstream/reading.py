@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
 from flashar_cli.families.base import Family
+from flashar_cli.reading import open_file
+from flashar_cli.tensorfiles import plain_tensors, read_pickle, read_safetensors
 
 WRAPPERS = ("model", "module", "state_dict")
 
@@ -27,29 +22,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Pickles are read with ``weights_only=True``, so a file that would run code is refused. Raises FlasharError.
     """
-    if not path.is_file():
+    if not path.exists():
         raise FlasharError(f"{path} is not a file; expected upstream weights (.pt or .safetensors)")
-    try:
-        document = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        detail = f"it wants to call {blocked[1]}" if blocked else "its pickle holds more than tensors"
-        raise FlasharError(f"{path} is refused: {detail}; expected a file of weights alone") from None
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FlasharError(
-            f"{path} cannot be read ({reason}); it may be truncated or foreign, download it again"
-        ) from None
-    return _unwrap(document, path)
+    document = read_safetensors(path) if path.suffix == ".safetensors" else _unwrap(read_pickle(path), path)
+    return plain_tensors(document, path)
 
 
 def guess_family(state: Mapping[str, Tensor], wanted: str | None, path: Path) -> Family:
@@ -78,15 +54,8 @@ def guess_family(state: Mapping[str, Tensor], wanted: str | None, path: Path) ->
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _load_pickle(path: Path) -> object:
-    # Tensor subclasses of FSDP-saved files, and the arguments that LlamaGen's trainer saves beside its weights.
-    harmless: list[Any] = [torch._tensor._rebuild_from_type_v2, argparse.Namespace]
-    with torch.serialization.safe_globals(harmless):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unwrap(document: object, path: Path) -> dict[str, Tensor]:
@@ -99,7 +68,9 @@ def _unwrap(document: object, path: Path) -> dict[str, Tensor]:
         raise FlasharError(
             f"{path} holds no tensors at its top or under {', '.join(WRAPPERS)}; expected an upstream checkpoint"
         )
-    others = [str(name) for name, value in document.items() if not isinstance(value, Tensor)]
+    others = [
+        repr(name)[:80] for name, value in document.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if others:
-        raise FlasharError(f"{path} holds {', '.join(others[:5])} beside its tensors; expected tensors alone")
+        raise FlasharError(f"{path} holds {', '.join(others[:5])} beside its tensors; expected tensors by name alone")
     return tensors

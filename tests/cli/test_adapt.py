@@ -50,7 +50,7 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     out = tmp_path / "adapted"
     probe = {
         "model_sha256": checkpoint.weights_sha256(hub.resolve("llamagen-tiny")),
-        "layers": [{"layer": m, "right_loss": 2.0, "lower_loss": 3.0 - m} for m in range(6)],
+        "layers": [{"layer": m, "right_loss": 2.0, "lower_loss": 9.0 - m} for m in range(6)],
         **{"recommended_layer": 5, "num_train": 8, "mask": "raster", "head": "full"},
     }
     (tmp_path / "probe.json").write_text(json.dumps(probe))
@@ -120,7 +120,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
         (("--recipe", "llamagen-tinny"), "did you mean llamagen-tiny"),
         (("--gate", "soft"), "branch.gate"),
         (("--branch-layer", 9), "--branch-layer is 9; expected 0..6"),
-        (("--probe", "nowhere.json"), "--probe nowhere.json cannot be read"),
+        (("--probe", "nowhere.json"), "--probe nowhere.json does not exist"),
         (("--data", "./nowhere"), "--data ./nowhere"),
         (("--subset", 0), "--subset is 0"),
         (("--set", "data.subset=0"), "data.subset"),

@@ -141,7 +141,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
         ("extra", "unexpected layers.0.attention.bias"),
         ("misshaped", "output.weight is [48, 31], expected [48, 32]"),
         ("nan", "norm.weight has NaN"),
-        ("integer", "norm.weight is torch.int64"),
+        ("integer", "norm.weight is int64, expected one of float32"),
     ),
 )
 def test_bad_files_are_refused_in_one_line(run_cli, tmp_path, name, words):

@@ -53,7 +53,8 @@ def test_codes_are_the_tokenizers_and_bad_pictures_are_listed(write_tiny_checkpo
     job = make_job(write_tiny_checkpoint(), mixed, max_bad=MaxBad("6"), augmentation=Augmentation("ten-crop", 1.5))
     out = tmp_path / "out"
     assert encode(job, out, ONE) == 32
-    manifest = wait_for_manifest(job, out)
+    assert wait_for_manifest(job, out).counts.pictures == 26
+    manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["counts"] == {"pictures": 26, "views": 260, "bad": 6}
     assert {entry["id"] for entry in manifest["bad"]} == {f"star/{name}" for name in bad_kinds()}
     assert manifest["source"] == str(mixed) and len(manifest["source_fingerprint"]) == 64
@@ -142,7 +143,7 @@ def test_processes_wait_for_each_other(write_tiny_checkpoint, tmp_path):
     with ThreadPoolExecutor() as pool:
         late = pool.submit(encode, job, out, World(1, 2))
         assert encode(job, out, World(0, 2)) == 12
-        assert wait_for_manifest(job, out)["counts"]["pictures"] == 20 and late.result() == 8
+        assert wait_for_manifest(job, out).counts.pictures == 20 and late.result() == 8
 
 
 def test_another_plan_is_refused_or_replaces(write_tiny_checkpoint, tmp_path):
@@ -174,7 +175,7 @@ def test_the_subset_does_not_depend_on_the_order_of_files(write_tiny_checkpoint,
         ]
         (tmp_path / "list.jsonl").write_text("\n".join(lines))
         job = make_job(base, tmp_path / "list.jsonl", subset=20, seed=3)
-        chosen.append((set(job.source.ids[job.rows].tolist()), job.settings["subset"]))
+        chosen.append((set(job.source.ids[job.rows].tolist()), job.settings.subset))
         assert np.bincount(job.source.labels[job.rows]).tolist() == [2] * 10
     assert chosen[0] == chosen[1]
 

@@ -15,16 +15,36 @@ from flashar_cli.grid import Grid
 GRID = Grid(2, 3)
 
 
-def write(folder, num_views=1, vocab_size=32, version=1):
+TOKENIZER = "ab" * 32
+
+
+def write(folder, num_views=1, vocab_size=32):
     rng = np.random.default_rng(0)
     codes = rng.integers(0, vocab_size, (30, num_views, 2, 3))
     shards = []
     for index in range(3):
         rows = range(index * 12, min(30, index * 12 + 12))
         content = shard_bytes(codes[rows], [f"p{k}" for k in rows], [k % 5 for k in rows], False, vocab_size)
-        (folder / f"codes-{index}.parquet").write_bytes(content)
-        shards.append({"name": f"codes-{index}.parquet", "sha256": file_sha256(folder / f"codes-{index}.parquet")})
-    manifest = {"format_version": version, "grid": [2, 3], "tokenizer_sha256": "hash", "shards": shards}
+        path = folder / f"codes-{index}.parquet"
+        path.write_bytes(content)
+        shards.append({"name": path.name, "sha256": file_sha256(path), "rows": len(rows) * num_views})
+    manifest = {
+        "format_version": 1,
+        "grid": [2, 3],
+        "vocab_size": vocab_size,
+        "tokenizer_sha256": TOKENIZER,
+        "source_fingerprint": "made up",
+        "subset": {"size": 30, "seed": None, "ids_sha256": "cd" * 32},
+        "augmentation": {"name": "center", "views": num_views},
+        "captions": None,
+        "dtype": "float32",
+        "batch_size": 4,
+        "shard_size": 12,
+        "source": "pictures",
+        "counts": {"pictures": 30, "views": 30 * num_views, "bad": 0},
+        "bad": [],
+        "shards": shards,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return codes
 
@@ -33,14 +53,14 @@ def write(folder, num_views=1, vocab_size=32, version=1):
 @pytest.mark.parametrize(("vocab_size", "dtype"), ((32, np.uint16), (65_536, np.uint16), (65_537, np.uint32)))
 def test_round_trip(tmp_path, num_views, vocab_size, dtype):
     codes = write(tmp_path, num_views, vocab_size)
-    back = read_shards(tmp_path, GRID, vocab_size, "hash")
+    back = read_shards(tmp_path, GRID, vocab_size, TOKENIZER)
     assert back.codes.dtype == dtype and np.array_equal(back.codes, codes)
     assert back.ids.tolist() == [f"p{k}" for k in range(30)] and back.labels.tolist() == [k % 5 for k in range(30)]
     for wrong, words in (
-        ((Grid(3, 2), vocab_size, "hash"), "grid 2x3"),
-        ((GRID, 16, "hash"), "this model's are 0..15"),
+        ((Grid(3, 2), vocab_size, TOKENIZER), "grid 2x3"),
+        ((GRID, 16, TOKENIZER), "this model's are 0..15"),
         ((GRID, vocab_size, "other"), "another tokenizer"),
-        ((GRID, vocab_size, "hash", CaptionPrefix(feature_dim=8)), "no column caption"),
+        ((GRID, vocab_size, TOKENIZER, CaptionPrefix(feature_dim=8)), "no column caption"),
     ):
         with pytest.raises(FlasharError, match=words):
             read_shards(tmp_path, *wrong)
@@ -53,10 +73,10 @@ def test_missing_and_changed_shards_are_named(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(FlasharError, match=r"codes-1.parquet is corrupted"):
-        read_shards(tmp_path, GRID, 32, "hash")
+        read_shards(tmp_path, GRID, 32, TOKENIZER)
     path.unlink()
     with pytest.raises(FlasharError, match=r"codes-1.parquet is missing"):
-        read_shards(tmp_path, GRID, 32, "hash")
+        read_shards(tmp_path, GRID, 32, TOKENIZER)
 
 
 def test_manifests_without_version_and_of_other_versions(tmp_path):
@@ -68,15 +88,15 @@ def test_manifests_without_version_and_of_other_versions(tmp_path):
     pq.write_table(table, tmp_path / "codes-00000.parquet")
     old = {"grid": [2, 3], "tokenizer_sha256": None, "num_images": 2, "files": ["codes-00000.parquet"]}
     (tmp_path / "manifest.json").write_text(json.dumps(old))
-    back = read_shards(tmp_path, GRID, 32, "hash")
+    back = read_shards(tmp_path, GRID, 32, TOKENIZER)
     assert back.codes.reshape(2, 6).tolist() == codes.tolist() and back.labels.tolist() == [1, 2]
     (tmp_path / "codes-00000.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(FlasharError, match="cannot be read"):
-        read_shards(tmp_path, GRID, 32, "hash")
+        read_shards(tmp_path, GRID, 32, TOKENIZER)
     for text in ("{}", "[1]", "no json", '{"format_version": 9}', '{"grid": [1, 2], "files": []}'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(FlasharError, match="manifest"):
-            read_shards(tmp_path, Grid(1, 2), 32, "hash")
+            read_shards(tmp_path, Grid(1, 2), 32, TOKENIZER)
 
 
 def test_views_that_are_not_whole_are_refused(tmp_path):
@@ -89,4 +109,4 @@ def test_views_that_are_not_whole_are_refused(tmp_path):
     manifest["shards"][2]["sha256"] = file_sha256(path)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FlasharError, match="views"):
-        read_shards(tmp_path, GRID, 32, "hash")
+        read_shards(tmp_path, GRID, 32, TOKENIZER)

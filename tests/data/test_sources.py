@@ -214,7 +214,7 @@ def test_named_parts_of_tars_and_options_without_use(tmp_path):
 def test_a_file_that_is_missing_is_a_bad_picture_not_an_end(tmp_path):
     (tmp_path / "list.jsonl").write_text('{"image": "gone.png", "label": 1}')
     fetch = next(iter(open_pictures(str(tmp_path / "list.jsonl"), CLASSES).pictures(np.array([0]))))
-    with pytest.raises(OSError):
+    with pytest.raises(FlasharError, match="its file does not exist"):
         fetch()
 
 

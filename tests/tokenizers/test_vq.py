@@ -97,6 +97,84 @@ def test_every_mismatch_is_listed_in_one_line() -> None:
     assert "unexpected: discriminator.weight" in message
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantize.embedding.weight": None}, "missing: quantize.embedding.weight"),
+        ({"encoder.conv_in.weight": [32]}, "wrong shape: encoder.conv_in.weight"),
+        ({"encoder.conv_in.weight": [24, 3, 3, 3]}, "width 24 is not a multiple of 32"),
+        ({"decoder.conv_blocks.1.res.0.conv1.weight": [40, 32, 3, 3]}, "width not a multiple of 32"),
+        ({"decoder.conv_blocks.1.res.0.conv1.weight": None}, "missing: decoder.conv_blocks.1.res.0.conv1.weight"),
+        ({"decoder.conv_blocks.2.res.0.conv1.weight": [32, 32, 3, 3]}, "differ in length"),
+    ],
+)
+def test_foreign_state_dicts_are_refused(change: dict[str, list[int] | None], message: str) -> None:
+    changed = shapes_of(SMALL) | change
+    with pytest.raises(FlasharError, match=message):
+        config_from_state({name: shape for name, shape in changed.items() if shape is not None})
+
+
+def test_a_language_model_is_not_a_tokenizer() -> None:
+    with pytest.raises(FlasharError, match="found: tok_embeddings.weight") as error:
+        config_from_state({"tok_embeddings.weight": [100, 8], "layers.0.attention.wqkv.weight": [24, 8]})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 10), (10, 2), (6, 8)])
+def test_pictures_need_not_be_square(height: int, width: int) -> None:
+    tokenizer = small_tokenizer()
+    images = torch.rand(2, 3, height, width) * 2 - 1
+    codes = tokenizer.encode(images)
+    assert codes.dtype == torch.int64 and codes.shape == (2, height // 2, width // 2)
+    assert codes.min() >= 0 and codes.max() < SMALL.codebook_size
+    with torch.no_grad():
+        decoded = tokenizer.decode(codes)
+        assert decoded.shape == images.shape
+        torch.testing.assert_close(tokenizer(images).reconstruction, decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_training_gradients_reach_encoder_decoder_and_codebook() -> None:
+    tokenizer = small_tokenizer().train()
+    output = tokenizer(torch.rand(2, 3, 8, 8) * 2 - 1)
+    (output.reconstruction.square().mean() + output.codebook_loss + output.commitment_loss).backward()
+    gradients = {name: p.grad for name, p in tokenizer.named_parameters() if p.grad is not None}
+    assert set(gradients) == set(tokenizer.state_dict())
+    used = gradients["quantize.embedding.weight"].abs().sum(dim=1) > 0
+    assert set(used.nonzero().flatten().tolist()) == set(output.codes.unique().tolist())
+    assert gradients["encoder.conv_in.weight"].abs().max() > 0
+
+
+def test_codes_do_not_depend_on_the_length_of_latents_or_code_vectors() -> None:
+    tokenizer = small_tokenizer()
+    latent = torch.randn(1, SMALL.codebook_dim, 3, 5)
+    codes = tokenizer.quantize.nearest(latent)
+    distances = (
+        torch.nn.functional.normalize(latent, dim=1).permute(0, 2, 3, 1).unsqueeze(-2) - tokenizer.quantize.codebook()
+    ).square().sum(-1)  # fmt: skip
+    assert torch.equal(codes, distances.argmin(-1))
+    tokenizer.quantize.embedding.weight.data *= torch.rand(SMALL.codebook_size, 1) + 0.5
+    assert torch.equal(tokenizer.quantize.nearest(latent * 7), codes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 3, 7, 8), "7x8 pixels.*multiples of 2"), ((1, 3, 8, 7), "8x7"), ((1, 3, 0, 8), "0x8"), ((3, 8, 8), "shape")],
+)
+def test_pictures_of_a_wrong_size_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(FlasharError, match=message):
+        small_tokenizer().encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("code", [-1, 20])
+def test_codes_of_another_tokenizer_are_refused(code: int) -> None:
+    codes = torch.zeros(1, 3, 3, dtype=torch.int64)
+    codes[0, 1, 2] = code
+    with pytest.raises(FlasharError, match=r"this tokenizer has 0 \.\. 19"):
+        small_tokenizer().decode(codes)
+    with pytest.raises(FlasharError, match="expected integers"):
+        small_tokenizer().decode(codes.float())
+
+
 def test_pixels_survive_the_round_trip() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 3, 3), dtype=np.uint8)
     pictures[0, 0, 0], pictures[0, 0, 1] = 0, 255

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from flashar_cli.benchmarking.reports.old_reports import upgrade
 from flashar_cli.benchmarking.timing import quartiles
-from flashar_cli.config import Config, explain
+from flashar_cli.config import Config, validated
 from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file
+from flashar_cli.reading import read_json
 
 REPORT_VERSION = 2
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -26,7 +29,7 @@ class Seconds(Config):
     median_s: float = Field(ge=0)
     p25_s: float = Field(ge=0)
     p75_s: float = Field(ge=0)
-    raw_s: tuple[float, ...]
+    raw_s: tuple[NotNegative, ...]
 
     @classmethod
     def of(cls, raw_s: Sequence[float]) -> Seconds:
@@ -42,7 +45,7 @@ class Launches(Config):
         description="operators: those PyTorch dispatched, views left out; CUDA launches: kernels, copies and graphs"
     )
     count: int = Field(ge=0)
-    num_kernels: int | None = Field(description="kernels the device ran, those inside graphs too; null on a CPU")
+    num_kernels: Count | None = Field(description="kernels the device ran, those inside graphs too; null on a CPU")
     truncated: bool = Field(False, description="the profiler's buffers were full: there were more than these")
 
 
@@ -52,7 +55,7 @@ class ArmReport(Config):
     name: str = Field(description="DECODER-LEVEL, or upstream")
     decoder: Literal["raster", "flashar", "upstream"]
     level: str | None = Field(description="level of optimisation; null for upstream")
-    forwards_per_image: int = Field(description="serial forwards, the prefix's own included, counted while running")
+    forwards_per_image: Count = Field(description="serial forwards, the prefix's own included, counted while running")
     launches: Launches | None = Field(
         None, description="null where they can't be seen; on CUDA only at the last batch size of the last grid"
     )
@@ -61,15 +64,17 @@ class ArmReport(Config):
     prefix_s: Seconds
     decode_s: Seconds
     token_decode_s: Seconds | None = Field(description="tokens to pixels; null without a tokenizer")
-    images_per_s: float = Field(description="batch size over the median token generation")
-    warmup_s: tuple[float, ...] = Field(description="whole runs before the measured ones")
-    peak_memory_bytes: int | None = Field(description="held by PyTorch on the device for this arm; null on a CPU")
-    read_bytes: int | None = Field(None, description="weight bytes that must be read for one batch")
-    flops: int | None = Field(None, description="multiplications and additions with weights for one batch")
-    read_bytes_per_s: float = Field(description="weight bytes that must be read, over the median token generation")
-    share_of_copy: float = Field(description="read_bytes_per_s over the copy rate of the same run")
-    floor_s: float = Field(description="what the measured rates allow for token generation")
-    times_floor: float = Field(description="median token generation over floor_s")
+    images_per_s: Positive = Field(description="batch size over the median token generation")
+    warmup_s: tuple[NotNegative, ...] = Field(description="whole runs before the measured ones")
+    peak_memory_bytes: Count | None = Field(description="held by PyTorch on the device for this arm; null on a CPU")
+    read_bytes: Count | None = Field(None, description="weight bytes that must be read for one batch")
+    flops: Count | None = Field(None, description="multiplications and additions with weights for one batch")
+    read_bytes_per_s: NotNegative = Field(
+        description="weight bytes that must be read, over the median token generation"
+    )
+    share_of_copy: NotNegative = Field(description="read_bytes_per_s over the copy rate of the same run")
+    floor_s: Positive = Field(description="what the measured rates allow for token generation")
+    times_floor: NotNegative = Field(description="median token generation over floor_s")
 
 
 class Speedup(Config):
@@ -78,7 +83,7 @@ class Speedup(Config):
     arm: str
     over: str
     token_generation: float = Field(gt=0, description="ratio of the median token generations")
-    with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
+    with_token_decode: Positive | None = Field(description="the same with tokens to pixels in both")
     floor: float = Field(gt=0, description="ratio of the floors")
 
 
@@ -97,9 +102,19 @@ class BatchReport(Config):
     speedup: float | None = Field(
         gt=0, description="flashar over raster at the common level at which flashar is fastest"
     )
-    speedup_with_token_decode: float | None = Field(description="the same with tokens to pixels in both")
+    speedup_with_token_decode: Positive | None = Field(description="the same with tokens to pixels in both")
     speedups: tuple[Speedup, ...] = Field(description="flashar over raster at each level, and every arm over upstream")
     arms: tuple[ArmReport, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> BatchReport:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have the same name among {', '.join(names)}")
+        unknown = {name for ratio in self.speedups for name in (ratio.arm, ratio.over)} - set(names)
+        if unknown:
+            raise ValueError(f"speedups name {', '.join(sorted(unknown))}; the arms are {', '.join(names)}")
+        return self
 
     @property
     def best_level(self) -> str | None:
@@ -124,14 +139,14 @@ class Hardware(Config):
     """What it ran on."""
 
     cpu: str
-    num_cpu_cores: int
+    num_cpu_cores: Count
     gpu: str | None
     cpu_capability: str | None = Field(None, description="vector instructions that PyTorch uses")
     cpu_features: tuple[str, ...] | None = Field(
         None, description="AMX and bfloat16 instructions; null where Linux names no flags or PyTorch has no oneDNN"
     )
-    memory_bytes: int | None = None
-    gpu_memory_bytes: int | None = None
+    memory_bytes: Count | None = None
+    gpu_memory_bytes: Count | None = None
     gpu_capability: str | None = None
 
 
@@ -158,7 +173,7 @@ class Subject(Config):
     family: str
     weights: str = Field(description="'random weights' or 'sha256:...'")
     grid: str = Field(description="HxW tokens; several with commas between")
-    num_parameters: int
+    num_parameters: Count
     branch: str = Field(description="its layer, depth and gate")
     branch_added: bool = Field(description="the checkpoint had no branch; a fresh one was added")
 
@@ -169,18 +184,20 @@ class Settings(Config):
     device: str
     dtype: str
     quantize: Scheme | None = Field(None, description="8-bit weights of blocks and heads; null: all are of the dtype")
-    num_threads: int
+    num_threads: Count
     arms: tuple[str, ...] = Field(min_length=1, description="in the order of their turns")
-    batch_sizes: tuple[int, ...]
-    repeats: int
-    warmup: int
-    cfg_scale: float
-    cfg_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the cells on which guidance acts")
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    num_interop_threads: int | None = None
+    batch_sizes: tuple[Count, ...]
+    repeats: Count
+    warmup: Count
+    cfg_scale: NotNegative
+    cfg_interval: tuple[NotNegative, NotNegative] = Field(
+        (0.0, 1.0), description="part of the cells on which guidance acts"
+    )
+    temperature: NotNegative
+    top_k: Count
+    top_p: NotNegative
+    seed: Count
+    num_interop_threads: Count | None = None
     float32_matmul_precision: str | None = None
     tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")
     sdpa_backends: tuple[str, ...] | None = Field(
@@ -194,8 +211,8 @@ class Settings(Config):
 class RatesReport(Config):
     """Measured in the same process, before the decoders."""
 
-    copy_bytes_per_s: float
-    matmul_flops_per_s: float
+    copy_bytes_per_s: Positive
+    matmul_flops_per_s: Positive
 
 
 class UpstreamReport(Config):
@@ -237,7 +254,7 @@ class BenchReport(Config):
     model: Subject
     settings: Settings
     rates: RatesReport
-    peak_rss_bytes: int = Field(description="of the whole process")
+    peak_rss_bytes: Count = Field(description="of the whole process")
     upstream: UpstreamReport | None = None
     agreements: tuple[Agreement, ...] = Field((), description="of each arm with float32, where it was asked for")
     sweep_end: str | None = Field(None, description="why there are no larger batch sizes")
@@ -249,6 +266,13 @@ class BenchReport(Config):
         is_old = isinstance(document, dict) and document.get("report_version") == 1
         return upgrade(document) if is_old else document
 
+    @model_validator(mode="after")
+    def _check_batches(self) -> BenchReport:
+        places = [(batch.grid, batch.batch_size) for batch in self.batches]
+        if len(set(places)) < len(places):
+            raise ValueError("two batches have the same grid and batch_size")
+        return self
+
 
 def report_schema() -> dict[str, Any]:
     """The JSON Schema of the document: what ``benchmarks/bench.schema.json`` holds."""
@@ -259,24 +283,16 @@ def read_report(path: Path) -> BenchReport:
     """Reads a document of ``flashar bench``, of this layout or the one before. Raises FlasharError that says what is
     wrong with it.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FlasharError(f"there is no file {path}; expected a report of `flashar bench --out FILE.json`") from None
-    except OSError as error:
-        raise FlasharError(f"{path} could not be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FlasharError(f"{path} is not valid JSON ({error}); expected a report of `flashar bench`") from None
+    if not path.exists():
+        raise FlasharError(f"there is no file {path}; expected a report of `flashar bench --out FILE.json`")
+    document = read_json(path)
     version = document.get("report_version") if isinstance(document, dict) else None
-    if version not in (1, REPORT_VERSION):
+    if type(version) is not int or version not in (1, REPORT_VERSION):
         raise FlasharError(
             f"{path} is not a report that this flashar reads: its report_version is {version!r}, "
             f"expected {REPORT_VERSION} or 1; run `flashar bench` again"
         )
-    try:
-        return BenchReport.model_validate(document)
-    except ValidationError as error:
-        raise FlasharError(f"{path} is not a report of `flashar bench`: {explain(error)}") from None
+    return validated(document, BenchReport, str(path), "a report of `flashar bench`")
 
 
 def write_report(report: BenchReport, path: Path) -> None:

@@ -17,10 +17,14 @@ from PIL import Image
 
 from flashar_cli.bounds import LABEL, decimal
 from flashar_cli.errors import FlasharError
+from flashar_cli.reading import read_bytes
 from flashar_cli.text import shown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Fetches one picture, encoded or drawn. Called by whichever thread decodes it; an OSError makes it a bad picture.
+MOST_PICTURE_BYTES = 2**30
+MOST_ID = 1024
+# Fetches one picture, encoded or drawn. Called by whichever thread decodes it; an OSError or
+# FlasharError makes it a bad picture.
 Fetch = Callable[[], bytes | Image.Image]
 
 
@@ -107,7 +111,7 @@ def read_text(
 ) -> tuple[NDArray[np.int64] | None, Sequence[str] | None]:
     """A column's values as (labels, None) or (None, captions). Raises FlasharError where they are neither."""
     if wanted.captions:
-        if not all(isinstance(value, str) for value in values):
+        if not all(isinstance(value, str) and _is_unicode(value) for value in values):
             raise FlasharError(f"the captions of {what} are not all text; expected one caption a picture")
         return None, list(values)
     return _labels(values, what, wanted), None
@@ -133,6 +137,18 @@ def _labels(values: Sequence[Any], what: str, wanted: Wanted) -> NDArray[np.int6
     return np.array([number(value) for value in values], dtype=np.int64)
 
 
+def as_ids(names: Sequence[Any], what: str) -> NDArray[np.str_]:
+    """Names of pictures as an array [M]. Raises FlasharError for what NumPy or a manifest could not hold: no text, no
+    Unicode, control characters, or very long.
+    """
+    for name in names:
+        if not (isinstance(name, str) and len(name) <= MOST_ID and name.isprintable() and _is_unicode(name)):
+            raise FlasharError(
+                f"{what} names a picture {str(name)[:80]!r}; expected printable Unicode of at most {MOST_ID} characters"
+            )
+    return np.array(names, dtype=np.str_)
+
+
 def check_unique(ids: NDArray[np.str_], what: str) -> None:
     """Raises FlasharError where two pictures share an id."""
     names, counts = np.unique(ids, return_counts=True)
@@ -154,6 +170,19 @@ def digest(lines: Iterable[str]) -> str:
 def files_below(path: Path, suffix: str) -> list[Path]:
     """The file itself, or all such files of a folder and its sub-folders, in order of their paths."""
     return [path] if path.is_file() else sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: a file name in another encoding, or hand-made JSON
+        return False
+    return True
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture file. Raises FlasharError, in words that a manifest keeps: without the path."""
+    return read_bytes(path, "its file", MOST_PICTURE_BYTES)
 
 
 def relative_name(file: Path, path: Path) -> str:

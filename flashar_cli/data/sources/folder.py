@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flashar_cli.bounds import decimal
-from flashar_cli.data.sources.base import EXTENSIONS, Fetch, digest
+from flashar_cli.data.sources.base import EXTENSIONS, Fetch, as_ids, digest, read_picture
 from flashar_cli.errors import FlasharError
 
 
@@ -28,7 +29,7 @@ class ImageFolder:
             )
         names = [path.relative_to(root).parts[0] if path.parent != root else "" for path in files]
         number = _class_numbers(set(names), root, num_classes, class_names)
-        self.ids = np.array([path.relative_to(root).as_posix() for path in files])
+        self.ids = as_ids([path.relative_to(root).as_posix() for path in files], f"--data {root}")
         self.labels = np.array([number[name] for name in names], dtype=np.int64)
         self.captions = None
         self.fingerprint = digest(
@@ -38,7 +39,7 @@ class ImageFolder:
     def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Files, read when fetched."""
         for name in self.ids[rows].tolist():
-            yield (self.root / name).read_bytes
+            yield partial(read_picture, self.root / name)
 
 
 def _class_numbers(

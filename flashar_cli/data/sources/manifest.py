@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.data.sources.base import Columns, Fetch, Wanted, check_unique, digest, read_text
+from flashar_cli.data.sources.base import (
+    Columns,
+    Fetch,
+    Wanted,
+    as_ids,
+    check_unique,
+    digest,
+    read_picture,
+    read_text,
+)
 from flashar_cli.errors import FlasharError
+from flashar_cli.reading import decode_text, parse_json, read_lines
 
 SUFFIX = ".jsonl"
 
@@ -25,27 +35,25 @@ class JsonLines:
         ids: list[str] = []
         values: list[Any] = []
         self.files: list[Path] = []
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FlasharError(f"--data {path} cannot be read ({error})") from None
-        for number, line in enumerate(lines, start=1):
+        for number, line in read_lines(path, f"--data {path}"):
             if not line.strip():
                 continue
-            try:
-                entry = json.loads(line)
-                image, value = str(entry[columns.image]), entry[text]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            where = f"line {number} of {path}"
+            entry = parse_json(decode_text(line, where), where)
+            absent = {columns.image, text} - entry.keys() if isinstance(entry, dict) else {columns.image, text}
+            image = entry[columns.image] if not absent else None
+            name = entry.get("id", image) if not absent else None
+            if not isinstance(image, str) or type(name) not in (str, int):
                 raise FlasharError(
-                    f"line {number} of {path} is wrong ({error!r}); "
-                    f'expected {{"{columns.image}": PATH, "{text}": ...}}, which is what this model reads'
-                ) from None
-            ids.append(str(entry.get("id", image)))
-            values.append(value)
+                    f"{where} lacks {', '.join(sorted(absent)) or 'a path or an id that is text'}; expected "
+                    f'{{"{columns.image}": PATH, "{text}": ...}}, which is what this model reads'
+                )
+            ids.append(str(name))
+            values.append(entry[text])
             self.files.append(path.parent / image)
         if not ids:
             raise FlasharError(f"--data {path} is empty; expected one JSON object a line")
-        self.ids = np.array(ids)
+        self.ids = as_ids(ids, f"--data {path}")
         check_unique(self.ids, f"--data {path}")
         self.labels, self.captions = read_text(values, f"--data {path}", wanted)
         sizes = (str(file.stat().st_size if file.is_file() else None) for file in self.files)
@@ -54,4 +62,4 @@ class JsonLines:
     def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Files, read when fetched."""
         for row in rows.tolist():
-            yield self.files[row].read_bytes
+            yield partial(read_picture, self.files[row])

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.data.sources.base import Columns, Fetch, Wanted, digest, files_below, missing_column, read_text
+from flashar_cli.data.parquet import open_parquet
+from flashar_cli.data.sources.base import (
+    Columns,
+    Fetch,
+    Wanted,
+    as_ids,
+    digest,
+    files_below,
+    missing_column,
+    read_picture,
+    read_text,
+)
 from flashar_cli.data.sources.base import relative_name as name_in
 from flashar_cli.errors import FlasharError
 
@@ -22,21 +33,13 @@ class ParquetFiles:
     """
 
     def __init__(self, path: Path, columns: Columns, wanted: Wanted) -> None:
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise FlasharError(
-                f"--data {path} needs the pyarrow package, which comes with datasets; install it"
-            ) from None
         self.columns = columns
         self.files = _of_split(files_below(path, SUFFIX), path, columns.split)
         self.starts = [0]  # row at which each file begins
         ids, values, marks = [], [], []
         for file in self.files:
             name = name_in(file, path)
-            try:
-                footer = pq.ParquetFile(file)
+            with open_parquet(file) as footer:
                 present = footer.schema_arrow.names
                 if columns.text(wanted) not in present:
                     raise missing_column(f"{file}", columns, wanted, present)
@@ -45,27 +48,26 @@ class ParquetFiles:
                         f"{file} has no column '{columns.image}'; its columns are {', '.join(present)}; "
                         "choose one with --image-column"
                     )
-                values += footer.read(columns=[columns.text(wanted)]).column(0).to_pylist()
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(file, error) from None
-            ids += [f"{name}:{row:09d}" for row in range(footer.metadata.num_rows)]
-            self.starts.append(self.starts[-1] + footer.metadata.num_rows)
-            marks.append(f"{name} {file.stat().st_size} {footer.metadata.num_rows}")
-        self.ids = np.array(ids)
+                num_rows = footer.metadata.num_rows
+                found = footer.read(columns=[columns.text(wanted)]).column(0).to_pylist()
+            if len(found) != num_rows:
+                raise FlasharError(f"{file} has {len(found)} rows and claims {num_rows}; write it again")
+            values += found
+            ids += [f"{name}:{row:09d}" for row in range(num_rows)]
+            self.starts.append(self.starts[-1] + num_rows)
+            marks.append(f"{name} {file.stat().st_size} {num_rows}")
+        self.ids = as_ids(ids, f"--data {path}")
         self.labels, self.captions = read_text(values, f"--data {path}", wanted)
         self.fingerprint = digest([*marks, columns.image, *map(str, values)])
 
     def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """The bytes of each picture, a row group in memory at a time."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         for file, first, end in zip(self.files, self.starts[:-1], self.starts[1:], strict=True):
             inside = rows[(rows >= first) & (rows < end)] - first
             if not len(inside):
                 continue
-            try:
-                reader, start = pq.ParquetFile(file), 0
+            with open_parquet(file) as reader:
+                start = 0
                 for group in range(reader.num_row_groups):
                     stop = start + reader.metadata.row_group(group).num_rows
                     chosen = inside[(inside >= start) & (inside < stop)] - start
@@ -74,8 +76,6 @@ class ParquetFiles:
                         for row in chosen.tolist():
                             yield picture_bytes(column[row].as_py())
                     start = stop
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(file, error) from None
 
 
 def picture_bytes(value: Any) -> Fetch:
@@ -86,9 +86,9 @@ def picture_bytes(value: Any) -> Fetch:
         if isinstance(content, bytes):
             return content
         path = value.get("path") if isinstance(value, dict) else None
-        if path is None:
+        if not isinstance(path, str):
             raise OSError("the image column holds no picture here")
-        return Path(path).read_bytes()
+        return read_picture(Path(path))
 
     return fetch
 
@@ -101,8 +101,3 @@ def _of_split(files: list[Path], path: Path, split: str | None) -> list[Path]:
     if not chosen:
         raise FlasharError(f"--split {split}: no file of {path} is named {split}-*{SUFFIX}; leave it out to take all")
     return chosen
-
-
-def _unreadable(file: Path, error: Exception) -> FlasharError:
-    reason = " ".join(str(error).split())[:200]
-    return FlasharError(f"{file} cannot be read as Parquet ({reason}); download or write it again")

@@ -1,0 +1,43 @@
+"""Parquet files from outside: whatever is wrong with one is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.reading import check_file, open_file
+
+MOST_ROWS_A_BYTE = 8  # a column of one value takes next to nothing, however many rows it claims
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """``pyarrow.parquet.ParquetFile``. Raises FlasharError where it is none, here and in what is read of it."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise FlasharError(f"{path} needs the pyarrow package, which comes with datasets; install it") from None
+    size = check_file(path)
+    with open_file(path) as content, parquet_errors(path):
+        footer = pq.ParquetFile(content)
+        num_rows = footer.metadata.num_rows
+        if not 0 <= num_rows <= MOST_ROWS_A_BYTE * size:
+            raise FlasharError(f"{path} claims {num_rows} rows in {size} bytes; it is damaged, write it again")
+        yield footer
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turns what pyarrow raises on damaged or foreign content into FlasharError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FlasharError:
+        raise
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FlasharError(f"{path} cannot be read as Parquet ({reason}); download or write it again") from None

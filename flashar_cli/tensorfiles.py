@@ -1,0 +1,131 @@
+"""Files of tensors: safetensors and pickles. What comes out of them are plain tensors of floating-point numbers or
+whole ones, no larger in memory than their file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.reading import check_file, open_file
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@contextmanager
+def open_safetensors(path: Path, where: str | None = None, framework: str = "pt") -> Iterator[Any]:
+    """``safetensors.safe_open``. Raises FlasharError where it isn't such a file, here and in what is read of it."""
+    where = where or str(path)
+    check_file(path, where)
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        if isinstance(error, FlasharError):
+            raise
+        raise FlasharError(
+            f"{where} is not a valid safetensors file ({_reason(error)}); it may be truncated or foreign, copy it again"
+        ) from None
+
+
+def read_safetensors(path: Path, where: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises FlasharError."""
+    with open_safetensors(path, where) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def read_pickle(path: Path) -> object:
+    """What ``torch.save`` wrote, on the CPU, read with ``weights_only=True``: a file that would run code is refused.
+
+    Raises FlasharError for that and for what can't be read.
+    """
+    size = check_file(path)
+    # Tensor subclasses of FSDP-saved files, and the arguments that LlamaGen's trainer saves beside its weights.
+    harmless: list[Any] = [torch._tensor._rebuild_from_type_v2, argparse.Namespace]
+    try:
+        with open_file(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
+            warnings.simplefilter("ignore")  # about kinds of tensors that are refused anyway
+            _refuse_compressed(file, size)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FlasharError as error:
+        raise FlasharError(f"{path} {error}") from None
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"it wants to call {blocked[1]}" if blocked else "its pickle holds more than tensors"
+        raise FlasharError(f"{path} is refused: {detail}; expected a file of weights alone") from None
+    except Exception as error:  # the unpickler raises about any type on damaged files; all mean the same here
+        raise FlasharError(
+            f"{path} cannot be read ({_reason(error)}); it may be truncated or foreign, download it again"
+        ) from None
+
+
+def save_pickle(document: object, file: IO[bytes]) -> None:
+    """``torch.save`` that reports a full disk as the OSError it is."""
+    try:
+        torch.save(document, file)
+    except RuntimeError as error:
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def plain_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors without what a pickle may have attached to them. Raises FlasharError for those that are no plain
+    weights: sparse, nested, quantised, empty or without data, and such as are larger in memory than in the file.
+    """
+    found, problems = {}, []
+    for name, value in tensors.items():
+        kind = _foreign_kind(value)
+        if kind is not None:
+            problems.append(f"{name} is {kind}")
+        else:
+            found[name] = Tensor.as_subclass(Tensor.detach(value), Tensor)
+    if problems:
+        rest = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise FlasharError(f"{path} holds no plain weights: {'; '.join(problems[:4])}{rest}; save dense tensors")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found.values()}
+    if sum(storages.values()) > path.stat().st_size:
+        raise FlasharError(f"{path} claims more values than it holds; it is damaged, download it again")
+    return found
+
+
+def _foreign_kind(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being plain weights; None where nothing does."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout is not torch.strided:
+        return f"a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_quantized:
+        return f"quantised ({str(tensor.dtype).removeprefix('torch.')})"
+    if tensor.device.type != "cpu":
+        return f"on device {tensor.device}, without data"
+    if not tensor.numel():
+        return f"empty {list(tensor.shape)}"
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return f"{list(tensor.shape)} from {tensor.untyped_storage().nbytes()} bytes"
+    return None
+
+
+def _refuse_compressed(file: IO[bytes], size: int) -> None:
+    """PyTorch stores tensors as they are; what is compressed was made to be large in memory."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > size:
+                raise FlasharError("is a compressed archive; expected a file of torch.save")
+    file.seek(0)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
