@@ -94,19 +94,24 @@ def _agreement(name: str, engine: Engine, plan: Plan, order: Order, reference: R
         mean_abs_difference=difference.mean(dtype=torch.float64).item(),
         max_abs_difference=difference.max().item(),
         drawn_agreement=(drawn_BHW == reference.tokens_BHW).double().mean().item(),
-        pixels=None if reference.picture is None else _pixel_agreement(engine, reference.tokens_BHW, reference.picture),
+        pixels=None if reference.picture is None else _pixels(engine, reference.tokens_BHW, reference.picture),
     )
 
 
-def _pixel_agreement(engine: Engine, tokens_BHW: Tensor, expected: NDArray[np.uint8]) -> PixelAgreement:
+def _pixels(engine: Engine, tokens_BHW: Tensor, expected: NDArray[np.uint8]) -> PixelAgreement:
     assert engine.pixel_decoder is not None, "the reference had a tokenizer"
-    pictures = engine.pixels(tokens_BHW)
+    dtype, pictures = engine.pixel_decoder.dtype, engine.pixels(tokens_BHW)
     if not bool(torch.isfinite(pictures).all()):
-        raise FlasharError(f"pixels in {engine.pixel_decoder.dtype} are not finite; use --dtype float32")
-    difference = np.abs(to_uint8(pictures).astype(np.int64) - expected)
+        raise FlasharError(f"pixels in {dtype} are not finite; use --dtype float32")
+    return pixel_agreement(dtype, to_uint8(pictures), expected)
+
+
+def pixel_agreement(dtype: torch.dtype, pictures: NDArray[np.uint8], expected: NDArray[np.uint8]) -> PixelAgreement:
+    """Pictures uint8 [B, h, w, 3] that were decoded in ``dtype``, against those expected."""
+    difference = np.abs(pictures.astype(np.int64) - expected)
     mean_square = float(np.square(difference).mean())
     return PixelAgreement(
-        dtype=str(engine.pixel_decoder.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         num_pixels=difference[..., 0].size,
         num_differing_pixels=int(difference.any(axis=-1).sum()),
         max_difference=int(difference.max()),
