@@ -1,10 +1,10 @@
 """What turning image tokens into pixels takes, and how far from float32 it is: python benchmarks/pixels_rate.py
 [--model llamagen-b] [--batch-sizes 1,8] [--device cpu] [--out FILE]
 
-Random weights. Ways alternate A B A B: the tokenizer as it is trained (float32, eager); as `generate` and `bench` have it
-with a model in float32; on a CPU the latter without Winograd's convolutions, where it has them, and in bfloat16, where
-the processor has instructions for it; on CUDA as with a model in bfloat16, eager and compiled. Beside wall time stands
-CPU time, which on one thread is the better clock of a machine that is not idle. Agreement is with the first way.
+Random weights. Ways alternate A B A B: the tokenizer as it is trained (float32, eager); as `generate` and `bench` have
+it with a model in float32; on a CPU the latter without Winograd's convolutions, where it has them, and in bfloat16,
+where the processor has instructions for it; on CUDA as with a model in bfloat16, eager and compiled. Beside wall time
+stands CPU time, which on one thread is the better clock of a machine that is not idle. Agreement is with the first way.
 """
 
 from __future__ import annotations

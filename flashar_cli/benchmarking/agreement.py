@@ -18,6 +18,7 @@ from flashar_cli.benchmarking.arms import UPSTREAM, engine_of, split_arm
 from flashar_cli.benchmarking.plan import Plan, example_conditions
 from flashar_cli.benchmarking.reports.document import Agreement, PixelAgreement
 from flashar_cli.benchmarking.subject import BenchModel
+from flashar_cli.benchmarking.summary import dtype_name
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.quantize import is_quantized
@@ -102,7 +103,7 @@ def _pixels(engine: Engine, tokens_BHW: Tensor, expected: NDArray[np.uint8]) -> 
     assert engine.pixel_decoder is not None, "the reference had a tokenizer"
     dtype, pictures = engine.pixel_decoder.dtype, engine.pixels(tokens_BHW)
     if not bool(torch.isfinite(pictures).all()):
-        raise FlasharError(f"pixels in {dtype} are not finite; use --dtype float32")
+        raise FlasharError(f"pixels in {dtype_name(dtype)} are not finite; use --dtype float32")
     return pixel_agreement(dtype, to_uint8(pictures), expected)
 
 
@@ -111,7 +112,7 @@ def pixel_agreement(dtype: torch.dtype, pictures: NDArray[np.uint8], expected: N
     difference = np.abs(pictures.astype(np.int64) - expected)
     mean_square = float(np.square(difference).mean())
     return PixelAgreement(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         num_pixels=difference[..., 0].size,
         num_differing_pixels=int(difference.any(axis=-1).sum()),
         max_difference=int(difference.max()),

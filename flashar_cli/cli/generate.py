@@ -102,6 +102,7 @@ def command(
     from flashar_cli.decoding.generate import generate_tokens
 
     runtime.set_threads(threads)
+    runtime.keep_freed_memory()
     where = options.resolve_device(device)
     loaded = load(name, where, options.resolve_dtype(dtype, where), quantize.value if quantize else None)
     if want_images and loaded.tokenizer is None:

@@ -65,8 +65,7 @@ def test_compiled_pictures_are_the_same_and_of_one_graph(monkeypatch: pytest.Mon
     settings: list[dict[str, object]] = []
     compile_ = partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda module, **given: settings.append(given) or compile_(module, **given))
-    decoder, codes = PixelDecoder(tiny_tokenizer()), torch.randint(32, (5, 3, 5))
-    for batch in (1, 2, 5):
-        assert torch.equal(decoder.compiled(codes[:batch]), decoder(codes[:batch]))
+    decoder, codes = PixelDecoder(tiny_tokenizer()), torch.randint(32, (2, 3, 5))
+    assert torch.equal(decoder.compiled(codes), decoder(codes))
     assert settings == [{"fullgraph": True}]
     torch._dynamo.reset()

@@ -146,7 +146,7 @@ def test_gradients_of_the_blocks_are_finite_differences(block: torch.nn.Module) 
 
 
 def test_without_gradients_the_input_stays_and_the_result_is_the_same() -> None:
-    block, features = ResBlock(32, 64), torch.randn(2, 32, 3, 5)
+    block, features = ResBlock(32, 32), torch.randn(2, 32, 3, 5)
     kept, expected = features.clone(), block(features)
     with torch.no_grad():
         assert torch.equal(block(features), expected)

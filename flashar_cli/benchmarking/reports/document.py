@@ -180,6 +180,9 @@ class Settings(Config):
     top_k: int
     top_p: float
     seed: int
+    pixel_dtype: str | None = Field(
+        None, description="in which our arms turn tokens into pixels; null without a tokenizer"
+    )
     num_interop_threads: int | None = None
     float32_matmul_precision: str | None = None
     tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")

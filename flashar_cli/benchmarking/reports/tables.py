@@ -130,10 +130,11 @@ def title(report: BenchReport) -> str:
 def remarks(report: BenchReport) -> list[str]:
     """How the numbers are to be read, and what was seen on the way."""
     rates, settings = report.rates, report.settings
+    in_dtype = "" if settings.pixel_dtype is None else f" in {settings.pixel_dtype}"
     lines = [
         f"measured here: copy {rates.copy_bytes_per_s / 1e9:.1f} GB/s, "
         f"matrix product {rates.matmul_flops_per_s / 1e12:.2f} TFLOP/s; tokens = prefix and all steps; "
-        f"pixels = tokens to picture; medians over {settings.repeats} x {' '.join(_letters(settings.arms))}"
+        f"pixels = tokens to picture{in_dtype}; medians over {settings.repeats} x {' '.join(_letters(settings.arms))}"
     ]
     if report.upstream is not None:
         same, total = report.upstream.num_equal_tokens, report.upstream.num_tokens
