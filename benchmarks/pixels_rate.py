@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from flashar_cli import runtime
 from flashar_cli.benchmarking.agreement import pixel_agreement
 from flashar_cli.benchmarking.environment import hardware, software, variables
 from flashar_cli.benchmarking.subject import random_tokenizer
@@ -49,6 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    runtime.keep_freed_memory()  # as the commands do
     device, config = torch.device(args.device), PRESETS[args.model].config()
     assert config.tokenizer is not None
     tokenizer = random_tokenizer(config.tokenizer, device, 0)
