@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         if optimisation not in OPTIMISATIONS:
             raise FlasharError(f"--optimisation is {optimisation}; expected one of {', '.join(OPTIMISATIONS)}")
-        self.model, self.optimisation = model, optimisation
+        self.model, self.tokenizer, self.optimisation = model, tokenizer, optimisation
         self.pixel_decoder = None if tokenizer is None else PixelDecoder(tokenizer, model.dtype)
         self._explain = explain
         self._forwards: Forwards | None = None
@@ -144,7 +144,7 @@ class Engine:
     def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
         """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
         codes = self.decode(conditions, order, params, torch.zeros(len(conditions), len(order.cells)))
-        if self.pixel_decoder is not None:
+        if self.tokenizer is not None:
             self.pixels(codes)
 
     def _run(self, plan: DecodePlan, mark: Callable[[], None]) -> None:

@@ -26,13 +26,15 @@ class InferenceDecoder(nn.Module):
     therefore must not be moved or cast while this lives; elsewhere a copy of them in channels-last layout.
     """
 
+    latents_KF: Tensor
+
     def __init__(self, tokenizer: VQTokenizer, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         weight = tokenizer.post_quant_conv.weight.detach()
         on_cpu = weight.device.type == "cpu"
         self.decoder = _copied(tokenizer.decoder, on_cpu and weight.dtype == dtype)
         if not on_cpu or weight.dtype != dtype:
-            self.decoder.to(dtype=dtype, memory_format=torch.channels_last)
+            self.decoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What a code becomes before the first 3x3 convolution depends on the code alone: [K, F].
         latents_KF = F.linear(tokenizer.quantize.codebook().float(), weight[:, :, 0, 0].float(), _float_bias(tokenizer))
         self.register_buffer("latents_KF", latents_KF.detach().to(dtype))
