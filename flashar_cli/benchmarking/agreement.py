@@ -28,6 +28,7 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.pixels import to_uint8
+from flashar_cli.tokenizers.vq import VQTokenizer
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def references(subject: BenchModel, plan: Plan) -> dict[str, Reference]:
     for decoder in dict.fromkeys(split_arm(name)[0] for name in our_arms(plan.arms)):
         tokens_BHW = _greedy_tokens(engine, plan, choose_order(model, decoder))
         logits_BNV = _logits(engine, plan, choose_order(model, decoder), tokens_BHW)
-        picture = None if subject.tokenizer is None else to_uint8(subject.tokenizer.decode_unchecked(tokens_BHW))
+        picture = None if subject.tokenizer is None else _picture(subject.tokenizer, tokens_BHW)
         found[decoder] = Reference(tokens_BHW.cpu(), logits_BNV.cpu(), picture)
     return found
 
@@ -97,6 +98,16 @@ def _agreement(name: str, engine: Engine, plan: Plan, order: Order, reference: R
         drawn_agreement=(drawn_BHW == reference.tokens_BHW).double().mean().item(),
         pixels=None if reference.picture is None else _pixels(engine, reference.tokens_BHW, reference.picture),
     )
+
+
+def _picture(tokenizer: VQTokenizer, tokens_BHW: Tensor) -> NDArray[np.uint8]:
+    """In full float32: by default cuDNN's convolutions round their inputs to TensorFloat-32."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return to_uint8(tokenizer.decode_unchecked(tokens_BHW))
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _pixels(engine: Engine, tokens_BHW: Tensor, expected: NDArray[np.uint8]) -> PixelAgreement:
