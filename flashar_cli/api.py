@@ -136,7 +136,8 @@ class ImageModel:
         """Token grids int64 [B, H, W] -> uint8 [B, height, width, 3]. Raises FlasharError without a tokenizer."""
         if self.tokenizer is None:
             raise FlasharError("this checkpoint has no tokenizer, so it makes tokens only; convert it with --tokenizer")
-        return to_uint8(self.tokenizer.decode(tokens.to(self.model.device)))
+        self.tokenizer.check_codes(tokens)
+        return to_uint8(self.engine().pixels(tokens))
 
     @torch.inference_mode()
     def drawn_pictures(self, tokens: Tensor, engine: Engine) -> NDArray[np.uint8]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import flashar_cli
 from flashar_cli.errors import FlasharError
+from flashar_cli.tokenizers.pixels import to_uint8
 
 
 def test_generate_and_logits(write_tiny_checkpoint):
@@ -43,6 +45,15 @@ def test_bad_arguments(write_tiny_checkpoint):
     ):
         with pytest.raises(FlasharError):
             call()
+
+
+def test_pictures_are_of_codes_that_the_tokenizer_has(write_tiny_checkpoint):
+    model = flashar_cli.load(str(write_tiny_checkpoint()))
+    tokens = torch.arange(32).reshape(2, 4, 4)
+    expected = to_uint8(model.tokenizer.decode(tokens))
+    assert np.abs(model.pictures(tokens).astype(int) - expected).max() <= 1
+    with pytest.raises(FlasharError, match=r"codes range over 1 \.\. 32"):
+        model.pictures(tokens + 1)
 
 
 def test_half_precision(write_tiny_checkpoint):

@@ -98,7 +98,7 @@ def refuse_impossible(subject: BenchModel, names: Sequence[str]) -> None:
 
 
 def pixels_of(subject: BenchModel) -> Callable[[Tensor], Tensor] | None:
-    """Token decode without a check of the codes, which a model draws in range: a check would wait for the device."""
+    """Token decode as the published samplers have it: float32, eager, no check of the codes."""
     return None if subject.tokenizer is None else subject.tokenizer.decode_unchecked
 
 

@@ -15,6 +15,7 @@ from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.subject import BenchModel, set_grid
 from flashar_cli.benchmarking.timing import best_s
 from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.failures import is_out_of_memory
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 
@@ -67,7 +68,6 @@ def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) ->
 
 
 def _token_decode_s(subject: BenchModel, batch_size: int) -> float:
-    tokenizer, grid = subject.tokenizer, subject.model.config.order_grid
-    assert tokenizer is not None
+    engine, grid = Engine(subject.model, subject.tokenizer), subject.model.config.order_grid
     codes_BHW = torch.zeros(batch_size, grid.height, grid.width, dtype=torch.int64, device=subject.model.device)
-    return best_s(lambda: tokenizer.decode_unchecked(codes_BHW), subject.model.device, repeats=1)
+    return best_s(lambda: engine.pixels(codes_BHW), subject.model.device, repeats=1)

@@ -13,6 +13,7 @@ from flashar_cli.benchmarking.measure import Measured
 from flashar_cli.benchmarking.plan import Plan
 from flashar_cli.benchmarking.reports.document import ArmReport, Seconds, Settings, Speedup, Subject
 from flashar_cli.benchmarking.subject import BenchModel
+from flashar_cli.decoding.pixels import pixel_dtype
 from flashar_cli.grid import Grid
 
 
@@ -84,7 +85,7 @@ def settings_of(subject: BenchModel, plan: Plan) -> Settings:
     model = subject.model
     return Settings(
         device=model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         quantize=subject.quantize,
         num_threads=torch.get_num_threads(),
         arms=plan.arms,
@@ -96,6 +97,7 @@ def settings_of(subject: BenchModel, plan: Plan) -> Settings:
         top_k=plan.params.top_k,
         top_p=plan.params.top_p,
         seed=plan.seed,
+        pixel_dtype=None if subject.tokenizer is None else dtype_name(pixel_dtype(model.device, model.dtype)),
         num_interop_threads=torch.get_num_interop_threads(),
         float32_matmul_precision=torch.get_float32_matmul_precision(),
         tf32=torch.backends.cuda.matmul.allow_tf32,
@@ -103,6 +105,11 @@ def settings_of(subject: BenchModel, plan: Plan) -> Settings:
         sdpa_backends=environment.sdpa_backends(),
         with_pixels=subject.tokenizer is not None,
     )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32``, as reports have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _with_token_decode(slow: Measured, fast: Measured) -> float | None:

@@ -114,6 +114,7 @@ def command(
     if cfg_scale is not None:
         SamplingParams(cfg_scale=cfg_scale)  # refused before anything is loaded
     runtime.set_threads(threads)
+    runtime.keep_freed_memory()
     chosen_device = options.resolve_device(device)
     chosen_dtype = options.resolve_dtype(dtype, chosen_device)
     chosen_arms = choose_arms(arms, chosen_device, upstream is not None)

@@ -118,6 +118,7 @@ def command(
     from flashar_cli.generation.run import GenerateJob, generate
 
     runtime.set_threads(threads)
+    runtime.keep_freed_memory()
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)
     loaded = load(name, where, precision, quantize.value if quantize else None)

@@ -18,6 +18,7 @@ from flashar_cli.decoding.forked import forked_branch
 from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.packed import can_pack, packed_linears
+from flashar_cli.decoding.pixels import PixelDecoder
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
@@ -64,6 +65,7 @@ class Engine:
         if optimisation not in OPTIMISATIONS:
             raise FlasharError(f"--optimisation is {optimisation}; expected one of {', '.join(OPTIMISATIONS)}")
         self.model, self.tokenizer, self.optimisation = model, tokenizer, optimisation
+        self.pixel_decoder = None if tokenizer is None else PixelDecoder(tokenizer, model.dtype)
         self._explain = explain
         self._forwards: Forwards | None = None
         self._captures = optimisation in GRAPHED and model.device.type == "cuda"
@@ -117,11 +119,11 @@ class Engine:
 
     @torch.inference_mode()
     def pixels(self, codes_BHW: Tensor) -> Tensor:
-        """Codes int64 [B, H, W] that ``decode`` drew -> float [B, 3, height, width], about [-1, 1] and not clamped."""
-        assert self.tokenizer is not None, "the engine was made without a tokenizer"
+        """Codes int64 [B, H, W] that ``decode`` drew -> float32 [B, 3, height, width], about [-1, 1], not clamped."""
+        assert self.pixel_decoder is not None, "the engine was made without a tokenizer"
         if self._latest is not None and self._latest.codes_BHW.shape == codes_BHW.shape:
             return self._latest.pixels(codes_BHW)
-        return self.tokenizer.decode_unchecked(codes_BHW.to(self.model.device))
+        return self.pixel_decoder(codes_BHW)
 
     @torch.inference_mode()
     def teacher_forced(self, conditions: Conditions, order: Order, params: SamplingParams, codes_BHW: Tensor) -> Tensor:
@@ -161,8 +163,14 @@ class Engine:
         """The graphs of a plan, captured at its first use, which needs real inputs to warm up."""
         if plan.key not in self._graphs:
             with self._active_forwards():
-                self._graphs[plan.key] = GraphedPlan(plan, self.tokenizer)
+                self._graphs[plan.key] = GraphedPlan(plan, self._captured_pixels())
         return self._graphs[plan.key]
+
+    def _captured_pixels(self) -> Callable[[Tensor], Tensor] | None:
+        """What turns codes into pictures inside a graph: compiled where the blocks are."""
+        if self.pixel_decoder is None or self.optimisation not in ("compile", "flex"):
+            return self.pixel_decoder
+        return self.pixel_decoder.compiled
 
     def _active_forwards(self) -> AbstractContextManager[None]:
         return nullcontext() if self._forwards is None else self._forwards.active()

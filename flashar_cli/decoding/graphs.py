@@ -13,23 +13,26 @@ from torch import Tensor
 
 from flashar_cli.decoding.failures import give_up
 from flashar_cli.decoding.plan import DecodePlan, StepHook
-from flashar_cli.tokenizers.vq import VQTokenizer
 
 # A diagonal order of up to 32x32 cells is one graph. Raster orders, whose graphs would reach a million kernels, are
 # split: a graph's host memory and instantiation time grow with its kernels, a launch more costs microseconds.
 STEPS_PER_GRAPH = 64
 
+ToPixels = Callable[[Tensor], Tensor]
+
 
 class GraphedPlan:
-    """Prefix, steps and, with a tokenizer, token decode of a plan, as graphs in one memory pool.
+    """Prefix, steps and, where ``to_pixels`` is given, token decode of a plan, as graphs in one memory pool.
 
     The graphs read weights and buffers where they were at capture: the model must not be moved, cast or reloaded while
     this lives. Raises OptimisationFailed where capture is impossible.
     """
 
     @torch.inference_mode()
-    def __init__(self, plan: DecodePlan, tokenizer: VQTokenizer | None, on_step: StepHook | None = None) -> None:
-        """``on_step`` is called once, at capture: logits it keeps are rewritten by every replay."""
+    def __init__(self, plan: DecodePlan, to_pixels: ToPixels | None, on_step: StepHook | None = None) -> None:
+        """``to_pixels`` turns codes [B, H, W] into pictures [B, 3, height, width]. ``on_step`` is called once, at
+        capture: logits it keeps are rewritten by every replay.
+        """
         self.plan = plan
         # Graphs read weights by address. A module may get others, as compiling it does, but not while these are free.
         self.weights = [parameter.detach() for parameter in plan.model.parameters()]
@@ -37,7 +40,7 @@ class GraphedPlan:
         self.codes_BHW = torch.zeros(plan.key.batch, grid.height, grid.width, dtype=torch.int64, device=device)
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._warm_up(tokenizer)
+        self._warm_up(to_pixels)
 
         self._prefix, first_RCV = self._capture(plan.prefix)
         self._steps: list[torch.cuda.CUDAGraph] = []
@@ -48,8 +51,8 @@ class GraphedPlan:
             self._steps.append(graph)
         self._first_RCV = first_RCV  # written by one graph and read by the next, so its memory must not be reused
         self._pixels: torch.cuda.CUDAGraph | None = None
-        if tokenizer is not None:
-            self._pixels, self._pictures = self._capture(partial(tokenizer.decode_unchecked, self.codes_BHW))
+        if to_pixels is not None:
+            self._pixels, self._pictures = self._capture(partial(to_pixels, self.codes_BHW))
 
     def prefix(self) -> None:
         """Enqueues the prefix and the logits of step 0."""
@@ -62,8 +65,8 @@ class GraphedPlan:
 
     @torch.inference_mode()
     def pixels(self, codes_BHW: Tensor) -> Tensor:
-        """Codes int64 [B, H, W] -> a fresh float [B, 3, height, width]. Needs a tokenizer at construction."""
-        assert self._pixels is not None, "captured without a tokenizer"
+        """Codes int64 [B, H, W] -> a fresh float [B, 3, height, width]. Needs ``to_pixels`` at construction."""
+        assert self._pixels is not None, "captured without pictures"
         self.codes_BHW.copy_(codes_BHW)
         self._pixels.replay()
         return self._pictures.clone()
@@ -74,14 +77,14 @@ class GraphedPlan:
         self.plan.advance(max(first, 1), last, on_step)
         return self.plan.codes_BN
 
-    def _warm_up(self, tokenizer: VQTokenizer | None) -> None:
+    def _warm_up(self, to_pixels: ToPixels | None) -> None:
         """One eager run on the side stream: library handles and workspaces are made outside the graphs."""
         device = self.plan.key.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             self._run_steps(0, self.plan.key.order.num_steps, self.plan.prefix(), None)
-            if tokenizer is not None:
-                tokenizer.decode_unchecked(self.codes_BHW)
+            if to_pixels is not None:
+                to_pixels(self.codes_BHW)
         torch.cuda.current_stream(device).wait_stream(self._stream)
 
     def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -17,6 +17,7 @@ from flashar_cli.data.codes import CodeSet
 from flashar_cli.data.decode import decode
 from flashar_cli.data.pictures import contact_sheet, write_png
 from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
@@ -53,10 +54,10 @@ def draw_samples(
     model.eval()
     params = SamplingParams(**model.config.generation.model_dump())
     order = choose_order(model, decoder)
-    batches = []
+    engine, batches = Engine(model, tokenizer), []
     with torch.inference_mode():
-        for codes in generate_tokens(model, conditions, len(conditions), order, params, seed, batch_size):
-            batches.append(to_uint8(tokenizer.decode(codes)))
+        for codes in generate_tokens(model, conditions, len(conditions), order, params, seed, batch_size, engine):
+            batches.append(to_uint8(engine.pixels(codes)))
     return np.concatenate(batches)
 
 

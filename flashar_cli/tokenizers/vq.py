@@ -63,11 +63,11 @@ class VQTokenizer(nn.Module):
 
         Raises FlasharError for a code outside 0 .. codebook_size-1.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         return self.decode_unchecked(codes)
 
     def decode_unchecked(self, codes: Tensor) -> Tensor:
-        """``decode`` without the range check, which waits for the device; for CUDA graphs over known-good codes."""
+        """``decode`` without the range check, which waits for the device."""
         return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
 
     def forward(self, images: Tensor, strength: float | Tensor = 1.0) -> VQOutput:
@@ -94,7 +94,8 @@ class VQTokenizer(nn.Module):
                 f"pictures are {height}x{width} pixels; this tokenizer needs multiples of {factor}; crop or resize them"
             )
 
-    def _check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor) -> None:
+        """Raises FlasharError for what is no batch of code grids, or has a code outside 0 .. codebook_size-1."""
         if codes.ndim != 3 or codes.is_floating_point():
             raise FlasharError(f"codes are {codes.dtype} {tuple(codes.shape)}; expected integers [B, height, width]")
         if codes.numel() == 0:
@@ -157,7 +158,7 @@ class Encoder(nn.Module):
             features = level(features)
         for block in self.mid:
             features = block(features)
-        return self.conv_out(F.silu(self.norm_out(features)))
+        return self.conv_out(_swish(self.norm_out(features)))
 
 
 class Decoder(nn.Module):
@@ -187,7 +188,7 @@ class Decoder(nn.Module):
             features = block(features)
         for level in self.conv_blocks:
             features = level(features)
-        return self.conv_out(F.silu(self.norm_out(features)))
+        return self.conv_out(_swish(self.norm_out(features)))
 
 
 class Level(nn.Module):
@@ -229,10 +230,12 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else None
 
     def forward(self, features: Tensor) -> Tensor:
-        inner = self.conv1(F.silu(self.norm1(features)))
-        inner = self.conv2(F.silu(self.norm2(inner)))
+        inner = self.conv1(_swish(self.norm1(features)))
+        inner = self.conv2(_swish(self.norm2(inner)))
         skip = features if self.nin_shortcut is None else self.nin_shortcut(features)
-        return skip + inner
+        # In place where nothing needs the gradient: the largest of these maps don't fit into a CPU's caches.
+        in_place = not torch.is_grad_enabled() and inner.dtype == skip.dtype
+        return inner.add_(skip) if in_place else skip + inner
 
 
 class AttentionBlock(nn.Module):
@@ -286,6 +289,11 @@ def _middle(channels: int) -> nn.ModuleList:
 
 def _conv3(channels_in: int, channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels, 3, padding=1)
+
+
+def _swish(features: Tensor) -> Tensor:
+    """Overwrites its argument where nothing needs the gradient."""
+    return F.silu(features, inplace=not torch.is_grad_enabled())
 
 
 def _norm(channels: int) -> nn.GroupNorm:

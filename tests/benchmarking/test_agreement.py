@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,18 @@ import torch.nn.functional as F
 from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.agreement import agreements, references
 from flashar_cli.benchmarking.estimate import expected_agreement_s
+from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.subject import BenchModel, converted
 from flashar_cli.decoding import packed as packed_weights
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.tokenizers.pixels import from_uint8
+from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.benchmarking.test_run import RATES
 from tests.decoding.test_decoder import GRIDS, make_conditions, make_model, teacher_forced
+from tests.tiny_models import TINY_VQ
 
 ARMS = ("raster-eager", "flashar-eager")
 CPU = torch.device("cpu")
@@ -26,6 +31,11 @@ CPU = torch.device("cpu")
 
 def subject(height: int = 3, width: int = 5, captions: bool = False) -> BenchModel:
     return BenchModel("tiny", make_model(height, width, "hidden", captions), None, "random weights", False)
+
+
+def with_tokenizer() -> BenchModel:
+    torch.manual_seed(0)
+    return replace(subject(), tokenizer=VQTokenizer(TINY_VQ).eval())
 
 
 def plan(cfg_scale: float = 2.0, arms: tuple[str, ...] = ARMS) -> run.Plan:
@@ -104,6 +114,42 @@ def test_logits_are_those_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (eager.arm, packed.arm) == ("flashar-eager", "flashar-packed")
     assert eager.max_abs_difference == 0 < packed.max_abs_difference < 0.1
     assert all("forward" not in module.__dict__ for module in benched.model.modules())
+
+
+def test_pixels_are_counted_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the arm's picture one channel of one pixel is 2 of 255 brighter, one pixel is darker by 5 in all channels."""
+    benched, chosen = with_tokenizer(), plan(arms=("raster-eager",))
+    reference = references(benched, chosen)["raster"]
+    assert reference.picture is not None and reference.picture.shape == (1, 12, 20, 3)
+    changed = reference.picture.astype(np.int64)
+    changed[0, 2, 7, 1] += 2
+    changed[0, 5, 0] -= 5
+    assert changed.min() >= 0 and changed.max() <= 255, "the random picture is far from black and white"
+    monkeypatch.setattr(Engine, "pixels", lambda self, codes: from_uint8(changed.astype(np.uint8)))
+    (agreement,) = agreements(benched, chosen, {"raster": reference})
+    assert agreement.pixels is not None
+    psnr_db = 10 * np.log10(255**2 / ((2**2 + 3 * 5**2) / (12 * 20 * 3)))
+    assert agreement.pixels.model_dump() == {
+        "dtype": "float32",
+        "num_pixels": 240,
+        "num_differing_pixels": 2,
+        "max_difference": 5,
+        "psnr_db": pytest.approx(psnr_db),
+    }
+    header, ((*_, dtype, share, largest, psnr),) = tables.agreements([agreement])
+    assert len(header) == 9
+    assert (dtype, share, largest, psnr) == ("float32", "0.83%", "5 of 255", f"{psnr_db:.1f}")
+    monkeypatch.setattr(Engine, "pixels", lambda self, codes: torch.full((1, 3, 12, 20), torch.nan))
+    with pytest.raises(FlasharError, match="pixels in float32 are not finite"):
+        agreements(benched, chosen, {"raster": reference})
+
+
+def test_pixels_in_float32_are_those_of_the_tokenizer_to_rounding() -> None:
+    benched, chosen = with_tokenizer(), plan()
+    for agreement in agreements(benched, chosen, references(benched, chosen)):
+        assert agreement.pixels is not None and agreement.pixels.max_difference <= 1
+    (without, *_) = agreements(subject(), chosen, references(subject(), chosen))
+    assert without.pixels is None and len(tables.agreements([without])[0]) == 5
 
 
 def test_a_level_that_would_fall_back_and_infinite_logits_are_one_line() -> None:

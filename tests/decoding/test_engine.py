@@ -70,7 +70,7 @@ def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
     monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 4)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(graphs.GraphedPlan, "_warm_up", lambda self, tokenizer: None)
+    monkeypatch.setattr(graphs.GraphedPlan, "_warm_up", lambda self, to_pixels: None)
     captured = []
 
     def capture(self, work):
@@ -82,7 +82,7 @@ def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
     grid = model.config.order_grid
     order = grid.raster() if order_name == "raster" else grid.diagonal()
     plan = DecodePlan(model, PlanKey.of(model, 3, order, PARAMS.kind))
-    graphed = graphs.GraphedPlan(plan, tokenizer)
+    graphed = graphs.GraphedPlan(plan, tokenizer.decode_unchecked)
     assert len(captured) == 1 + -(-order.num_steps // 4) + 1
     for first in (0, 3):
         plan.load(make_conditions(3, False), PARAMS, uniform(first, 3))
@@ -245,7 +245,7 @@ class CudaLike:
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
         monkeypatch.setattr(torch.cuda, "graph", partial(Capture, self))
-        monkeypatch.setattr(graphs.GraphedPlan, "_warm_up", lambda self, tokenizer: None)
+        monkeypatch.setattr(graphs.GraphedPlan, "_warm_up", lambda self, to_pixels: None)
 
     def stream(self, stream):
         return OnStream(self, stream)
@@ -384,6 +384,17 @@ def test_a_last_smaller_batch_is_padded_where_sizes_are_dear(monkeypatch):
     assert [len(codes) for codes in batches] == [3, 2]
     plain = list(generate_tokens(model, conditions, 5, order, PARAMS, 7, 3))
     assert torch.equal(torch.cat(batches), torch.cat(plain))
+
+
+def test_what_is_captured_with_the_tokens_is_compiled_with_the_blocks(monkeypatch):
+    monkeypatch.setattr(engine_module, "obstacle", lambda model, optimisation: None)
+    model, tokenizer = make_model(3, 5, "hidden"), VQTokenizer(TINY_VQ).eval()
+    for optimisation in ("eager", "graph", "compile", "flex"):
+        engine = Engine(model, tokenizer, optimisation)
+        compiles = optimisation in ("compile", "flex")
+        expected = engine.pixel_decoder.compiled if compiles else engine.pixel_decoder
+        assert engine._captured_pixels() == expected
+    assert Engine(model, None, "compile")._captured_pixels() is None
 
 
 @pytest.fixture

@@ -97,7 +97,8 @@ def test_an_engine_captures_a_key_once(dtype):
         uniform = uniform_table(seed, 0, 3, 16)
         codes = engine.decode(conditions, order, params, uniform)
         plan = engine.plan(3, order, params)
-        torch.testing.assert_close(engine.pixels(codes), tokenizer.decode(codes), atol=1e-4, rtol=0)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(engine.pixels(codes), tokenizer.decode(codes), atol=tolerance, rtol=0)
         assert torch.equal(codes, decode_with(plan, conditions, params, uniform, None))
         del codes, plan
     assert torch.cuda.memory_allocated() == allocated

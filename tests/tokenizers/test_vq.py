@@ -1,21 +1,16 @@
 """The VQ tokenizer against published numbers, its config from a state dict, and its errors."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from flashar_cli.config import VQConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.tokenizers.pixels import from_uint8, psnr_db, to_uint8
 from flashar_cli.tokenizers.upstream import config_from_state
-from flashar_cli.tokenizers.vq import VQTokenizer
-from tests.parity.fill import tensor_for
+from flashar_cli.tokenizers.vq import ResBlock, Upsample, VQTokenizer
+from tests.parity.fixtures import read_fixture
 
-DATA = Path(__file__).parents[1] / "parity" / "data"
 SMALL = VQConfig(
     codebook_size=20,
     codebook_dim=4,
@@ -39,11 +34,9 @@ def shapes_of(config: VQConfig) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("name", ["llamagen_vq16", "llamagen_vq8"])
 def test_published_tokenizers_give_the_same_numbers(name: str) -> None:
-    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
-        meta = json.loads(file.metadata()["meta"])
-        expected = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    upstream = meta["config"]
-    config = config_from_state(meta["state_dict_shapes"])
+    fixture = read_fixture(name)
+    upstream, expected = fixture.meta["config"], fixture.tensors
+    config = config_from_state(fixture.meta["state_dict_shapes"])
     assert config == VQConfig(
         codebook_size=upstream["codebook_size"],
         codebook_dim=upstream["codebook_embed_dim"],
@@ -55,10 +48,7 @@ def test_published_tokenizers_give_the_same_numbers(name: str) -> None:
     )
     with torch.device("meta"):
         tokenizer = VQTokenizer(config).eval()
-    weights = {
-        key: tensor_for(key, tuple(shape), meta["fill_scale"]) for key, shape in meta["state_dict_shapes"].items()
-    }
-    tokenizer.load_state_dict(weights, assign=True)
+    tokenizer.load_state_dict(fixture.upstream, assign=True)
     with torch.no_grad():
         torch.testing.assert_close(tokenizer.latent(expected["image"]), expected["latent"], rtol=0, atol=1e-4)
         assert torch.equal(tokenizer.encode(expected["image"]), expected["codes"])
@@ -142,6 +132,25 @@ def test_training_gradients_reach_encoder_decoder_and_codebook() -> None:
     used = gradients["quantize.embedding.weight"].abs().sum(dim=1) > 0
     assert set(used.nonzero().flatten().tolist()) == set(output.codes.unique().tolist())
     assert gradients["encoder.conv_in.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("block", [ResBlock(32, 32), ResBlock(32, 64), Upsample(32)], ids=["same", "wider", "up"])
+def test_gradients_of_the_blocks_are_finite_differences(block: torch.nn.Module) -> None:
+    """What is written in place where no gradient is wanted must not be where one is."""
+    torch.manual_seed(0)
+    block = block.double()
+    features = torch.randn(1, 32, 2, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, features)
+    with torch.no_grad():
+        assert torch.equal(block(features), block(features.clone()))
+
+
+def test_without_gradients_the_input_stays_and_the_result_is_the_same() -> None:
+    block, features = ResBlock(32, 32), torch.randn(2, 32, 3, 5)
+    kept, expected = features.clone(), block(features)
+    with torch.no_grad():
+        assert torch.equal(block(features), expected)
+    assert torch.equal(features, kept)
 
 
 def test_codes_do_not_depend_on_the_length_of_latents_or_code_vectors() -> None:

@@ -197,6 +197,9 @@ class Settings(Config):
     top_k: Count
     top_p: NotNegative
     seed: Count
+    pixel_dtype: str | None = Field(
+        None, description="in which our arms turn tokens into pixels; null without a tokenizer"
+    )
     num_interop_threads: Count | None = None
     float32_matmul_precision: str | None = None
     tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")
@@ -228,6 +231,18 @@ class UpstreamReport(Config):
     num_equal_tokens: int = Field(ge=0, description="of those, tokens at which that decoder of ours agrees")
 
 
+class PixelAgreement(Config):
+    """An arm's picture of given tokens against the one that the tokenizer makes of them eagerly in float32, both as
+    they are stored: 8 bits a channel.
+    """
+
+    dtype: str = Field(description="in which the arm turns tokens into pixels")
+    num_pixels: int = Field(gt=0)
+    num_differing_pixels: int = Field(ge=0, description="pixels of which any channel differs")
+    max_difference: int = Field(ge=0, le=255, description="largest difference of a channel")
+    psnr_db: float | None = Field(ge=0, description="peak signal-to-noise ratio; null where nothing differs")
+
+
 class Agreement(Config):
     """One arm against the same decoder run eagerly in float32, unquantised, on the same weights: one picture."""
 
@@ -240,6 +255,9 @@ class Agreement(Config):
     mean_abs_difference: float = Field(ge=0, description="of the logits behind it: fused, after guidance")
     max_abs_difference: float = Field(ge=0, description="the largest of them")
     drawn_agreement: float = Field(ge=0, le=1, description="share of equal tokens where both decode greedily alone")
+    pixels: PixelAgreement | None = Field(
+        None, description="of the reference's greedy tokens; null without a tokenizer"
+    )
 
 
 class BenchReport(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flashar_cli.benchmarking.arms import UPSTREAM, split_arm
-from flashar_cli.benchmarking.reports.document import Agreement, ArmReport, BatchReport, BenchReport
+from flashar_cli.benchmarking.reports.document import Agreement, ArmReport, BatchReport, BenchReport, PixelAgreement
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -72,22 +72,33 @@ def label(arm: str) -> str:
 
 
 def agreements(found: Sequence[Agreement]) -> Table:
-    """How near each arm is to float32, in cells and in logits."""
+    """How near each arm is to float32, in cells, in logits, and in pixels where there are any."""
+    with_pixels = any(arm.pixels is not None for arm in found)
     header = ["arm", "same argmax", "mean difference", "largest difference", "same drawn"]
+    header += ["pixels in", "differ", "by up to", "PSNR dB"] if with_pixels else []
     rows = []
     for arm in found:
         same, drawn = (
             f"{round(share * arm.num_cells)} of {arm.num_cells}"
             for share in (arm.greedy_agreement, arm.drawn_agreement)
         )
-        rows.append([arm.arm, same, f"{arm.mean_abs_difference:.2g}", f"{arm.max_abs_difference:.2g}", drawn])
+        logits = [f"{arm.mean_abs_difference:.2g}", f"{arm.max_abs_difference:.2g}"]
+        rows.append([arm.arm, same, *logits, drawn, *(_pixel_agreement(arm.pixels) if with_pixels else [])])
     return header, rows
+
+
+def _pixel_agreement(pixels: PixelAgreement | None) -> list[str]:
+    if pixels is None:
+        return ["-"] * 4
+    psnr = "-" if pixels.psnr_db is None else f"{pixels.psnr_db:.1f}"
+    share = f"{pixels.num_differing_pixels / pixels.num_pixels:.2%}"
+    return [pixels.dtype, share, f"{pixels.max_difference} of 255", psnr]
 
 
 AGREEMENT_TITLE = "agreement with float32, eager, unquantised"
 AGREEMENT_REMARK = (
     "same argmax and differences: of guided logits, teacher-forced on float32's greedy tokens of one picture; "
-    "same drawn: tokens where both decode greedily alone"
+    "same drawn: tokens where both decode greedily alone; pixels: of float32's tokens, 8 bits a channel"
 )
 
 
@@ -119,10 +130,11 @@ def title(report: BenchReport) -> str:
 def remarks(report: BenchReport) -> list[str]:
     """How the numbers are to be read, and what was seen on the way."""
     rates, settings = report.rates, report.settings
+    in_dtype = "" if settings.pixel_dtype is None else f" in {settings.pixel_dtype}"
     lines = [
         f"measured here: copy {rates.copy_bytes_per_s / 1e9:.1f} GB/s, "
         f"matrix product {rates.matmul_flops_per_s / 1e12:.2f} TFLOP/s; tokens = prefix and all steps; "
-        f"pixels = tokens to picture; medians over {settings.repeats} x {' '.join(_letters(settings.arms))}"
+        f"pixels = tokens to picture{in_dtype}; medians over {settings.repeats} x {' '.join(_letters(settings.arms))}"
     ]
     if report.upstream is not None:
         same, total = report.upstream.num_equal_tokens, report.upstream.num_tokens
