@@ -5,8 +5,8 @@ Letters: C target cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from torch import Tensor
 from flashar_cli.grid import NO_SOURCE, Order
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """Sources of C target cells, as indices into the hidden states of the tokens that predict them.
 
     ``horizontal`` and ``vertical`` are int64 [C] (0 where a head has no part), None where source k predicts target k;

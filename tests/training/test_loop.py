@@ -14,7 +14,6 @@ from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.loop import TrainingRun, run_stages
-from flashar_cli.training.losses import adaptation_loss
 from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes, token_drop
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.stages import Stage
@@ -194,44 +193,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run.model.backbone.norm.weight[0] = torch.nan
     with pytest.raises(FlasharError, match=r"loss is not finite at step 0 \(p0.*no state was saved yet"):
         run_stages(run)
-
-
-def test_loss_by_hand(tmp_path):
-    run = make_run(tmp_path, TWO_STAGES)
-    model, order = run.model, run.model.config.order_grid.diagonal()
-    codes_BHW, conditions = run.train.take(slice(0, 2)).tensors(torch.device("cpu"))
-    codes = order.from_raster(codes_BHW)
-    with torch.no_grad():
-        prediction = model(codes, conditions, order)
-        teacher = model(order.grid.raster().from_raster(codes_BHW), conditions, order.grid.raster()).logits[
-            :, order.cells
-        ]
-        settings = StageSettings(
-            vertical_weight=0.05, horizontal_weight=0.3, distill_weight=0.2, backbone_lr_factor=0.0
-        )
-        losses = adaptation_loss(prediction, codes, settings, teacher)
-    vertical, distill = [], []
-    fused = [-prediction.logits[b, k].log_softmax(-1)[codes[b, k]] for b in range(2) for k in range(12)]
-    horizontal = [
-        -prediction.horizontal[b, k].log_softmax(-1)[codes[b, k]]
-        for b in range(2)
-        for k in range(12)
-        if order.cells[k] % 4 > 0 or order.cells[k] == 0
-    ]
-    for b in range(2):
-        for k in range(12):
-            if order.cells[k] >= 4 or order.cells[k] == 0:
-                student = prediction.vertical[b, k]
-                vertical.append(-student.log_softmax(-1)[codes[b, k]])
-                target = (teacher[b, k] / 2).softmax(-1)
-                distill.append(4 * (target * (target.log() - (student / 2).log_softmax(-1))).sum())
-    means = [torch.stack(part).mean() for part in (fused, vertical, horizontal, distill)]
-    torch.testing.assert_close(losses.total, means[0] + 0.05 * means[1] + 0.3 * means[2] + 0.2 * means[3])
-    assert prediction.gate is not None and losses.gate_mean is not None and losses.gate_std is not None
-    gates = torch.stack([prediction.gate[:, k, 0] for k in range(12) if order.cells[k] >= 4 and order.cells[k] % 4])
-    both = torch.cat([gates.flatten(), prediction.gate[:, 0, 0]])
-    torch.testing.assert_close(losses.gate_mean, both.mean())
-    torch.testing.assert_close(losses.gate_std, both.std(correction=0))
 
 
 def test_batches_cover_every_epoch_once():

@@ -27,14 +27,14 @@ def test_training_uses_all_views_and_validation_the_first(tmp_path, monkeypatch)
     views = np.broadcast_to(np.arange(3)[None, :, None, None], (16, 3, 3, 4)).astype(np.uint16)
     run.train = CodeSet(views, run.train.ids, run.train.labels)
     run.validation = run.train.take(slice(0, 4))
-    seen, loss = [], loop.adaptation_loss
+    seen, loss = [], loop.losses_of
 
-    def spy(prediction, codes_BN, *rest):
+    def spy(model, hidden, targets, codes_BN, *rest):
         seen.append(codes_BN[:, 0].tolist())
         assert (codes_BN == codes_BN[:, :1]).all()
-        return loss(prediction, codes_BN, *rest)
+        return loss(model, hidden, targets, codes_BN, *rest)
 
-    monkeypatch.setattr(loop, "adaptation_loss", spy)
+    monkeypatch.setattr(loop, "losses_of", spy)
     for epoch in range(4):
         loop.batch_losses(
             run, Parallel(run.model, run.engine, run.dtype), TWO_STAGES[1].settings, np.arange(16), np.full(16, epoch)
