@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ import torch
 from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
+from flashar_cli.nn.layers import Attention
 from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
+from flashar_cli.training import loop
 from flashar_cli.training.loop import TrainingRun, run_stages
+from flashar_cli.training.losses import losses_of
 from flashar_cli.training.randomness import batch_rows, condition_drop, corrupt_codes, token_drop
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.stages import Stage
@@ -258,3 +262,51 @@ def test_signals_wait_for_the_end_of_the_step(tmp_path, number, raised, at):
 def test_distillation_needs_a_frozen_backbone():
     with pytest.raises(ValueError, match="frozen backbone"):
         StageSettings(distill_weight=0.2, backbone_lr_factor=0.1)
+
+
+@pytest.mark.parametrize("fails", (False, True))
+def test_what_is_evaluated_is_neither_flex_attention_nor_compiled(tmp_path, monkeypatch, fails):
+    """FlexAttention that is not compiled stores every score; blocks are compiled for training's shapes alone."""
+    run = make_run(
+        tmp_path, TWO_STAGES[1:], engine={"attention": "flex"}, dropout=0.0
+    )  # no teacher, which evaluates too
+    monkeypatch.setattr(loop, "check_backend", lambda *_: None)  # it trains on CUDA only, so the masks stay dense here
+    monkeypatch.setattr(run.model, "_teacher_forced_mask", run.model.attention_mask)
+    used: dict[str, set[str]] = {"train": set(), "eval": set(), "done": set()}
+
+    def watch(module, given):
+        used["train" if module.training else "eval"].add(module.backend)
+
+    for module in run.model.modules():
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(watch)
+
+    def done(name):
+        used["done"] = {module.backend for module in run.model.modules() if isinstance(module, Attention)}
+        used["done"].add(torch._dynamo.eval_frame._stance.stance)
+        if fails:
+            raise Killed
+
+    run.stage_done = done
+    with pytest.raises(Killed) if fails else nullcontext():
+        run_stages(run)
+    assert used == {"train": {"flex"}, "eval": {"sdpa"}, "done": {"sdpa", "force_eager"}}
+    if not fails:
+        assert run.model.attention == "sdpa"
+
+
+def test_compiling_takes_blocks_norms_heads_and_losses(tmp_path, monkeypatch):
+    compiled, wanted = [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
+
+    def eager_losses(*arguments):
+        wanted.append(arguments[-1])
+        return losses_of(*arguments[:-1])
+
+    monkeypatch.setattr(loop, "losses_of", eager_losses)
+    run = make_run(tmp_path, TWO_STAGES[1:], engine={"compile": True})
+    run_stages(run)
+    model = run.model
+    blocks = [*model.backbone.blocks, *model.branch.blocks]
+    assert {id(m) for m in compiled} == {id(m) for m in (*blocks, model.backbone.norm, model.branch.norm)}
+    assert set(wanted) == {True}
