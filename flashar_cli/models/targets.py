@@ -42,6 +42,11 @@ def step_targets(order: Order, step: int, device: torch.device) -> Targets:
     return _targets(order, starts[step], starts[step + 1], 1 + starts[step - 1], len(order.steps[step - 1]), device)
 
 
+def aligned_targets(has_horizontal: Tensor, has_vertical: Tensor, uses_branch: bool) -> Targets:
+    """Some cells, from hidden states that stand where their targets do; who predicts each is bool [C]."""
+    return Targets(None, None, has_horizontal, has_vertical, uses_branch)
+
+
 @lru_cache(maxsize=4096)
 @torch.inference_mode(False)  # shared with training, and autograd refuses inference tensors
 def _targets(order: Order, first: int, last: int, base: int, num_sources: int, device: torch.device) -> Targets:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.models.flashar import FlasharModel, HiddenStates, Prediction
-from flashar_cli.models.targets import Targets
+from flashar_cli.models.targets import Targets, aligned_targets
 from flashar_cli.recipe import StageSettings
 from flashar_cli.training.parts import PartSums, weighted_sums
 
@@ -103,9 +103,8 @@ def part_sums(
 
     ``across_1C`` and ``below_1C`` say which targets the horizontal and the vertical head have a part in.
     """
-    prediction = model.fuse(
-        HiddenStates(h_BCD, v_BCD), Targets(None, None, across_1C[0], below_1C[0], v_BCD is not None)
-    )
+    targets = aligned_targets(across_1C[0], below_1C[0], v_BCD is not None)
+    prediction = model.fuse(HiddenStates(h_BCD, v_BCD), targets)
     fused = cross_entropy(prediction.logits, codes_BC)
     if prediction.vertical is None or prediction.gate is None:
         return fused[None], torch.ones_like(codes_BC, dtype=torch.float32)
