@@ -7,18 +7,23 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_leaves, tree_map
 
+from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.layers import Block
-from flashar_cli.recipe import EngineSettings
+from flashar_cli.recipe import EngineSettings, StageSettings
 from flashar_cli.training.loop import batch_losses
+from flashar_cli.training.losses import losses_of
 from flashar_cli.training.parallel import Parallel, _shard
 from flashar_cli.training.stages import Stage
+from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import TWO_STAGES, make_run
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +76,18 @@ def test_another_number_of_processes_resumes(tmp_path, alone, before, after):
     # SIGTERM reaches one process only, and all of them save and leave together.
     assert run(tmp_path, *before, stop=32) is None
     assert_same(run(tmp_path, *after), alone, first=2)
+
+
+def test_fsdp_finds_the_tensors_of_what_a_forward_returns():
+    """Its hooks on PyTorch 2.11 see into pytrees alone, which dataclasses are not."""
+    model = build_model(random_config(3, 5))
+    order, codes = model.config.order_grid.diagonal(), torch.zeros(1, 15, dtype=torch.int64)
+    conditions = Conditions(labels=torch.zeros(1, dtype=torch.int64))
+    prediction = model(codes, conditions, order)
+    read = partial(losses_of, model, codes_BN=codes, settings=StageSettings())
+    found = tree_leaves((prediction, model(codes, conditions, order, read=read)))
+    assert sum(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in found) == 5
+    assert tree_map(lambda leaf: leaf, prediction).targets.uses_branch
 
 
 @pytest.fixture
