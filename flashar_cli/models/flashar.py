@@ -6,9 +6,8 @@ Letters: B batch, S = P + N sequence, P prefix tokens, N = H*W cells, C target c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +45,17 @@ class HiddenStates(NamedTuple):
             self.horizontal[:, position:], None if self.vertical is None else self.vertical[:, position:]
         )
 
+    def sources(self, targets: Targets) -> HiddenStates:
+        """Those that predict each target, [B, C, D]."""
+        vertical = None if self.vertical is None else _select(self.vertical, targets.vertical)
+        return HiddenStates(_select(self.horizontal, targets.horizontal), vertical)
 
-@dataclass(frozen=True)
-class Prediction:
+
+# What a forward makes of its hidden states, in place of a prediction of all cells.
+Reader = Callable[[HiddenStates, Targets], Any]
+
+
+class Prediction(NamedTuple):
     """float32 logits [B, C, V] at C target cells. The last four are None where no branch took part.
 
     ``horizontal`` and ``vertical`` hold arbitrary values where ``targets`` says that the head has no part;
@@ -145,12 +152,11 @@ class FlasharModel(nn.Module):
         Row 0 takes the horizontal, column 0 the vertical prediction alone; the corner fuses both from the last prefix
         token with a gate of its own. ``hidden`` holds the tokens that ``targets`` counts its sources in.
         """
-        h_BCD = _select(hidden.horizontal, targets.horizontal)
+        h_BCD, v_BCD = hidden.sources(targets)
         logits_h = self.backbone.head(h_BCD).float()
         if not targets.uses_branch:
             return Prediction(logits_h, logits_h, None, None, targets)
-        assert self.branch is not None and hidden.vertical is not None
-        v_BCD = _select(hidden.vertical, targets.vertical)
+        assert self.branch is not None and v_BCD is not None
         logits_v = self.branch.head(v_BCD).float()
         gate = self.branch.gate(h_BCD, v_BCD, logits_h, logits_v).float().sigmoid()
         both = (targets.has_horizontal & targets.has_vertical)[:, None]
@@ -177,12 +183,18 @@ class FlasharModel(nn.Module):
     def embed(
         self, codes_BN: Tensor, conditions: Conditions, drop: Tensor, blank_BN: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The input sequence of a teacher-forced forward: prefix and all cells but the last, [B, P + N - 1, D]."""
+        """The input sequence of a teacher-forced forward: prefix and all cells but the last, [B, P + N - 1, D].
+
+        Under autocast it has autocast's dtype, and so has the residual stream of every block after it, wherever the
+        weights are: as in a model that decodes in that dtype.
+        """
         prefix_BPD, valid_BP = self.prefix(conditions, drop)
         tokens_BND = self.backbone.embedding(codes_BN[:, :-1])
         if blank_BN is not None:
             tokens_BND = tokens_BND.masked_fill(blank_BN[:, :-1, None], 0)
-        return torch.cat([prefix_BPD, tokens_BND], dim=1), valid_BP
+        x_BSD = torch.cat([prefix_BPD, tokens_BND], dim=1)
+        kind = x_BSD.device.type
+        return x_BSD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BSD, valid_BP
 
     def forward(
         self,
@@ -191,8 +203,10 @@ class FlasharModel(nn.Module):
         order: Order,
         drop: Tensor | None = None,
         blank_BN: Tensor | None = None,
-    ) -> Prediction:
-        """Teacher-forced prediction of all N cells, in the given order.
+        read: Reader | None = None,
+    ) -> Any:
+        """Teacher-forced prediction of all N cells, in the given order; or what ``read`` makes of the hidden states of
+        the tokens that predict them, computed here because sharded heads are whole only while a forward lasts.
 
         ``codes_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional,
         ``blank_BN`` bool [B, N] context tokens whose embedding is zero.
@@ -204,7 +218,7 @@ class FlasharModel(nn.Module):
         targets = grid_targets(order, x_BSD.device)
         mask = self._teacher_forced_mask(order, valid_BP, length)
         hidden = self.hidden_states(x_BSD, self.rope(order)[:length], mask, targets.uses_branch)
-        return self.fuse(hidden.since(self.config.prefix.length - 1), targets)
+        return (read or self.fuse)(hidden.since(self.config.prefix.length - 1), targets)
 
 
 def initialise(model: FlasharModel, seed: int) -> None:

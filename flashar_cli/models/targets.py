@@ -5,8 +5,8 @@ Letters: C target cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from torch import Tensor
 from flashar_cli.grid import NO_SOURCE, Order
 
 
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """Sources of C target cells, as indices into the hidden states of the tokens that predict them.
 
     ``horizontal`` and ``vertical`` are int64 [C] (0 where a head has no part), None where source k predicts target k;
@@ -41,6 +40,11 @@ def step_targets(order: Order, step: int, device: torch.device) -> Targets:
     if step == 0:
         return _targets(order, 0, starts[1], 0, 1, device)
     return _targets(order, starts[step], starts[step + 1], 1 + starts[step - 1], len(order.steps[step - 1]), device)
+
+
+def aligned_targets(has_horizontal: Tensor, has_vertical: Tensor, uses_branch: bool) -> Targets:
+    """Some cells, from hidden states that stand where their targets do; who predicts each is bool [C]."""
+    return Targets(None, None, has_horizontal, has_vertical, uses_branch)
 
 
 @lru_cache(maxsize=4096)

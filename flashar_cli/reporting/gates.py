@@ -5,6 +5,7 @@ Letters: B batch, H grid rows, W grid columns.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.recipe import StageSettings
 from flashar_cli.reporting.figures import COLOURS, INK, new_figure, whole_numbers
+from flashar_cli.training.losses import losses_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +38,12 @@ def gate_map(
     total = np.zeros((order.grid.height, order.grid.width))
     for start in range(0, len(data), batch_size):
         codes_BHW, conditions = data.take(slice(start, start + batch_size)).tensors(model.device)
+        codes_BN = order.from_raster(codes_BHW)
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            prediction = model(order.from_raster(codes_BHW), conditions, order)
-        assert prediction.gate is not None, "the model has no branch"
-        total += order.to_raster(prediction.gate[..., 0]).double().sum(dim=0).cpu().numpy()
+            # By way of the losses, which never hold the logits of all cells.
+            read = partial(losses_of, model, codes_BN=codes_BN, settings=StageSettings())
+            gate_BN = model(codes_BN, conditions, order, read=read).gate
+        total += order.to_raster(gate_BN).double().sum(dim=0).cpu().numpy()
     return total / len(data)
 
 

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.grid import Order
+from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.models.targets import Targets
 from flashar_cli.nn.attention import check_backend
 from flashar_cli.nn.layers import Block
 from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.interrupt import DeferredInterrupt
-from flashar_cli.training.losses import Losses, adaptation_loss, raster_loss
+from flashar_cli.training.losses import SCALARS, Losses, losses_of
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from flashar_cli.training.parallel import Parallel, gather_objects, sum_over_processes
 from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_codes, token_drop
@@ -35,7 +38,6 @@ from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
 
 Report = Callable[[str, dict[str, Any]], None]
-LOSS_NAMES = tuple(item.name for item in fields(Losses))
 
 
 @dataclass
@@ -71,8 +73,9 @@ def run_stages(run: TrainingRun) -> None:
         if isinstance(block, Block):
             block.dropout = run.optim.dropout
             block.recompute = run.engine.activation_checkpointing
-            if run.engine.compile:
-                block.compile(dynamic=False)
+    if run.engine.compile:
+        for module in _compiled_modules(run.model):
+            module.compile(dynamic=False)
     parallel = Parallel(run.model, run.engine, run.dtype)
     if run.optim.batch_size < parallel.world.size:
         raise FlasharError(
@@ -87,7 +90,7 @@ def run_stages(run: TrainingRun) -> None:
         if not run.state.is_behind(index):
             _run_stage(run, parallel, ema, index, first_step)
             _validate(run, ema, stage.name, first_step + stage.steps)
-            with torch.compiler.set_stance("force_eager"), _averaged(ema):
+            with _evaluating(run, ema):
                 run.stage_done(stage.name)
             # Only now is the stage behind us: a run killed before this validates and samples again.
             run.state.save(index, stage.steps, run.model, None, ema)
@@ -142,24 +145,26 @@ def _optimizer_step(
     torch.manual_seed((run.seed * 1_000_003 + step) * parallel.world.size + parallel.world.rank)
     rows, epochs = batch_rows(len(run.train), run.optim.batch_size, run.seed, step)
     parts = _micro_batches(len(rows), run.engine.micro_batch_size, parallel)
-    sums = torch.zeros(len(LOSS_NAMES), dtype=torch.float64, device=run.model.device)
-    bad: list[str] = []
+    sums = torch.zeros(len(SCALARS), dtype=torch.float64, device=run.model.device)
+    totals = []
     for number, part in enumerate(parts):
         with parallel.accumulating() if number < len(parts) - 1 else nullcontext():
             losses = batch_losses(run, parallel, stage, rows[part], epochs[part])
-            if not bool(torch.isfinite(losses.total)):
-                bad += run.train.ids[rows[part]].tolist()
             # Gradients are averaged over processes, so each weighs its share as if it were one of equals.
             (losses.total * (len(part) / len(rows) * parallel.world.size)).backward()
-        values = [getattr(losses, name) for name in LOSS_NAMES]
+        values = [getattr(losses, name) for name in SCALARS]
         sums += len(part) / len(rows) * torch.stack([losses.total.new_zeros(()) if v is None else v for v in values])
+        totals.append(losses.total.detach())
+    # Read once all is under way: the device runs from one micro-batch to the next without a word from here.
+    finite = torch.stack(totals).isfinite().tolist()
+    bad = [name for part, fine in zip(parts, finite, strict=True) if not fine for name in run.train.ids[rows[part]]]
     *means, num_bad = sum_over_processes([*sums.tolist(), len(bad)])
     if num_bad:
         _refuse_infinite(run, step, [name for names in gather_objects(bad) for name in names])
     norm = clip_gradients(optimizer, run.optim.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    record = {name: mean for name, mean in zip(LOSS_NAMES, means, strict=True) if getattr(losses, name) is not None}
+    record = {name: mean for name, mean in zip(SCALARS, means, strict=True) if getattr(losses, name) is not None}
     return record | {"grad_norm": norm}
 
 
@@ -194,26 +199,39 @@ def batch_losses(
         blank = token_drop(optim.token_drop, grid.num_cells, run.seed, epochs, rows)
         blank_BN = torch.from_numpy(blank[:, order.cells]).to(model.device)
     inputs_BHW = _corrupted(run, codes_BHW, rows, epochs)
-    codes_BN = order.from_raster(codes_BHW)
+    codes_BN, inputs_BN = order.from_raster(codes_BHW), order.from_raster(inputs_BHW)
     with torch.autocast(model.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        teacher_BNV = None
+        teacher_BND = None
         if model.branch is not None and stage.distill_weight:
-            teacher_BNV = _teacher_logits(parallel, codes_BHW, conditions, drop)[:, order.cells]
-        prediction = parallel(order.from_raster(inputs_BHW), conditions, order, drop, blank_BN)
-        if model.branch is None:
-            return raster_loss(prediction, codes_BN)
-        return adaptation_loss(prediction, codes_BN, stage, teacher_BNV)
+            teacher_BND = _teacher_states(parallel, codes_BHW, conditions, drop, order)
+
+        def read(hidden: HiddenStates, targets: Targets) -> Losses:
+            return losses_of(model, hidden, targets, codes_BN, stage, teacher_BND, run.engine.compile)
+
+        losses: Losses = parallel(inputs_BN, conditions, order, drop, blank_BN, read)
+        return losses
 
 
 @torch.no_grad()
-def _teacher_logits(parallel: Parallel, codes_BHW: Tensor, conditions: Conditions, drop: Tensor) -> Tensor:
-    """Raster logits [B, N, V] of the base, which a stage that distills keeps frozen."""
+def _teacher_states(
+    parallel: Parallel, codes_BHW: Tensor, conditions: Conditions, drop: Tensor, order: Order
+) -> Tensor:
+    """Normed hidden states [B, N, D] from which the base, which a stage that distills keeps frozen, predicts the cells
+    of this order in raster order.
+    """
     model = parallel.model
     raster = model.config.order_grid.raster()
     model.eval()
-    logits = model(raster.from_raster(codes_BHW), conditions, raster, drop).logits
+    states: Tensor = model(
+        raster.from_raster(codes_BHW), conditions, raster, drop, read=lambda hidden, targets: hidden.horizontal
+    )
     model.train()
-    return logits
+    return states.index_select(1, _cells(order, states.device))
+
+
+@lru_cache(maxsize=4)
+def _cells(order: Order, device: torch.device) -> Tensor:
+    return torch.tensor(order.cells, device=device)
 
 
 def _corrupted(run: TrainingRun, codes_BHW: Tensor, rows: Any, epochs: Any) -> Tensor:
@@ -226,11 +244,25 @@ def _corrupted(run: TrainingRun, codes_BHW: Tensor, rows: Any, epochs: Any) -> T
 
 
 def _validate(run: TrainingRun, ema: Ema | None, stage: str, step: int) -> None:
-    # Blocks are compiled for the shapes of training steps alone.
-    with torch.compiler.set_stance("force_eager"), _averaged(ema):
+    with _evaluating(run, ema):
         losses = validation_losses(run.model, run.validation, run.engine.micro_batch_size, run.dtype)
     run.report("validation", {"stage": stage, "step": step} | losses)
 
 
-def _averaged(ema: Ema | None) -> AbstractContextManager[None]:
-    return nullcontext() if ema is None else ema.swapped_in()
+@contextmanager
+def _evaluating(run: TrainingRun, ema: Ema | None) -> Iterator[None]:
+    """The averaged weights where there are any; nothing compiled, which is for the shapes of training steps alone, and
+    so no FlexAttention either: uncompiled, it computes and stores every score.
+    """
+    run.model.set_attention("sdpa")
+    try:
+        with torch.compiler.set_stance("force_eager"), nullcontext() if ema is None else ema.swapped_in():
+            yield
+    finally:
+        run.model.set_attention(run.engine.attention)
+
+
+def _compiled_modules(model: FlasharModel) -> list[nn.Module]:
+    """Blocks and final norms. Heads are compiled with their losses."""
+    norms = [model.backbone.norm, *([] if model.branch is None else [model.branch.norm])]
+    return [*(module for module in model.modules() if isinstance(module, Block)), *norms]

@@ -1,23 +1,32 @@
-"""Losses of teacher-forced predictions.
+"""Losses of a forward, from its hidden states: heads and losses of a few targets at a time.
 
-Letters: B batch, N = H*W cells in the order of the prediction, V codebook size.
+Letters: B batch, N = H*W cells in the order of the forward, C of them at a time, D model dim, V codebook size, K terms.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache, partial
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from flashar_cli.models.flashar import Prediction
+from flashar_cli.models.flashar import FlasharModel, HiddenStates, Prediction
+from flashar_cli.models.targets import Targets, aligned_targets
 from flashar_cli.recipe import StageSettings
+from flashar_cli.training.parts import PartSums, weighted_sums
+
+# Logits [B, N, V] of all heads would be most of a step's memory. So many targets fill a matrix product, and their
+# float32 logits are small beside the weights.
+TARGETS_AT_ONCE = 1024
+NOT_COUNTED = -100
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """Scalars, nats per token; None where there is no branch or the term is off. ``total`` is what is minimised.
-    ``gate_mean`` and ``gate_std`` are of the gate values at cells that both heads predict, None where there are none.
+    ``gate_mean`` and ``gate_std`` are of the gate values at cells that both heads predict; ``gate`` [B, N] are all of
+    them, without gradients.
     """
 
     total: Tensor
@@ -28,59 +37,125 @@ class Losses:
     gate_entropy: Tensor | None = None
     gate_mean: Tensor | None = None
     gate_std: Tensor | None = None
+    gate: Tensor | None = None
 
 
-def cross_entropy(logits_BNV: Tensor, codes_BN: Tensor, counted_N: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over the cells where ``counted_N`` is true (all where None)."""
-    if counted_N is not None:
-        logits_BNV, codes_BN = logits_BNV[:, counted_N], codes_BN[:, counted_N]
-    return F.cross_entropy(logits_BNV.flatten(0, 1), codes_BN.flatten())
+SCALARS = Losses._fields[:-1]
 
 
-def raster_loss(prediction: Prediction, codes_BN: Tensor) -> Losses:
-    """Plain next-token training of a base."""
-    loss = cross_entropy(prediction.logits, codes_BN)
-    return Losses(total=loss, fused=loss)
-
-
-def adaptation_loss(
-    prediction: Prediction, codes_BN: Tensor, settings: StageSettings, teacher_BNV: Tensor | None
+def losses_of(
+    model: FlasharModel,
+    hidden: HiddenStates,
+    targets: Targets,
+    codes_BN: Tensor,
+    settings: StageSettings,
+    teacher_BND: Tensor | None = None,
+    compiled: bool = False,
 ) -> Losses:
-    """Fused cross-entropy plus the weighted auxiliary terms (paper: training objective).
+    """Cross-entropy of the next token; with the branch, of the fused prediction plus the weighted auxiliary terms
+    (paper: training objective).
 
-    ``teacher_BNV`` are the frozen base's raster logits for the same target cells, in the same order.
+    To be called by the model's forward, as its ``read``. ``teacher_BND`` are the normed hidden states from which the
+    frozen base predicts the same cells in raster order. No term waits for the device.
     """
-    targets = prediction.targets
-    assert prediction.vertical is not None and prediction.gate is not None
-    fused = cross_entropy(prediction.logits, codes_BN)
-    vertical = cross_entropy(prediction.vertical, codes_BN, targets.has_vertical)
-    horizontal = cross_entropy(prediction.horizontal, codes_BN, targets.has_horizontal)
-    total = fused + settings.vertical_weight * vertical + settings.horizontal_weight * horizontal
-    distill = entropy = None
-    if settings.distill_weight:
-        assert teacher_BNV is not None
-        heat, below = settings.distill_temperature, targets.has_vertical
-        student = (prediction.vertical[:, below] / heat).log_softmax(dim=-1).flatten(0, 1)
-        teacher = (teacher_BNV[:, below] / heat).log_softmax(dim=-1).flatten(0, 1)
-        # The factor heat^2 keeps gradients independent of the temperature (Hinton et al., arXiv 1503.02531).
-        distill = F.kl_div(student, teacher, log_target=True, reduction="batchmean") * heat**2
-        total = total + settings.distill_weight * distill
-    if settings.gate_entropy_weight:
-        entropy = gate_entropy(prediction)
-        total = total - settings.gate_entropy_weight * entropy
-    gates = gate_values(prediction).detach()
-    mean, std = (gates.mean(), gates.std(correction=0)) if gates.numel() else (None, None)
-    return Losses(total, fused, vertical, horizontal, distill, entropy, mean, std)
+    h_BND, v_BND = hidden.sources(targets)
+    across, below = targets.has_horizontal[None], targets.has_vertical[None]
+    tensors = (h_BND, v_BND, codes_BN, across, below, teacher_BND)
+    modules: list[nn.Module] = [model.backbone.head]
+    counts, weights = [torch.full((), codes_BN.numel(), device=codes_BN.device)], [1.0]
+    if model.branch is not None and targets.uses_branch:
+        modules += [model.branch.head, model.branch.gate]
+        counts += [len(codes_BN) * counted.sum() for counted in (below, across, below, across & below)]
+        weights += [settings.vertical_weight, settings.horizontal_weight, settings.distill_weight]
+        weights += [-settings.gate_entropy_weight]
+    counts_K = torch.stack(counts)
+    weights_K = torch.stack([weight / count for weight, count in zip(weights, counts, strict=True)])
+    compute: PartSums = partial(_compiled_sums() if compiled else part_sums, model, settings)
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    part_length = max(1, TARGETS_AT_ONCE // len(codes_BN))
+    total, sums_K, gate_BN = weighted_sums(compute, weights_K, tensors, parameters, part_length)
+    if len(modules) == 1:
+        return Losses(total, total.detach())
+    fused, vertical, horizontal, distill, entropy = (sums_K / counts_K).unbind()
+    return Losses(
+        total,
+        fused,
+        vertical,
+        horizontal,
+        distill if settings.distill_weight else None,
+        entropy if settings.gate_entropy_weight else None,
+        *gate_statistics(gate_BN, targets)[:2],
+        gate_BN,
+    )
 
 
-def gate_values(prediction: Prediction) -> Tensor:
-    """[B, K] gate values at the K cells that both heads predict."""
-    assert prediction.gate is not None
-    both = prediction.targets.has_horizontal & prediction.targets.has_vertical
-    return prediction.gate[:, both, 0]
+def part_sums(
+    model: FlasharModel,
+    settings: StageSettings,
+    h_BCD: Tensor,
+    v_BCD: Tensor | None,
+    codes_BC: Tensor,
+    across_1C: Tensor,
+    below_1C: Tensor,
+    teacher_BCD: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Sums [K] of the terms over some targets, given the hidden states that predict each, and their gates [B, C].
+
+    ``across_1C`` and ``below_1C`` say which targets the horizontal and the vertical head have a part in.
+    """
+    targets = aligned_targets(across_1C[0], below_1C[0], v_BCD is not None)
+    prediction = model.fuse(HiddenStates(h_BCD, v_BCD), targets)
+    fused = cross_entropy(prediction.logits, codes_BC)
+    if prediction.vertical is None or prediction.gate is None:
+        return fused[None], torch.ones_like(codes_BC, dtype=torch.float32)
+    logits_h = prediction.horizontal if settings.horizontal_weight else prediction.horizontal.detach()
+    gate_BC = prediction.gate[..., 0]
+    off = torch.zeros_like(fused)
+    terms = (
+        fused,
+        cross_entropy(prediction.vertical, codes_BC, below_1C),
+        cross_entropy(logits_h, codes_BC, across_1C),
+        _distillation(model, settings, prediction, teacher_BCD, below_1C) if settings.distill_weight else off,
+        _gate_entropy(gate_BC, across_1C & below_1C) if settings.gate_entropy_weight else off,
+    )
+    return torch.stack(terms), gate_BC
 
 
-def gate_entropy(prediction: Prediction) -> Tensor:
-    """Mean binary entropy of the gates in bits: 1 is undecided, 0 collapsed."""
-    gate = gate_values(prediction).clamp(1e-6, 1 - 1e-6)
-    return -(gate * gate.log2() + (1 - gate) * (1 - gate).log2()).mean()
+def cross_entropy(logits_BCV: Tensor, codes_BC: Tensor, counted_1C: Tensor | None = None) -> Tensor:
+    """Summed cross-entropy of the targets for which ``counted_1C`` is true (all where None)."""
+    if counted_1C is not None:
+        codes_BC = codes_BC.masked_fill(~counted_1C, NOT_COUNTED)
+    return F.cross_entropy(logits_BCV.flatten(0, 1), codes_BC.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
+
+
+def gate_statistics(gate_BN: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and mean entropy of the gates at cells that both heads predict."""
+    both_1N = (targets.has_horizontal & targets.has_vertical)[None]
+    count = len(gate_BN) * both_1N.sum()
+    mean = (gate_BN * both_1N).sum() / count
+    deviation = ((gate_BN - mean).square() * both_1N).sum() / count
+    return mean, deviation.sqrt(), _gate_entropy(gate_BN, both_1N) / count
+
+
+def _distillation(
+    model: FlasharModel, settings: StageSettings, prediction: Prediction, teacher_BCD: Tensor | None, below_1C: Tensor
+) -> Tensor:
+    assert prediction.vertical is not None and teacher_BCD is not None
+    heat = settings.distill_temperature
+    with torch.no_grad():
+        teacher = (model.backbone.head(teacher_BCD).float() / heat).log_softmax(dim=-1)
+    student = (prediction.vertical / heat).log_softmax(dim=-1)
+    divergence_BC = F.kl_div(student, teacher, log_target=True, reduction="none").sum(dim=-1)
+    # The factor heat^2 keeps gradients independent of the temperature (Hinton et al., arXiv 1503.02531).
+    return torch.where(below_1C, divergence_BC, 0.0).sum() * heat**2
+
+
+def _gate_entropy(gate_BC: Tensor, both_1C: Tensor) -> Tensor:
+    """Summed binary entropy in bits: 1 is undecided, 0 collapsed."""
+    gate = gate_BC.clamp(1e-6, 1 - 1e-6)
+    return -((gate * gate.log2() + (1 - gate) * (1 - gate).log2()) * both_1C).sum()
+
+
+@cache
+def _compiled_sums() -> PartSums:
+    return torch.compile(part_sums, dynamic=False)

@@ -5,17 +5,20 @@ Letters: B pictures of a micro-batch, P prefix tokens, N = H*W cells, D model di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, GridConfig, ModelConfig
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.recipe import EngineSettings, StageSettings
-from flashar_cli.training.losses import adaptation_loss
+from flashar_cli.training.losses import TARGETS_AT_ONCE, part_sums
 
+T = TypeVar("T")
 WEIGHT_BYTES = 4  # float32
 ADAM_BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two moments
 # Share of a device that weights, gradients and moments may take before they are sharded.
@@ -37,25 +40,29 @@ def needs_sharding(num_parameters: int, device_bytes: int) -> bool:
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on each device in stage 2, which trains everything. ``copies`` are what PyTorch keeps of weights beside
-    them: low-precision copies under autocast, gathered shards under FSDP.
+    them: low-precision copies under autocast, gathered shards under FSDP. ``loss_bytes`` are heads and losses of as
+    many targets as are computed at once.
     """
 
     strategy: str
     weights_and_optimizer_bytes: int
     copies_bytes: int
+    loss_bytes: int
     activation_bytes_per_image: int
     images_per_forward: int
 
     @property
     def total_bytes(self) -> int:
         """All of it, at ``images_per_forward``."""
-        fixed = self.weights_and_optimizer_bytes + self.copies_bytes
-        return fixed + self.images_per_forward * self.activation_bytes_per_image
+        return self._fixed_bytes + self.images_per_forward * self.activation_bytes_per_image
+
+    @property
+    def _fixed_bytes(self) -> int:
+        return self.weights_and_optimizer_bytes + self.copies_bytes + self.loss_bytes
 
     def largest_micro_batch(self, device_bytes: int) -> int:
         """Pictures a forward that a device of this size has room for; 0 where not even one."""
-        fixed = self.weights_and_optimizer_bytes + self.copies_bytes
-        return max(0, int((MOST_FILLED * device_bytes - fixed) // self.activation_bytes_per_image))
+        return max(0, int((MOST_FILLED * device_bytes - self._fixed_bytes) // self.activation_bytes_per_image))
 
     def document(self) -> dict[str, object]:
         """For JSON."""
@@ -86,17 +93,19 @@ def estimate_memory(
         copies = (narrow or WEIGHT_BYTES) * (2 * block + rest) + WEIGHT_BYTES * (block + rest)
     else:
         copies = narrow * size
+    images = min(engine.micro_batch_size, -(-batch_size // num_processes))
     return MemoryEstimate(
         strategy="fsdp" if sharded else "ddp" if num_processes > 1 else "single",
         weights_and_optimizer_bytes=-(-training_bytes(size, size) // (num_processes if sharded else 1)),
         copies_bytes=copies,
+        loss_bytes=loss_bytes(config, images, dtype),
         activation_bytes_per_image=activation_bytes(config, engine.activation_checkpointing, dtype),
-        images_per_forward=min(engine.micro_batch_size, -(-batch_size // num_processes)),
+        images_per_forward=images,
     )
 
 
 def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -> int:
-    """What the backward pass of one picture finds stored, and its largest gradients.
+    """What the backward pass of one picture finds stored, and the gradients it starts from; heads and losses apart.
 
     Measured, not modelled: on models of one and two blocks of this width, a 4x4 grid, one and two pictures. Everything
     is linear in blocks, tokens and pictures, as no attention kernel stores its scores.
@@ -109,33 +118,79 @@ def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -
     block, rest = two - one, one - (two - one) * (1 + branch.depth)
     stored = block * num_blocks
     if recompute:  # the input of every block, and one block at a time in full
-        stored = config.backbone.dim * WEIGHT_BYTES * num_blocks + block
-    logits = 2 * WEIGHT_BYTES * config.backbone.vocab_size  # gradients of fused and of one head's logits
-    return round(tokens * (stored + rest + logits))
+        stored = config.backbone.dim * dtype.itemsize * num_blocks + block
+    return round(tokens * (stored + rest))
 
 
-def _stored_bytes_per_token(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> float:
+def loss_bytes(config: ModelConfig, num_images: int, dtype: torch.dtype) -> int:
+    """What heads and losses of the targets that are computed at once store, with the gradients of those targets' logits
+    and of the heads. Measured on one and two rows of targets.
+    """
+    model = _zeros(_shallow(config, 1))
+    assert model.branch is not None
+    one, two = (_stored_by_loss(model, count, dtype) for count in (1, 2))
+    rows = min(TARGETS_AT_ONCE, num_images * config.order_grid.num_cells)
+    gradients = 2 * WEIGHT_BYTES * config.backbone.vocab_size  # of fused and of one head's logits
+    modules = (model.backbone.head, model.branch.head, model.branch.gate)
+    weights = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return rows * (two - one + gradients) + WEIGHT_BYTES * weights
+
+
+def _shallow(config: ModelConfig, num_layers: int) -> ModelConfig:
     branch = config.branch
     assert branch is not None
-    shallow = config.model_copy(
+    return config.model_copy(
         update={
             "backbone": BackboneConfig(**{**config.backbone.model_dump(), "num_layers": num_layers}),
             "branch": BranchConfig(**{**branch.model_dump(), "layer": num_layers}),
             "grid": GridConfig(height=4, width=4),
         }
     )
+
+
+def _zeros(config: ModelConfig) -> FlasharModel:
     with torch.device("meta"):
-        model = FlasharModel(shallow)
+        model = FlasharModel(config)
     model = model.to_empty(device="cpu").train()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
+    return model
+
+
+def _stored_bytes_per_token(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> float:
+    shallow = _shallow(config, num_layers)
+    model = _zeros(shallow)
     one, two = (_stored_bytes(model, count, dtype) for count in (1, 2))
     return (two - one) / (config.prefix.length + shallow.order_grid.num_cells - 1)
 
 
 def _stored_bytes(model: FlasharModel, num_images: int, dtype: torch.dtype) -> int:
-    """Bytes of the distinct tensors that autograd keeps for one forward with its loss, weights apart."""
+    """Bytes that one forward keeps for its backward, and what the losses read with its gradients; weights apart."""
+    order = model.config.order_grid.diagonal()
+    codes = torch.zeros(num_images, order.grid.num_cells, dtype=torch.int64)
+
+    def forward() -> HiddenStates:
+        sources: HiddenStates = model(
+            codes, _example(model, num_images), order, read=lambda hidden, targets: hidden.sources(targets)
+        )
+        return sources
+
+    kept, sources = _kept(model, forward, dtype)
+    return kept + 2 * sum(part.nbytes for part in sources if part is not None)
+
+
+def _stored_by_loss(model: FlasharModel, num_targets: int, dtype: torch.dtype) -> int:
+    """Bytes that heads and losses of some targets keep, weights apart."""
+    h_BCD, v_BCD = (torch.zeros(1, num_targets, model.config.backbone.dim, dtype=dtype) for _ in range(2))
+    h_BCD.requires_grad_(), v_BCD.requires_grad_()
+    codes, counted = torch.zeros(1, num_targets, dtype=torch.int64), torch.ones(1, num_targets, dtype=torch.bool)
+    tensors = (h_BCD, v_BCD, codes, counted, counted, None)
+    return _kept(model, lambda: part_sums(model, StageSettings(), *tensors), dtype)[0]
+
+
+def _kept(model: FlasharModel, compute: Callable[[], T], dtype: torch.dtype) -> tuple[int, T]:
+    """Bytes of the distinct tensors that autograd keeps of a computation, weights apart, and its result."""
     weights = {_storage(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -144,15 +199,12 @@ def _stored_bytes(model: FlasharModel, num_images: int, dtype: torch.dtype) -> i
         if _storage(tensor) not in weights:
             kept[_storage(tensor)] = tensor.detach()
 
-    order = model.config.order_grid.diagonal()
-    codes = torch.zeros(num_images, order.grid.num_cells, dtype=torch.int64)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),
         torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
     ):
-        prediction = model(codes, _example(model, num_images), order)
-        adaptation_loss(prediction, codes, StageSettings(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        result = compute()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), result
 
 
 def _example(model: FlasharModel, num_images: int) -> Conditions:

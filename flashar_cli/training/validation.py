@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.grid import Order
-from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.training.losses import cross_entropy, gate_entropy, gate_values
+from flashar_cli.models.flashar import FlasharModel, HiddenStates
+from flashar_cli.models.targets import Targets
+from flashar_cli.recipe import StageSettings
+from flashar_cli.training.losses import Losses, gate_statistics, losses_of
 from flashar_cli.training.parallel import sum_over_processes
 from flashar_cli.world import World, current_world
 
@@ -58,17 +63,20 @@ def _batch_losses(
     codes_BHW, conditions = data.take(rows).tensors(model.device)
     codes_BN = order.from_raster(codes_BHW)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        prediction = model(codes_BN, conditions, order)
-    if prediction.vertical is None:
-        return {"raster": float(cross_entropy(prediction.logits, codes_BN))}
-    gates, corner = gate_values(prediction), prediction.gate
-    assert corner is not None
+        losses, targets = model(codes_BN, conditions, order, read=partial(_read, model, codes_BN))
+    if losses.gate is None or losses.horizontal is None or losses.vertical is None:
+        return {"raster": float(losses.fused)}
+    mean, deviation, entropy = gate_statistics(losses.gate, targets)
     return {
-        "fused": float(cross_entropy(prediction.logits, codes_BN)),
-        "horizontal": float(cross_entropy(prediction.horizontal, codes_BN, prediction.targets.has_horizontal)),
-        "vertical": float(cross_entropy(prediction.vertical, codes_BN, prediction.targets.has_vertical)),
-        "gate_mean": float(gates.mean()),
-        "gate_std": float(gates.std(unbiased=False)),
-        "gate_entropy_bits": float(gate_entropy(prediction)),
-        "gate_corner": float(corner[:, 0].mean()),
+        "fused": float(losses.fused),
+        "horizontal": float(losses.horizontal),
+        "vertical": float(losses.vertical),
+        "gate_mean": float(mean),
+        "gate_std": float(deviation),
+        "gate_entropy_bits": float(entropy),
+        "gate_corner": float(losses.gate[:, 0].mean()),
     }
+
+
+def _read(model: FlasharModel, codes_BN: Tensor, hidden: HiddenStates, targets: Targets) -> tuple[Losses, Targets]:
+    return losses_of(model, hidden, targets, codes_BN, StageSettings()), targets

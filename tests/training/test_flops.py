@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.recipe import StageSettings
 from flashar_cli.training.flops import training_flops
-from flashar_cli.training.losses import cross_entropy
+from flashar_cli.training.losses import losses_of
 from tests.tiny_models import build_model, random_config
 
 STAGE1 = StageSettings(backbone_lr_factor=0.0)
@@ -42,6 +44,6 @@ def test_near_the_counter_of_pytorch(branch: bool) -> None:
     order = config.order_grid.diagonal() if branch else config.order_grid.raster()
     codes = torch.zeros(2, 16, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        prediction = model(codes, Conditions(labels=torch.zeros(2, dtype=torch.int64)), order)
-        cross_entropy(prediction.logits, codes).backward()
+        read = partial(losses_of, model, codes_BN=codes, settings=StageSettings())
+        model(codes, Conditions(labels=torch.zeros(2, dtype=torch.int64)), order, read=read).total.backward()
     assert counter.get_total_flops() == pytest.approx(2 * training_flops(config, STAGE2), rel=0.05)

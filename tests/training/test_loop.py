@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.data.codes import CodeSet
 from flashar_cli.errors import FlasharError
-from flashar_cli.nn.layers import Block
+from flashar_cli.nn.layers import Attention, Block
 from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
+from flashar_cli.training import loop
 from flashar_cli.training.loop import TrainingRun, batch_losses, run_stages
-from flashar_cli.training.losses import adaptation_loss
+from flashar_cli.training.losses import losses_of
 from flashar_cli.training.parallel import Parallel
 from flashar_cli.training.randomness import choose_view, condition_drop, corrupt_codes, token_drop
 from flashar_cli.training.signals import Terminated
@@ -339,44 +341,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run_stages(run)
 
 
-def test_loss_by_hand(tmp_path):
-    run = make_run(tmp_path, TWO_STAGES)
-    model, order = run.model, run.model.config.order_grid.diagonal()
-    codes_BHW, conditions = run.train.take(slice(0, 2)).tensors(torch.device("cpu"))
-    codes = order.from_raster(codes_BHW)
-    with torch.no_grad():
-        prediction = model(codes, conditions, order)
-        teacher = model(order.grid.raster().from_raster(codes_BHW), conditions, order.grid.raster()).logits[
-            :, order.cells
-        ]
-        settings = StageSettings(
-            vertical_weight=0.05, horizontal_weight=0.3, distill_weight=0.2, backbone_lr_factor=0.0
-        )
-        losses = adaptation_loss(prediction, codes, settings, teacher)
-    vertical, distill = [], []
-    fused = [-prediction.logits[b, k].log_softmax(-1)[codes[b, k]] for b in range(2) for k in range(12)]
-    horizontal = [
-        -prediction.horizontal[b, k].log_softmax(-1)[codes[b, k]]
-        for b in range(2)
-        for k in range(12)
-        if order.cells[k] % 4 > 0 or order.cells[k] == 0
-    ]
-    for b in range(2):
-        for k in range(12):
-            if order.cells[k] >= 4 or order.cells[k] == 0:
-                student = prediction.vertical[b, k]
-                vertical.append(-student.log_softmax(-1)[codes[b, k]])
-                target = (teacher[b, k] / 2).softmax(-1)
-                distill.append(4 * (target * (target.log() - (student / 2).log_softmax(-1))).sum())
-    means = [torch.stack(part).mean() for part in (fused, vertical, horizontal, distill)]
-    torch.testing.assert_close(losses.total, means[0] + 0.05 * means[1] + 0.3 * means[2] + 0.2 * means[3])
-    assert prediction.gate is not None and losses.gate_mean is not None and losses.gate_std is not None
-    gates = torch.stack([prediction.gate[:, k, 0] for k in range(12) if order.cells[k] >= 4 and order.cells[k] % 4])
-    both = torch.cat([gates.flatten(), prediction.gate[:, 0, 0]])
-    torch.testing.assert_close(losses.gate_mean, both.mean())
-    torch.testing.assert_close(losses.gate_std, both.std(correction=0))
-
-
 @pytest.mark.parametrize(("number", "raised"), ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)))
 @pytest.mark.parametrize("at", (2, 3))  # 3 is the last step of its stage
 def test_signals_wait_for_the_end_of_the_step(tmp_path, number, raised, at):
@@ -404,3 +368,51 @@ def test_signals_wait_for_the_end_of_the_step(tmp_path, number, raised, at):
 def test_distillation_needs_a_frozen_backbone():
     with pytest.raises(ValueError, match="frozen backbone"):
         StageSettings(distill_weight=0.2, backbone_lr_factor=0.1)
+
+
+@pytest.mark.parametrize("fails", (False, True))
+def test_what_is_evaluated_is_neither_flex_attention_nor_compiled(tmp_path, monkeypatch, fails):
+    """FlexAttention that is not compiled stores every score; blocks are compiled for training's shapes alone."""
+    run = make_run(
+        tmp_path, TWO_STAGES[1:], engine={"attention": "flex"}, dropout=0.0
+    )  # no teacher, which evaluates too
+    monkeypatch.setattr(loop, "check_backend", lambda *_: None)  # it trains on CUDA only, so the masks stay dense here
+    monkeypatch.setattr(run.model, "_teacher_forced_mask", run.model.attention_mask)
+    used: dict[str, set[str]] = {"train": set(), "eval": set(), "done": set()}
+
+    def watch(module, given):
+        used["train" if module.training else "eval"].add(module.backend)
+
+    for module in run.model.modules():
+        if isinstance(module, Attention):
+            module.register_forward_pre_hook(watch)
+
+    def done(name):
+        used["done"] = {module.backend for module in run.model.modules() if isinstance(module, Attention)}
+        used["done"].add(torch._dynamo.eval_frame._stance.stance)
+        if fails:
+            raise Killed
+
+    run.stage_done = done
+    with pytest.raises(Killed) if fails else nullcontext():
+        run_stages(run)
+    assert used == {"train": {"flex"}, "eval": {"sdpa"}, "done": {"sdpa", "force_eager"}}
+    if not fails:
+        assert run.model.attention == "sdpa"
+
+
+def test_compiling_takes_blocks_norms_heads_and_losses(tmp_path, monkeypatch):
+    compiled, wanted = [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(module))
+
+    def eager_losses(*arguments):
+        wanted.append(arguments[-1])
+        return losses_of(*arguments[:-1])
+
+    monkeypatch.setattr(loop, "losses_of", eager_losses)
+    run = make_run(tmp_path, TWO_STAGES[1:], engine={"compile": True})
+    run_stages(run)
+    model = run.model
+    blocks = [*model.backbone.blocks, *model.branch.blocks]
+    assert {id(m) for m in compiled} == {id(m) for m in (*blocks, model.backbone.norm, model.branch.norm)}
+    assert set(wanted) == {True}

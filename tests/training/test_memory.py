@@ -72,3 +72,16 @@ def test_auto_shards_what_would_not_fit():
     size = sum(parameter.numel() for parameter in FlasharModel(config).parameters())
     for device_bytes, strategy in ((100 * size, "ddp"), (16 * size, "fsdp")):
         assert memory.estimate_memory(config, engine, 8, 2, device_bytes, torch.float32).strategy == strategy
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_losses_hold_the_logits_of_some_targets(dtype):
+    """By hand: both heads' logits, two log-softmaxes and two gradients, V float32 numbers each, and heads' gradients."""
+    config = config_of(2, 16, 16)
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"vocab_size": 4096})})
+    heads = 2 * 64 * 4096 * 4
+    assert memory.loss_bytes(config, 4, dtype) == pytest.approx(1024 * 6 * 4096 * 4 + heads, rel=0.05)
+    assert memory.loss_bytes(config, 8, dtype) == memory.loss_bytes(config, 4, dtype)
+    few = memory.loss_bytes(config, 1, dtype)
+    assert few == pytest.approx(256 * 6 * 4096 * 4 + heads, rel=0.05)
+    assert memory.estimate_memory(config, EngineSettings(), 4, 1, 2**33, dtype).total_bytes > 1024 * 6 * 4096 * 4

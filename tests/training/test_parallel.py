@@ -7,9 +7,24 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._pytree import tree_leaves, tree_map
+
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.layers import Block
+from flashar_cli.recipe import EngineSettings, StageSettings
+from flashar_cli.training.loop import batch_losses
+from flashar_cli.training.losses import losses_of
+from flashar_cli.training.parallel import Parallel, _shard
+from flashar_cli.training.stages import Stage
+from tests.tiny_models import build_model, random_config
+from tests.training.test_loop import TWO_STAGES, make_run
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # relative
@@ -61,3 +76,56 @@ def test_another_number_of_processes_resumes(tmp_path, alone, before, after):
     # SIGTERM reaches one process only, and all of them save and leave together.
     assert run(tmp_path, *before, stop=32) is None
     assert_same(run(tmp_path, *after), alone, first=2)
+
+
+def test_fsdp_finds_the_tensors_of_what_a_forward_returns():
+    """Its hooks on PyTorch 2.11 see into pytrees alone, which dataclasses are not."""
+    model = build_model(random_config(3, 5))
+    order, codes = model.config.order_grid.diagonal(), torch.zeros(1, 15, dtype=torch.int64)
+    conditions = Conditions(labels=torch.zeros(1, dtype=torch.int64))
+    prediction = model(codes, conditions, order)
+    read = partial(losses_of, model, codes_BN=codes, settings=StageSettings())
+    found = tree_leaves((prediction, model(codes, conditions, order, read=read)))
+    assert sum(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in found) == 5
+    assert tree_map(lambda leaf: leaf, prediction).targets.uses_branch
+
+
+@pytest.fixture
+def group_of_one():
+    """A process group in this process: wrappers, casts and shards are those of several."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def mixed_step(folder: Path, strategy: str, stage: Stage) -> tuple[set[torch.dtype], list[float], float]:
+    """Dtypes at the inputs of blocks, loss terms, and the norm of the gradients of one step in bfloat16."""
+    run = make_run(folder, TWO_STAGES, corruption=0.0, dropout=0.0)
+    run.dtype = torch.bfloat16
+    for name, part in run.model.named_children():
+        part.requires_grad_(name == "branch" or stage.settings.backbone_lr_factor > 0)
+    parallel = Parallel(run.model, EngineSettings(), run.dtype)
+    if strategy == "fsdp":
+        _shard(run.model, run.dtype)
+    elif strategy == "ddp":
+        parallel._forward = torch.nn.parallel.DistributedDataParallel(run.model)
+    seen: set[torch.dtype] = set()
+    blocks = [module for module in run.model.modules() if isinstance(module, Block)]
+    for module in (*blocks, run.model.backbone.norm, run.model.branch.norm, run.model.branch.head):
+        module.register_forward_pre_hook(lambda module, given: seen.add(given[0].dtype))
+    losses = batch_losses(run, parallel, stage.settings, np.arange(6), np.zeros(6, np.int64))
+    losses.total.backward()
+    assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), float("inf"))
+    terms = [float(value.detach()) for value in losses[:8] if value is not None]
+    return seen, terms, float(norm.full_tensor() if strategy == "fsdp" else norm)
+
+
+@pytest.mark.parametrize("stage", TWO_STAGES, ids=lambda stage: stage.name)
+def test_the_residual_stream_has_one_precision_under_every_strategy(tmp_path, group_of_one, stage):
+    alone, copies, shards = (mixed_step(tmp_path / name, name, stage) for name in ("single", "ddp", "fsdp"))
+    assert alone[0] == copies[0] == shards[0] == {torch.bfloat16}
+    for other in (copies, shards):
+        # What differs is where a weight is rounded to bfloat16, and not that it is.
+        assert other[1] == pytest.approx(alone[1], rel=1e-5)
+        assert other[2] == pytest.approx(alone[2], rel=2e-3)
