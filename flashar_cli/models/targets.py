@@ -5,6 +5,7 @@ Letters: C target cells.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,13 +21,16 @@ class Targets:
 
     ``horizontal`` and ``vertical`` are int64 [C] (0 where a head has no part), None where source k predicts target k;
     ``has_horizontal`` and ``has_vertical`` are bool [C]; ``uses_branch`` is False where no target has a vertical
-    source.
+    source. ``gated`` bool [C, 1] is where both heads take part; elsewhere ``fixed_gate`` float32 [C, 1] is in place of
+    the gate's logit: +inf for the horizontal, -inf for the vertical head alone.
     """
 
     horizontal: Tensor | None
     vertical: Tensor | None
     has_horizontal: Tensor
     has_vertical: Tensor
+    gated: Tensor
+    fixed_gate: Tensor
     uses_branch: bool
 
 
@@ -60,6 +64,8 @@ def _targets(order: Order, first: int, last: int, base: int, num_sources: int, d
         vertical=index(vertical),
         has_horizontal=torch.tensor(has_horizontal, device=device),
         has_vertical=torch.tensor(has_vertical, device=device),
+        gated=torch.tensor([[h and v] for h, v in zip(has_horizontal, has_vertical, strict=True)], device=device),
+        fixed_gate=torch.tensor([[math.inf if h else -math.inf] for h in has_horizontal], device=device),
         uses_branch=any(source != NO_SOURCE for source in order.vertical_source),
     )
 
