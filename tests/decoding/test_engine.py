@@ -20,6 +20,7 @@ from flashar_cli.decoding import engine as engine_module
 from flashar_cli.decoding.compiled import compiled_parts
 from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import OPTIMISATIONS, Engine, obstacle
+from flashar_cli.decoding.failures import OptimisationFailed
 from flashar_cli.decoding.generate import generate_tokens
 from flashar_cli.decoding.packed import packed_linears
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
@@ -347,6 +348,39 @@ def test_a_failed_capture_names_its_reason_and_leaves_its_stream(monkeypatch, cu
     assert streams == ["capture"] + ["default"] * order.num_steps and cuda.stream_now == "default"
     assert cuda.recording == [] and cuda.uses["ours"] == 0 and not cuda.generator_captures
     assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+
+
+@pytest.mark.parametrize("optimisation", ("eager", "graph", "compile", "plain"))
+def test_all_attention_of_a_decode_leaves_cudnn_out(monkeypatch, optimisation):
+    """Eager, compiled, warming up and capturing, after a fall-back, and teacher-forced."""
+    monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
+    seen, own = [], attention.F.scaled_dot_product_attention
+
+    def attend(*args, **settings):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return own(*args, **settings)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", attend)
+    model, params = make_model(3, 5, "hidden"), PARAMS
+    order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
+    if optimisation == "plain":
+        decode(model, conditions, order, params, uniform(0, 2))
+    else:
+        if optimisation == "graph":
+            CudaLike(monkeypatch, ends_pools=True)
+            engine = capturing_engine(monkeypatch, model, [])
+        else:
+            engine = Engine(model, optimisation=optimisation)
+        codes = engine.decode(conditions, order, params, uniform(0, 2))
+        engine.teacher_forced(conditions, order, params, codes)
+        if optimisation == "graph":
+            monkeypatch.setattr(engine, "_graphs_of", lambda plan: fail(OptimisationFailed("no")))
+            engine.decode(conditions, order, params, uniform(0, 2))
+            assert engine.optimisation == "eager"
+    num_blocks = sum(isinstance(module, Block) for module in model.modules())
+    num_decodes = {"plain": 1, "graph": 3}.get(optimisation, 2)
+    assert seen == [False] * num_blocks * order.num_steps * num_decodes
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("error", (torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()))
