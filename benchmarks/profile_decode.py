@@ -3,7 +3,8 @@
 
 One batch under PyTorch's profiler: kernels, copies and fills on CUDA, operators on a CPU. For each name calls, time and
 share; and how long nothing ran. The same batch is timed without the profiler too, as that slows down what launches.
---sdpa flash, cudnn, efficient or math puts one of SDPA's back-ends first, to compare them.
+--sdpa flash, cudnn, efficient or math puts one of SDPA's back-ends first, to compare them; without it they are those
+that every decode has (flash, then efficient, then math).
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from flashar_cli.benchmarking.arms import DECODERS, LEVELS, choose_arms, prepare, split_arm
 from flashar_cli.benchmarking.environment import hardware, software
@@ -32,18 +32,20 @@ from flashar_cli.cli.options import resolve_device
 from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import atomic_file, refuse_unwritable
+from flashar_cli.nn.attention import DECODING_KERNELS
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
 
 NAME_LENGTH = 200
 RUNS = 5
-PYTORCHS_CHOICE = "auto"
+AS_EVER = "auto"
 # The others run where the first can't: on CUDA flash takes no mask, which the prefix has, and neither flash nor cuDNN
 # takes heads as large as the tokenizer's.
-SDPA: dict[str, list[SDPBackend]] = {
-    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
-    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
-    "efficient": [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
-    "math": [SDPBackend.MATH],
+SDPA: dict[str, tuple[SDPBackend, ...]] = {
+    AS_EVER: DECODING_KERNELS,
+    "flash": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "cudnn": (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "efficient": (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "math": (SDPBackend.MATH,),
 }
 ONLY_ON_CUDA = ("cudnn", "efficient")
 
@@ -146,18 +148,10 @@ def check_arm(arm: str, device: torch.device) -> None:
     choose_arms(arm, device, False)
 
 
-@contextmanager
-def attention(name: str, device: torch.device) -> Iterator[None]:
-    """A context in which the SDPA back-end of that name comes first. Raises FlasharError where the device has none."""
-    if name == PYTORCHS_CHOICE:
-        yield
-        return
+def check_sdpa(name: str, device: torch.device) -> None:
+    """Raises FlasharError where the device has no SDPA back-end of that name."""
     if name in ONLY_ON_CUDA and device.type != "cuda":
         raise FlasharError(f"--sdpa is {name}, which is for cuda devices, and --device is {device}; use flash or math")
-    # Compiled code keeps the back-end that came first when it was compiled, and torch.compile's caches, which outlive a
-    # process, do not tell one from another.
-    with torch.compiler.config.patch(force_disable_caches=True), sdpa_kernel(SDPA[name], set_priority=True):
-        yield
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -168,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--res", type=int, help="side of the pictures in pixels; default: the model's")
     parser.add_argument("--arm", default="flashar-graph", help="DECODER-LEVEL, as flashar bench names them")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--sdpa", choices=(PYTORCHS_CHOICE, *SDPA), default=PYTORCHS_CHOICE, help="runs where it can")
+    parser.add_argument("--sdpa", choices=tuple(SDPA), default=AS_EVER, help="runs where it can")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:I")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU: float32")
     parser.add_argument("--top", type=int, default=40, help="names that are kept")
@@ -183,8 +177,11 @@ def main() -> int:
         check_arm(args.arm, device)
         if args.batch_size < 1:
             raise FlasharError(f"--batch-size is {args.batch_size}; expected a whole number from 1")
+        check_sdpa(args.sdpa, device)
         refuse_unwritable(args.out)
-        with attention(args.sdpa, device):
+        # Compiled code keeps the back-end that came first when it was compiled, and torch.compile's caches, which
+        # outlive a process, do not tell one from another.
+        with torch.compiler.config.patch(force_disable_caches=args.sdpa != AS_EVER):
             document = profile_arm(args, device)
     except FlasharError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -207,7 +204,7 @@ def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any
     params = SamplingParams(**model.config.generation.model_dump())
     order = choose_order(model, decoder)
     uniform_BN = uniform_table(0, 0, args.batch_size, len(order.cells)).to(device)
-    sampler = prepare(subject, level, order, conditions, params, uniform_BN)
+    sampler = prepare(subject, level, order, conditions, params, uniform_BN, SDPA[args.sdpa])
     run_once(sampler, device)
     runs = [run_once(sampler, device) for _ in range(RUNS)]
     unprofiled_s = quartiles([prefix + decode for prefix, decode, *_ in runs])[1]

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from flashar_cli.benchmarking.launches import counted_calls
 from flashar_cli.benchmarking.subject import BenchModel
@@ -18,6 +19,7 @@ from flashar_cli.decoding.engine import Engine, Optimisation, obstacle
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import DECODING_KERNELS
 from flashar_cli.nn.sampling import SamplingParams
 
 DECODERS = ("raster", "flashar")
@@ -59,12 +61,13 @@ def prepare(
     conditions: Conditions,
     params: SamplingParams,
     uniform_BN: Tensor,
+    kernels: Sequence[SDPBackend] = DECODING_KERNELS,
 ) -> Sampler:
-    """The decoder as ``generate --optimisation`` runs it, compiled and captured.
+    """The decoder as ``generate --optimisation`` runs it, compiled and captured; ``kernels`` are what SDPA may run.
 
     Raises FlasharError where it would fall back to eager.
     """
-    engine, block = engine_of(subject, level), subject.model.backbone.blocks[0]
+    engine, block = engine_of(subject, level, kernels), subject.model.backbone.blocks[0]
     on_gpu = subject.model.device.type == "cuda"
     with counted_calls(block, lambda: on_gpu and torch.cuda.is_current_stream_capturing()) as num_captured:
         engine.decode(conditions, order, params, uniform_BN)  # compiles and captures
@@ -79,13 +82,13 @@ def prepare(
     return Sampler(draw, to_pixels, num_captured[0] or block, launches_seen)
 
 
-def engine_of(subject: BenchModel, level: Optimisation) -> Engine:
+def engine_of(subject: BenchModel, level: Optimisation, kernels: Sequence[SDPBackend] = DECODING_KERNELS) -> Engine:
     """The decoder at a level of optimisation. Raises FlasharError where it would fall back to eager, then or later."""
 
     def refuse(reason: str) -> None:
         raise FlasharError(f"the level {level} can't be had for {subject.name} here: {reason}; leave its arms out")
 
-    return Engine(subject.model, subject.tokenizer, level, refuse)
+    return Engine(subject.model, subject.tokenizer, level, refuse, kernels)
 
 
 def refuse_impossible(subject: BenchModel, names: Sequence[str]) -> None:

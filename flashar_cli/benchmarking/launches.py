@@ -25,16 +25,25 @@ KINETO_CONFIG, BUFFERS_MB = "KINETO_CONFIG", 4096
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Counts the operators that are dispatched while it is active; views move no data and are left out."""
+    """Counts the operators that are dispatched while it is active, about the kernels of a GPU. What only returns memory
+    that it was given, as views do, moves no data and is left out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view:
-            self.count += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.count += func._schema.is_mutable or _memory(result) not in map(_memory, args)
+        else:
+            self.count += not func.is_view
+        return result
+
+
+def _memory(value: object) -> int | None:
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
 
 
 def count_launches(work: Callable[[], object], device: torch.device) -> Launches:

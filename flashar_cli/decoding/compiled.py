@@ -1,21 +1,27 @@
-"""Transformer blocks through ``torch.compile``."""
+"""The parts of a decoding step through ``torch.compile``.
+
+Letters: R rows, C cells of a step, D model dim.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.config import CaptionPrefix
 from flashar_cli.decoding.failures import OptimisationFailed, give_up
-from flashar_cli.decoding.forwards import Forwards
-from flashar_cli.decoding.quantize import is_quantized
+from flashar_cli.decoding.forwards import Forwards, StandIn
+from flashar_cli.decoding.joined import joined_products
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.attention import flex_takes
-from flashar_cli.nn.layers import Attention, Block, FeedForward
+from flashar_cli.nn.kv_cache import LayerCache
+from flashar_cli.nn.layers import Attention, Block, RMSNorm
 
 # All blocks of a process share their compiled variants: prefix, one cell, several cells, each for rows 1 and more; with
 # FlexAttention for every batch size.
@@ -24,25 +30,34 @@ MAX_VARIANTS = 64
 COMPILER = ("torch._dynamo.", "torch._inductor.", "triton.")
 
 
-def compiled_blocks(model: FlasharModel, flex: bool = False) -> Forwards:
-    """Every transformer block compiled, its ``w1`` and ``w3`` as one product: a launch less. Both parameters become
-    views of one tensor, which a later call finds, so that no weight is held twice.
+class Stream(NamedTuple):
+    """The residual stream between two compiled blocks, a sum that the one after makes part of its norm."""
 
-    Quantised ones stay apart, and quantised heads are compiled too, as an eager product widens all of their weights
-    first. With ``flex``, attention that needs no mask is FlexAttention. In use OptimisationFailed is raised rather
-    than a block run as it is.
+    x: Tensor
+    update: Tensor
+
+
+def compiled_parts(model: FlasharModel, flex: bool = False) -> Forwards:
+    """A step's parts through ``torch.compile``: embedding, one block, norm, and heads with gate and guidance. Each is
+    compiled once for all blocks or norms that have it, so that a deep model takes no longer than a shallow one, which a
+    step compiled as a whole does; and as blocks hand on sums that are not yet made, nothing is left between the parts
+    to be fused. Drawing stays eager, for the same draws at every level: compiled cumulative sums round as they please.
+
+    Products of the same input are joined. With ``flex``, attention that needs no mask is FlexAttention. In use
+    OptimisationFailed is raised rather than a part run as it is.
     """
-    modules = list(model.modules())
-    heads = [model.backbone.head, *([] if model.branch is None else [model.branch.head])]
-    parts = [each for each in modules if isinstance(each, Block)] + [head for head in heads if is_quantized(head)]
-    # dynamic: the number of cells and of stored keys changes from step to step.
-    stand_ins: list[tuple[nn.Module, str, Any]] = [
-        (part, "forward", torch.compile(part.forward, dynamic=True)) for part in parts
+    norms = [model.backbone.norm, *([] if model.branch is None else [model.branch.norm])]
+    stand_ins: list[StandIn] = [
+        (model.backbone.embedding, "forward", partial(_embedded, _compile(_embed), model.backbone.embedding)),
+        *((norm, "forward", partial(_normed, _compile(_norm_of_sum), norm)) for norm in norms),
+        (model, "guided_logits", _compile(model.guided_logits)),
+        *joined_products(model),
     ]
-    plain = [each for each in modules if isinstance(each, FeedForward) and not is_quantized(each)]
-    stand_ins += [(each, "w13", _joined(each)) for each in plain]
-    if flex:
-        stand_ins += [(each, "backend", "flex_decoding") for each in modules if isinstance(each, Attention)]
+    for module in model.modules():
+        if isinstance(module, Block):
+            stand_ins.append((module, "forward", partial(_handed_on, _compile(module.without_last_sum))))
+        if flex and isinstance(module, Attention):
+            stand_ins.append((module, "backend", "flex_decoding"))
     return Forwards(stand_ins, _compiling)
 
 
@@ -58,7 +73,7 @@ def flex_obstacle(model: FlasharModel) -> str | None:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Room for the compiled variants of a block; running out of it is an error, as a block that silently runs as it is
+    """Room for the compiled variants of a part; running out of it is an error, as a part that silently runs as it is
     would falsify every measurement.
     """
     import torch._dynamo
@@ -68,7 +83,7 @@ def _compiling() -> Iterator[None]:
             yield
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise OptimisationFailed(
-                f"torch.compile failed (the blocks have {MAX_VARIANTS} compiled variants and need more)"
+                f"torch.compile failed (a part of the step has {MAX_VARIANTS} compiled variants and needs more)"
             ) from error
         except Exception as error:
             if not type(error).__module__.startswith(COMPILER):
@@ -76,20 +91,30 @@ def _compiling() -> Iterator[None]:
             give_up("torch.compile failed", error)
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
-def _joined(module: FeedForward) -> Tensor:
-    """``w1`` above ``w3`` [2F, D], whose halves the two parameters are from here on, where they are not yet."""
-    w1, w3 = module.w1.weight, module.w3.weight
-    if not _are_halves(w1, w3):
-        w1.data, w3.data = torch.cat([w1, w3]).chunk(2)
-    return w1.data.as_strided((len(w1) + len(w3), w1.shape[1]), w1.stride())
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    # dynamic: the number of cells and of stored keys changes from step to step.
+    return torch.compile(function, dynamic=True)
 
 
-def _are_halves(first: Tensor, second: Tensor) -> bool:
-    return (
-        first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-        and first.is_contiguous()
-        and second.is_contiguous()
-        and second.storage_offset() == first.storage_offset() + first.numel()
-    )
+def _embed(embedding: nn.Embedding, codes_RC: Tensor) -> tuple[Tensor, Tensor]:
+    x_RCD = F.embedding(codes_RC, embedding.weight)
+    return x_RCD, torch.zeros_like(x_RCD)
+
+
+def _norm_of_sum(norm: RMSNorm, x_RCD: Tensor, update_RCD: Tensor) -> Tensor:
+    return RMSNorm.forward(norm, x_RCD + update_RCD)
+
+
+def _embedded(embed: Callable[..., Any], embedding: nn.Embedding, codes_RC: Tensor) -> Stream:
+    return Stream(*embed(embedding, codes_RC))
+
+
+def _handed_on(
+    block: Callable[..., Any], x: Tensor | Stream, rope: Tensor, mask: Tensor | None, cache: LayerCache, start: int
+) -> Stream:
+    stream = x if isinstance(x, Stream) else Stream(x, torch.zeros_like(x))
+    return Stream(*block(*stream, rope, mask, cache, start))
+
+
+def _normed(norm_of_sum: Callable[..., Any], norm: RMSNorm, stream: Stream) -> Tensor:
+    return norm_of_sum(norm, *stream)

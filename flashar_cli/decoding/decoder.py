@@ -13,6 +13,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import attention_kernels
 from flashar_cli.nn.sampling import SamplingParams
 
 
@@ -54,6 +55,7 @@ def decode_with(
 ) -> Tensor:
     """``decode`` in the buffers of a plan."""
     plan.load(conditions, params, uniform_BN)
-    plan.draw(0, plan.prefix(), on_step)
-    plan.advance(1, plan.key.order.num_steps, on_step)
+    with attention_kernels():
+        plan.draw(0, plan.prefix(), on_step)
+        plan.advance(1, plan.key.order.num_steps, on_step)
     return plan.tokens()

@@ -5,18 +5,19 @@ Letters: B images, N = H*W cells, H grid rows, W grid columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from flashar_cli.decoding.compiled import compiled_blocks, flex_obstacle
+from flashar_cli.decoding.compiled import compiled_parts, flex_obstacle
 from flashar_cli.decoding.failures import OptimisationFailed
 from flashar_cli.decoding.forked import forked_branch
 from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
+from flashar_cli.decoding.joined import joined_products
 from flashar_cli.decoding.packed import can_pack, packed_linears
 from flashar_cli.decoding.pixels import PixelDecoder
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
@@ -24,6 +25,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import DECODING_KERNELS, attention_kernels
 from flashar_cli.nn.sampling import SamplingParams
 from flashar_cli.tokenizers.vq import VQTokenizer
 
@@ -47,12 +49,12 @@ class Engine:
     """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
 
     ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``forked``, to be
-    measured, is ``graph`` with the vertical branch on a second stream; ``compile`` runs the blocks through
-    ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is ``compile`` with FlexAttention in
-    SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps a second copy of the weights in
-    the matrix kernels' own order. Where that can't be done ``explain`` gets the reason, one line, once,
-    and decoding goes on eagerly, unless ``explain`` raises. Running out of memory is raised as it is. Raises
-    FlasharError for an unknown optimisation.
+    measured, is ``graph`` with the vertical branch on a second stream; ``compile`` runs embedding, blocks, norms,
+    heads, gate and guidance through ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is
+    ``compile`` with FlexAttention in SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps
+    a second copy of the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets the reason,
+    one line, once, and decoding goes on eagerly, unless ``explain`` raises. Running out of memory is raised as it is.
+    ``kernels`` are what SDPA may run. Raises FlasharError for an unknown optimisation.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class Engine:
         tokenizer: VQTokenizer | None = None,
         optimisation: Optimisation = "eager",
         explain: Callable[[str], None] = lambda reason: None,
+        kernels: Sequence[SDPBackend] = DECODING_KERNELS,
     ) -> None:
         if optimisation not in OPTIMISATIONS:
             raise FlasharError(f"--optimisation is {optimisation}; expected one of {', '.join(OPTIMISATIONS)}")
         self.model, self.tokenizer, self.optimisation = model, tokenizer, optimisation
         self.pixel_decoder = None if tokenizer is None else PixelDecoder(tokenizer, model.dtype)
-        self._explain = explain
-        self._forwards: Forwards | None = None
+        self._explain, self._kernels = explain, kernels
+        self._forwards = Forwards([])
         self._captures = optimisation in GRAPHED and model.device.type == "cuda"
         self._plan: DecodePlan | None = None
         self._graphs: dict[PlanKey, GraphedPlan] = {}
@@ -75,7 +78,9 @@ class Engine:
         if reason := obstacle(model, optimisation):
             self._fall_back(reason)
         elif optimisation in ("compile", "flex"):
-            self._forwards = compiled_blocks(model, flex=optimisation == "flex")
+            self._forwards = compiled_parts(model, flex=optimisation == "flex")
+        elif optimisation == "graph":
+            self._forwards = Forwards(joined_products(model))
         elif optimisation == "forked":
             self._forwards = forked_branch(model)
         elif optimisation == "packed":
@@ -109,12 +114,7 @@ class Engine:
         plan = self.plan(len(conditions), order, params)
         plan.load(conditions, params, uniform_BN)
         mark = on_prefix or (lambda: None)
-        try:
-            self._run(plan, mark)
-            return plan.tokens()
-        except OptimisationFailed as error:
-            self._fall_back(str(error))
-        self._run(plan, mark)
+        self._optimised(lambda: self._run(plan, mark))
         return plan.tokens()
 
     @torch.inference_mode()
@@ -134,12 +134,9 @@ class Engine:
         plan = self.plan(len(conditions), order, params)
         plan.load(conditions, params, torch.zeros(len(conditions), len(order.cells)))
         codes_BN = order.from_raster(codes_BHW.to(self.model.device))
-        try:
-            with self._active_forwards():
-                return torch.cat(list(plan.teacher_forced(codes_BN)), dim=1)
-        except OptimisationFailed as error:
-            self._fall_back(str(error))
-        return torch.cat(list(plan.teacher_forced(codes_BN)), dim=1)
+        logits: list[Tensor] = []
+        self._optimised(lambda: logits.append(torch.cat(list(plan.teacher_forced(codes_BN)), dim=1)))
+        return logits[-1]
 
     def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
         """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
@@ -147,23 +144,31 @@ class Engine:
         if self.tokenizer is not None:
             self.pixels(codes)
 
+    def _optimised(self, work: Callable[[], None]) -> None:
+        """Does ``work`` as the optimisation has it, or eagerly where that fails: all attention runs in here."""
+        try:
+            with attention_kernels(self._kernels), self._forwards.active():
+                return work()
+        except OptimisationFailed as error:
+            self._fall_back(str(error))
+        with attention_kernels(self._kernels):
+            work()
+
     def _run(self, plan: DecodePlan, mark: Callable[[], None]) -> None:
-        """Draws what was loaded into the plan. Raises OptimisationFailed, after which eager decoding is left."""
+        """Draws what was loaded into the plan."""
         if self._captures:
             self._latest = self._graphs_of(plan)
             self._latest.prefix()
             mark()
             self._latest.steps()
-            return
-        with self._active_forwards():
+        else:
             plan.draw(0, plan.prefix(), lambda step, logits_BCV: mark())
             plan.advance(1, plan.key.order.num_steps)
 
     def _graphs_of(self, plan: DecodePlan) -> GraphedPlan:
         """The graphs of a plan, captured at its first use, which needs real inputs to warm up."""
         if plan.key not in self._graphs:
-            with self._active_forwards():
-                self._graphs[plan.key] = GraphedPlan(plan, self._captured_pixels())
+            self._graphs[plan.key] = GraphedPlan(plan, self._captured_pixels())
         return self._graphs[plan.key]
 
     def _captured_pixels(self) -> Callable[[Tensor], Tensor] | None:
@@ -172,11 +177,8 @@ class Engine:
             return self.pixel_decoder
         return self.pixel_decoder.compiled
 
-    def _active_forwards(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._forwards is None else self._forwards.active()
-
     def _fall_back(self, reason: str) -> None:
-        self.optimisation, self._forwards, self._captures = "eager", None, False
+        self.optimisation, self._forwards, self._captures = "eager", Forwards([]), False
         self._graphs.clear()
         self._latest = None
         self._explain(reason)

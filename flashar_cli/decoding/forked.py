@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashar_cli.decoding.forwards import Forwards
+from flashar_cli.decoding.joined import joined_products
 from flashar_cli.models.flashar import Aside, FlasharModel
 
 
@@ -15,7 +16,7 @@ def forked_branch(model: FlasharModel) -> Forwards:
     """Blocks and norm of the branch run from the backbone's block m on, and end before the heads. Captured as a graph
     they need not wait for the blocks between; eagerly nothing is gained.
     """
-    return Forwards([(model, "fork", SideStream(model.device).fork)])
+    return Forwards([(model, "fork", SideStream(model.device).fork), *joined_products(model)])
 
 
 class SideStream:

@@ -8,16 +8,19 @@ from typing import Any
 
 from torch import nn
 
+# A module, the name of an attribute, and what the module has in its place.
+StandIn = tuple[nn.Module, str, Any]
+
 
 class Forwards:
     """Forwards and weights that stand in for modules' own ones. Outside ``active`` the model is as it was."""
 
     def __init__(
         self,
-        stand_ins: list[tuple[nn.Module, str, Any]],
+        stand_ins: list[StandIn],
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Each is a module, the name of an attribute, and what the module has instead; all act inside ``around``."""
+        """All act inside ``around``."""
         self._stand_ins, self._around = stand_ins, around
 
     @contextmanager

@@ -1,6 +1,6 @@
 """A decode plan as CUDA graphs: captured once, replayed for every batch of its key.
 
-Letters: B images, H grid rows, W grid columns, C cells of a step, R rows (B, or 2B with guidance), V codebook size.
+Letters: B images, H grid rows, W grid columns, C cells of a step, V codebook size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flashar_cli.decoding.broken_capture import end_broken_capture
 from flashar_cli.decoding.failures import give_up
 from flashar_cli.decoding.plan import DecodePlan, StepHook
 
@@ -42,14 +43,14 @@ class GraphedPlan:
         self._pool = torch.cuda.graph_pool_handle()
         self._warm_up(to_pixels)
 
-        self._prefix, first_RCV = self._capture(plan.prefix)
+        self._prefix, first_BCV = self._capture(plan.prefix)
         self._steps: list[torch.cuda.CUDAGraph] = []
         num_steps = plan.key.order.num_steps
         for first in range(0, num_steps, STEPS_PER_GRAPH):
             last = min(first + STEPS_PER_GRAPH, num_steps)
-            graph, _ = self._capture(partial(self._run_steps, first, last, first_RCV, on_step))
+            graph, _ = self._capture(partial(self._run_steps, first, last, first_BCV, on_step))
             self._steps.append(graph)
-        self._first_RCV = first_RCV  # written by one graph and read by the next, so its memory must not be reused
+        self._first_BCV = first_BCV  # written by one graph and read by the next, so its memory must not be reused
         self._pixels: torch.cuda.CUDAGraph | None = None
         if to_pixels is not None:
             self._pixels, self._pictures = self._capture(partial(to_pixels, self.codes_BHW))
@@ -71,9 +72,9 @@ class GraphedPlan:
         self._pixels.replay()
         return self._pictures.clone()
 
-    def _run_steps(self, first: int, last: int, first_RCV: Tensor, on_step: StepHook | None) -> Tensor:
+    def _run_steps(self, first: int, last: int, first_BCV: Tensor, on_step: StepHook | None) -> Tensor:
         if first == 0:
-            self.plan.draw(0, first_RCV, on_step)
+            self.plan.draw(0, first_BCV, on_step)
         self.plan.advance(max(first, 1), last, on_step)
         return self.plan.codes_BN
 
@@ -100,5 +101,7 @@ class GraphedPlan:
                     failed.append(error)
                     raise
         except RuntimeError as error:
+            if not (failed and error is failed[0]):
+                end_broken_capture(graph, self.plan.key.device, self._pool)
             give_up("capture failed", failed.pop() if failed else error)
         return graph, result

@@ -9,6 +9,7 @@ N = H*W cells, S = P + N, V codebook size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from flashar_cli.config import CaptionPrefix
 from flashar_cli.grid import Order
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import step_targets
 from flashar_cli.nn.masks import with_valid_keys
-from flashar_cli.nn.sampling import SamplingKind, SamplingParams, SamplingValues, guide, sample
+from flashar_cli.nn.sampling import SamplingKind, SamplingParams, SamplingValues, sample
 
 StepHook = Callable[[int, Tensor], None]
 
@@ -59,8 +60,7 @@ class DecodePlan:
         self.uniform_BN = torch.zeros(batch, num_cells, device=device)
         self.codes_BN = torch.zeros(batch, num_cells, dtype=torch.int64, device=device)
         self.values = SamplingValues.of(SamplingParams(), device)
-        self.cfg_scale = torch.ones((), device=device)
-        self.guides_step = torch.ones(order.num_steps, dtype=torch.bool, device=device)
+        self.cfg_scales = torch.ones(order.num_steps, device=device)  # of each step; 1 is no guidance
         self.cache = model.new_cache(self.num_rows)
 
         # Held here as well as in the models' own caches, which may drop them while a captured graph reads them.
@@ -72,8 +72,10 @@ class DecodePlan:
         self.positions = torch.tensor(order.positions, device=device)
         self.key_mask: Tensor | None = None
         if isinstance(model.config.prefix, CaptionPrefix):
-            length = key.prefix_length + num_cells
-            self.key_mask = torch.ones(self.num_rows, 1, 1, length, dtype=torch.bool, device=device)
+            # Added to scores: what SDPA makes of a bool mask in every layer. Its memory-efficient kernel copies a mask
+            # whose rows start elsewhere than at every eighth number.
+            length = -(-(key.prefix_length + num_cells) // 8) * 8
+            self.key_mask = torch.zeros(self.num_rows, 1, 1, length, dtype=model.dtype, device=device)
 
     @torch.inference_mode()
     def load(self, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor) -> None:
@@ -85,12 +87,11 @@ class DecodePlan:
         self.uniform_BN.copy_(uniform_BN.to(self.key.device).index_select(1, self.cells))
         self.values.temperature.fill_(params.temperature)
         self.values.top_p.fill_(params.top_p)
-        self.cfg_scale.fill_(params.cfg_scale)
         guides = [params.guides_cell(start, len(self.key.order.cells)) for start, _ in self.bounds]
-        self.guides_step.copy_(torch.tensor(guides))
+        self.cfg_scales.copy_(torch.tensor([params.cfg_scale if acts else 1.0 for acts in guides]))
 
     def prefix(self) -> Tensor:
-        """Runs the prefix and predicts the cells of step 0: logits [R, C, V]."""
+        """Runs the prefix and predicts the cells of step 0: logits [B, C, V] after guidance."""
         model, length = self.model, self.key.prefix_length
         prefix_RPD, valid_RP = model.prefix(self.conditions, self.drop_B)
         if self.key.kind.guided:
@@ -100,14 +101,14 @@ class DecodePlan:
         mask = self.prefix_mask
         if valid_RP is not None:
             assert self.key_mask is not None
-            self.key_mask[..., :length] = valid_RP[:, None, None]
+            self.key_mask[..., :length] = torch.where(valid_RP, 0.0, -math.inf)[:, None, None]
             mask = with_valid_keys(mask, valid_RP)
         targets = self.targets[0]
         hidden = model.hidden_states(prefix_RPD, self.rope[:length], mask, targets.uses_branch, self.cache)
-        return model.fuse(hidden.since(-1), targets).logits
+        return self._predict(0, hidden.since(-1))
 
     def step(self, step: int, codes_RC: Tensor) -> Tensor:
-        """Feeds the codes of the step before and predicts the cells of ``step``: logits [R, C, V]."""
+        """Feeds the codes of the step before and predicts the cells of ``step``: logits [B, C, V] after guidance."""
         model, targets = self.model, self.targets[step]
         first, last = self.bounds[step - 1]
         start, end = self.key.prefix_length + first, self.key.prefix_length + last
@@ -115,12 +116,11 @@ class DecodePlan:
         mask = None if self.key_mask is None else self.key_mask[..., :end]
         x_RCD = model.backbone.embedding(codes_RC)
         hidden = model.hidden_states(x_RCD, self.rope[start:end], mask, targets.uses_branch, self.cache, start)
-        return model.fuse(hidden, targets).logits
+        return self._predict(step, hidden)
 
-    def draw(self, step: int, logits_RCV: Tensor, on_step: StepHook | None = None) -> None:
-        """Guides and samples the cells of ``step`` and stores their codes."""
+    def draw(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
+        """Samples the cells of ``step`` and stores their codes."""
         first, last = self.bounds[step]
-        logits_BCV = self._guided(step, logits_RCV)
         if on_step is not None:
             on_step(step, logits_BCV)
         self.codes_BN[:, first:last] = sample(logits_BCV, self.uniform_BN[:, first:last], self.key.kind, self.values)
@@ -132,9 +132,9 @@ class DecodePlan:
 
     def teacher_forced(self, codes_BN: Tensor) -> Iterator[Tensor]:
         """Each step's logits [B, C, V] after guidance when these codes, int64 in this order, are fed and none drawn."""
-        yield self._guided(0, self.prefix())
+        yield self.prefix()
         for step in range(1, self.key.order.num_steps):
-            yield self._guided(step, self.step(step, self._fed(step, codes_BN)))
+            yield self.step(step, self._fed(step, codes_BN))
 
     def tokens(self) -> Tensor:
         """The drawn codes, a fresh int64 [B, H, W]."""
@@ -145,15 +145,13 @@ class DecodePlan:
         first, last = self.bounds[step - 1]
         return codes_BN[:, first:last].repeat(2, 1) if self.key.kind.guided else codes_BN[:, first:last]
 
-    def _guided(self, step: int, logits_RCV: Tensor) -> Tensor:
-        if not self.key.kind.guided:
-            return logits_RCV
-        cond, uncond = logits_RCV.chunk(2)
-        return torch.where(self.guides_step[step], guide(cond, uncond, self.cfg_scale), cond)
+    def _predict(self, step: int, hidden: HiddenStates) -> Tensor:
+        scale = self.cfg_scales[step] if self.key.kind.guided else None
+        return self.model.guided_logits(hidden, self.targets[step], scale)
 
     def buffers(self) -> list[Tensor]:
         """Every tensor that is written from ``load`` on."""
-        own = [self.uniform_BN, self.codes_BN, *self.values, self.cfg_scale, self.guides_step, self.cache.memory]
+        own = [self.uniform_BN, self.codes_BN, *self.values, self.cfg_scales, self.cache.memory]
         return own + [part for part in (*self.conditions.parts(), self.key_mask) if part is not None]
 
 

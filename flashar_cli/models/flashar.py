@@ -24,6 +24,7 @@ from flashar_cli.nn.kv_cache import KVCache
 from flashar_cli.nn.layers import Attention
 from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps, with_valid_keys
 from flashar_cli.nn.rope import rope_table_2d
+from flashar_cli.nn.sampling import guide
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -158,10 +159,19 @@ class FlasharModel(nn.Module):
             return Prediction(logits_h, logits_h, None, None, targets)
         assert self.branch is not None and v_BCD is not None
         logits_v = self.branch.head(v_BCD).float()
-        gate = self.branch.gate(h_BCD, v_BCD, logits_h, logits_v).float().sigmoid()
-        both = (targets.has_horizontal & targets.has_vertical)[:, None]
-        gate = torch.where(both, gate, targets.has_horizontal[:, None].float())
-        return Prediction(gate * logits_h + (1 - gate) * logits_v, logits_h, logits_v, gate, targets)
+        gate = self.branch.gate(h_BCD, v_BCD, logits_h, logits_v)
+        gate = torch.where(targets.gated, gate, targets.fixed_gate).sigmoid()  # float32, as fixed_gate is
+        return Prediction(torch.lerp(logits_v, logits_h, gate), logits_h, logits_v, gate, targets)
+
+    def guided_logits(self, hidden: HiddenStates, targets: Targets, cfg_scale: Tensor | None) -> Tensor:
+        """Fused logits [B, C, V]; with a guidance scale (float32, no dimension) those of its two halves of rows, the
+        conditional and the unconditional one, in one.
+        """
+        logits = self.fuse(hidden, targets).logits
+        if cfg_scale is None:
+            return logits
+        conditional, unconditional = logits.chunk(2)
+        return guide(conditional, unconditional, cfg_scale)
 
     def _teacher_forced_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor | BlockMask:
         """The mask of a forward without a cache, in the form that the back-end wants."""

@@ -5,6 +5,7 @@ Letters: C target cells.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,13 +20,16 @@ class Targets(NamedTuple):
 
     ``horizontal`` and ``vertical`` are int64 [C] (0 where a head has no part), None where source k predicts target k;
     ``has_horizontal`` and ``has_vertical`` are bool [C]; ``uses_branch`` is False where no target has a vertical
-    source.
+    source. ``gated`` bool [C, 1] is where both heads take part; elsewhere ``fixed_gate`` float32 [C, 1] is in place of
+    the gate's logit: +inf for the horizontal, -inf for the vertical head alone.
     """
 
     horizontal: Tensor | None
     vertical: Tensor | None
     has_horizontal: Tensor
     has_vertical: Tensor
+    gated: Tensor
+    fixed_gate: Tensor
     uses_branch: bool
 
 
@@ -44,7 +48,15 @@ def step_targets(order: Order, step: int, device: torch.device) -> Targets:
 
 def aligned_targets(has_horizontal: Tensor, has_vertical: Tensor, uses_branch: bool) -> Targets:
     """Some cells, from hidden states that stand where their targets do; who predicts each is bool [C]."""
-    return Targets(None, None, has_horizontal, has_vertical, uses_branch)
+    return Targets(
+        horizontal=None,
+        vertical=None,
+        has_horizontal=has_horizontal,
+        has_vertical=has_vertical,
+        gated=(has_horizontal & has_vertical)[:, None],
+        fixed_gate=torch.where(has_horizontal, math.inf, -math.inf)[:, None],
+        uses_branch=uses_branch,
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -52,20 +64,16 @@ def aligned_targets(has_horizontal: Tensor, has_vertical: Tensor, uses_branch: b
 def _targets(order: Order, first: int, last: int, base: int, num_sources: int, device: torch.device) -> Targets:
     horizontal = _relative(order.horizontal_source[first:last], base)
     vertical = _relative(order.vertical_source[first:last], base)
-    has_horizontal = [source != NO_SOURCE for source in horizontal]
-    has_vertical = [source != NO_SOURCE for source in vertical]
     identity = list(range(num_sources))
 
     def index(sources: list[int]) -> Tensor | None:
         return None if sources == identity else torch.tensor([max(source, 0) for source in sources], device=device)
 
-    return Targets(
-        horizontal=index(horizontal),
-        vertical=index(vertical),
-        has_horizontal=torch.tensor(has_horizontal, device=device),
-        has_vertical=torch.tensor(has_vertical, device=device),
-        uses_branch=any(source != NO_SOURCE for source in order.vertical_source),
+    uses_branch = any(source != NO_SOURCE for source in order.vertical_source)
+    parts = (
+        torch.tensor([source != NO_SOURCE for source in sources], device=device) for sources in (horizontal, vertical)
     )
+    return aligned_targets(*parts, uses_branch)._replace(horizontal=index(horizontal), vertical=index(vertical))
 
 
 def _relative(sources: tuple[int, ...], base: int) -> list[int]:

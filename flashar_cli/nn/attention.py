@@ -6,12 +6,15 @@ Letters: B batch, A query heads, G key/value heads, Q queries, K keys, E head di
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashar_cli.errors import FlasharError
 
@@ -22,6 +25,14 @@ AttentionBackend = Literal["sdpa", "flex", "eager"]
 BACKENDS: tuple[AttentionBackend, ...] = ("sdpa", "flex", "eager")
 # What a compiled decode may put in a module's back-end's place.
 DecodingBackend = Literal["flex_decoding"]
+# SDPA's kernels while decoding, the first that can run. Not cuDNN's, PyTorch's first choice on Hopper: it builds a plan
+# for every new pair of numbers of queries and keys, and each step of a decode has another pair.
+DECODING_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def attention_kernels(kernels: Sequence[SDPBackend] = DECODING_KERNELS) -> AbstractContextManager[None]:
+    """A context in which SDPA runs the first of these kernels that can. Code compiled in it keeps them."""
+    return sdpa_kernel(list(kernels), set_priority=True)
 
 
 def attend(
@@ -33,7 +44,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention with scale 1 / sqrt(E); returns [B, A, Q, E].
 
-    ``mask`` is bool and broadcasts to [B, A, Q, K] (True: may attend), or None for no mask at all, or a BlockMask.
+    ``mask`` broadcasts to [B, A, Q, K] and is bool (True: may attend) or of the queries' dtype (added to the scores);
+    or it is None for no mask at all, or a BlockMask.
     ``sdpa`` is PyTorch's fused kernel, ``eager`` the written-out reference in float32. ``flex`` is FlexAttention where
     there is a BlockMask, as in training, and ``sdpa`` elsewhere. ``flex_decoding``, for code that ``torch.compile``
     runs, is FlexAttention where there is no mask, and ``sdpa`` elsewhere.
@@ -50,7 +62,7 @@ def attend(
         keys, values = k_BGKE.repeat_interleave(groups, dim=1), v_BGKE.repeat_interleave(groups, dim=1)
         scores = q_BAQE.float() @ keys.float().transpose(-1, -2) / math.sqrt(q_BAQE.shape[-1])
         if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         return (scores.softmax(dim=-1) @ values.float()).type_as(q_BAQE)
     raise FlasharError(f"unknown attention back-end '{backend}'; expected one of {', '.join(BACKENDS)}")
 

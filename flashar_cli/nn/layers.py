@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32; the gain is applied in the input's dtype, which the output keeps."""
+    """Root-mean-square norm, gain included computed in float32; the output has the input's dtype."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps).type_as(x) * self.weight.type_as(x)
+        return F.rms_norm(x, x.shape[-1:], self.weight.type_as(x), self.eps).type_as(x)
 
 
 class FeedForward(nn.Module):
@@ -109,8 +109,25 @@ class Block(nn.Module):
     def _forward(
         self, x_BSD: Tensor, rope: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None, start: int
     ) -> Tensor:
+        x_BSD, update_BSD = self.without_last_sum(x_BSD, None, rope, mask, cache, start)
+        return x_BSD + update_BSD
+
+    def without_last_sum(
+        self,
+        x_BSD: Tensor,
+        update_BSD: Tensor | None,
+        rope: Tensor,
+        mask: Tensor | BlockMask | None,
+        cache: LayerCache | None,
+        start: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The block on ``x + update``; its own output is the sum of the two that it returns. Compiled, the sum is
+        then part of the next block's norm rather than a kernel of its own.
+        """
+        if update_BSD is not None:
+            x_BSD = x_BSD + update_BSD
         x_BSD = x_BSD + self._drop(self.attention(self.attention_norm(x_BSD), rope, mask, cache, start))
-        return x_BSD + self._drop(self.feed_forward(self.ffn_norm(x_BSD)))
+        return x_BSD, self._drop(self.feed_forward(self.ffn_norm(x_BSD)))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

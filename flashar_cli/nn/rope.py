@@ -31,7 +31,10 @@ def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, 
 def apply_rope(x_BSAE: Tensor, table: Tensor) -> Tensor:
     """Rotates interleaved pairs of the last axis by ``table`` [S, E // 2, 2], computed in float32, dtype kept."""
     pairs = x_BSAE.float().unflatten(-1, (-1, 2))
-    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    if torch.compiler.is_compiling():  # Inductor, which makes one kernel of this, makes none of complex numbers
+        cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+        even, odd = pairs[..., 0], pairs[..., 1]
+        rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)[:, None])
     return rotated.flatten(-2).type_as(x_BSAE)

@@ -44,7 +44,13 @@ class SamplingParams:
 
     @property
     def kind(self) -> SamplingKind:
-        return SamplingKind(self.guided, self.temperature == 0, self.top_k, self.top_p < 1.0)
+        return SamplingKind(
+            guided=self.guided,
+            greedy=self.temperature == 0,
+            tempered=self.temperature not in (0, 1),
+            top_k=self.top_k,
+            nucleus=self.top_p < 1.0,
+        )
 
     def guides_cell(self, position: int, num_cells: int) -> bool:
         """Whether guidance acts on the step that starts at this position of the order."""
@@ -58,6 +64,7 @@ class SamplingKind:
 
     guided: bool = False
     greedy: bool = False
+    tempered: bool = False
     top_k: int = 0
     nucleus: bool = False
 
@@ -83,8 +90,8 @@ def uniform_table(seed: int, first_image: int, num_images: int, num_cells: int) 
 
 
 def guide(logits_cond: Tensor, logits_uncond: Tensor, scale: float | Tensor) -> Tensor:
-    """Classifier-free guidance on logits: ``u + s * (c - u)``."""
-    return logits_uncond + scale * (logits_cond - logits_uncond)
+    """Classifier-free guidance on logits: ``u + s * (c - u)``; exactly ``c`` at scale 1."""
+    return torch.lerp(logits_uncond, logits_cond, scale)
 
 
 def filter_logits(logits_BCV: Tensor, top_k: int, top_p: Tensor | None) -> Tensor:
@@ -111,12 +118,13 @@ def sample(logits_BCV: Tensor, uniform_BC: Tensor, kind: SamplingKind, values: S
     if kind.greedy:
         return logits_BCV.argmax(dim=-1)
     top_p = values.top_p if kind.nucleus else None
-    filtered = filter_logits(logits_BCV.float() / values.temperature, kind.top_k, top_p)
-    cdf = _cumulative(filtered.softmax(dim=-1))
-    total = cdf[..., -1:]
-    # u < 1, but u * total may round up to total, beyond every code; the float before it belongs to the last code.
-    threshold = torch.minimum(uniform_BC[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1)
+    logits_BCV = logits_BCV.float()
+    if kind.tempered:
+        logits_BCV = logits_BCV / values.temperature
+    cdf = _cumulative(filter_logits(logits_BCV, kind.top_k, top_p).softmax(dim=-1))
+    # The code found lies before the last step of the cdf: a float32 u < 1 is at most 1 - 2^-24, so u * total, rounded
+    # to nearest, is below total.
+    return torch.searchsorted(cdf, uniform_BC[..., None] * cdf[..., -1:], right=True).squeeze(-1)
 
 
 def _cumulative(rows_BCV: Tensor) -> Tensor:

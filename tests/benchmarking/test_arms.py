@@ -91,6 +91,11 @@ def test_operators_are_counted_without_views() -> None:
         x = torch.ones(4, 4)
         (x.view(16).view(2, 8) + 1).sum()
     assert counter.count == 3
+    with torch.inference_mode(), OperatorCounter() as counter:  # nothing is taken apart before it is counted
+        x.float().reshape(2, 8)
+        assert counter.count == 0
+        x.double().t().reshape(16)
+    assert counter.count == 2
 
 
 def test_launches_grow_with_the_forwards() -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
 from benchmarks import profile_decode
-from benchmarks.profile_decode import Span, attention, main, recorded, summarise
+from benchmarks.profile_decode import Span, main, summarise
+from flashar_cli.errors import FlasharError
+from flashar_cli.nn.attention import DECODING_KERNELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,20 +71,21 @@ def operators(document: dict[str, Any]) -> set[str]:
     return {each["name"] for each in document["kernels"]}
 
 
-@pytest.mark.parametrize(("name", "kind"), (("flash", "flash_attention"), ("math", "attention_math")))
-def test_a_back_end_of_sdpa_is_used_and_put_back(name: str, kind: str) -> None:
-    device = torch.device("cpu")
-    query = torch.randn(1, 2, 4, 16)
+def test_a_back_end_of_sdpa_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches would bring back what another back-end compiled."""
+    seen = []
 
-    def names() -> set[str]:
-        spans, _ = recorded(lambda: F.scaled_dot_product_attention(query, query, query), device)
-        return {span.name for span in spans}
+    def prepare(*args: Any) -> None:
+        seen.append((args[-1], torch._inductor.config.force_disable_caches))
+        raise FlasharError("enough")
 
-    before = names()
-    with attention(name, device):
-        assert torch._inductor.config.force_disable_caches, "they would bring back what another back-end compiled"
-        assert any(kind in operator for operator in names())
-    assert names() == before and not torch._inductor.config.force_disable_caches
+    monkeypatch.setattr(profile_decode, "prepare", prepare)
+    for name in ("math", "auto"):
+        command = ["profile_decode.py", "llamagen-tiny-flashar", "--arm", "flashar-compile", "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [*command, "--sdpa", name, "--out", str(tmp_path / "profile.json")])
+        assert main() == 2
+    assert seen == [((SDPBackend.MATH,), True), (DECODING_KERNELS, False)]
+    assert not torch._inductor.config.force_disable_caches
 
 
 def test_the_profile_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

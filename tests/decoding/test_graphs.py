@@ -8,7 +8,9 @@ import torch
 from flashar_cli.decoding.decoder import decode, decode_with
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.forked import forked_branch
+from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
+from flashar_cli.decoding.joined import joined_products
 from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.decoding.quantize import SCHEMES, quantize_model
 from flashar_cli.nn.sampling import SamplingParams, uniform_table
@@ -99,7 +101,8 @@ def test_an_engine_captures_a_key_once(dtype):
         plan = engine.plan(3, order, params)
         tolerance = 1e-4 if dtype == torch.float32 else 0.1
         torch.testing.assert_close(engine.pixels(codes), tokenizer.decode(codes), atol=tolerance, rtol=0)
-        assert torch.equal(codes, decode_with(plan, conditions, params, uniform, None))
+        with Forwards(joined_products(model)).active():  # one product rounds otherwise than two
+            assert torch.equal(codes, decode_with(plan, conditions, params, uniform, None))
         del codes, plan
     assert torch.cuda.memory_allocated() == allocated
 
@@ -129,11 +132,23 @@ def test_what_cannot_be_captured_is_one_line_and_eager():
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.equal(codes, decode(model, conditions, order, params, uniform_table(0, 0, 1, 15)))
 
+    # Nothing goes on as if the capture ran: memory, random numbers, and captures after it.
+    del engine
+    torch.cuda.empty_cache()
+    assert torch.randn(8, device="cuda").isfinite().all()
+    model.backbone.norm.forward = forward
+    again = Engine(model, None, "graph", lines.append)
+    assert again.decode(conditions, order, params, uniform_table(0, 0, 1, 15)).shape == (1, 3, 5)
+    assert len(lines) == 1 and again.optimisation == "graph"
+    before = torch.cuda.memory_allocated()
+    torch.randn(1 << 20, device="cuda")
+    assert torch.cuda.memory_allocated() == before
+
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optimisation", ("compile", "flex"))
 @pytest.mark.parametrize("order_name", ("raster", "diagonal"))
-def test_compiled_blocks_draw_as_eager_ones_in_graphs(order_name, optimisation):
+def test_compiled_parts_draw_as_eager_ones_in_graphs(order_name, optimisation):
     model = make_model(6, 6, "hidden").cuda()
     lines: list[str] = []
     engine = Engine(model, None, optimisation, lines.append)
@@ -151,14 +166,19 @@ def test_compiled_blocks_draw_as_eager_ones_in_graphs(order_name, optimisation):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_later_engine_leaves_the_graphs_of_an_earlier_one_their_weights():
-    """As a bench of both levels has them: compiling puts other tensors in the place of weights that graphs read."""
+    """Compiling, as any engine but an eager one, puts other tensors in the place of weights that graphs read."""
     model = make_model(6, 6, "hidden").cuda()
     order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), SamplingParams(cfg_scale=2.0)
-    graphs = Engine(model, None, "graph")
-    before = graphs.decode(conditions, order, params, uniform_table(0, 0, 3, 36))
+    uniform = uniform_table(0, 0, 3, 36)
+    plan = DecodePlan(model, PlanKey.of(model, 3, order, params.kind))
+    before = decode_with(plan, conditions, params, uniform, None)
+    graphs = GraphedPlan(plan, None)
     compiled = Engine(model, None, "compile")
     compiled.decode(conditions, order, params, uniform_table(0, 0, 3, 36))
     torch.cuda.empty_cache()
     junk = [torch.full_like(parameter, torch.nan) for parameter in model.parameters() for _ in range(4)]
-    assert torch.equal(graphs.decode(conditions, order, params, uniform_table(0, 0, 3, 36)), before)
+    plan.load(conditions, params, uniform)
+    graphs.prefix()
+    graphs.steps()
+    assert torch.equal(plan.tokens(), before)
     del junk

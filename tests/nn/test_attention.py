@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.attention import attend, check_backend, flex_takes
+from flashar_cli.nn.attention import attend, attention_kernels, check_backend, flex_takes
 from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps
 from tests.tiny_models import build_model, random_config
 
@@ -62,3 +63,27 @@ def test_flex_is_refused_where_it_cannot_train():
         check_backend("flex", torch.device("cuda"), 100)
     check_backend("sdpa", CPU, 100)
     assert [size for size in (8, 16, 64, 100, 128) if flex_takes(size)] == [16, 64, 128]
+
+
+def test_a_mask_that_is_added_is_one_that_lets_attend():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
+    keys = torch.rand(2, 1, 1, 9) < 0.7
+    keys[..., -1] = True
+    added = torch.zeros(2, 1, 1, 9).masked_fill(~keys, -torch.inf)
+    for backend in ("sdpa", "eager"):
+        torch.testing.assert_close(attend(q, k, v, added, backend), attend(q, k, v, keys, backend))
+
+
+def test_decoding_kernels_leave_cudnn_out_and_are_put_back():
+    before = sdpa_state()
+    with attention_kernels():
+        assert sdpa_state() == {**before, "cudnn": False, "flash": True, "mem_efficient": True, "math": True}
+        with attention_kernels([SDPBackend.MATH]):
+            assert sdpa_state()["math"] and sum(sdpa_state().values()) == 1
+    assert sdpa_state() == before
+
+
+def sdpa_state():
+    kinds = ("cudnn", "flash", "mem_efficient", "math")
+    return {kind: getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in kinds}

@@ -125,6 +125,32 @@ def test_temperature_zero_is_argmax():
     assert torch.equal(draw(logits, torch.rand(2, 3), SamplingParams(temperature=0)), logits.argmax(-1))
 
 
+def test_the_largest_number_below_one_draws_the_last_code():
+    """What is compared with the cdf is below its last value: so codes that a filter left out are not drawn."""
+    largest, generator = torch.tensor(1 - 2**-24), torch.Generator().manual_seed(0)
+    assert torch.nextafter(largest, torch.tensor(2.0)) == 1
+    totals = torch.rand(100_000, generator=generator) * 2.0 ** torch.randint(-3, 3, (100_000,), generator=generator)
+    powers = 2.0 ** torch.arange(-20.0, 20.0)
+    above, below = (torch.nextafter(powers, powers * factor) for factor in (2, 0.5))
+    totals = torch.cat([totals, powers, above, below])
+    assert bool((largest * totals < totals).all())
+
+
+@pytest.mark.parametrize("temperature", (0.5, 1.0, 1.7))
+def test_temperature_divides_the_logits(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits, uniform = torch.randn(2, 50, 16, generator=generator), torch.rand(2, 50, generator=generator)
+    expected = (uniform[..., None] >= (logits.double() / temperature).softmax(-1).cumsum(-1)).sum(-1)
+    assert torch.equal(draw(logits, uniform, SamplingParams(temperature=temperature)), expected)
+
+
+def test_guidance_by_hand():
+    cond, uncond = torch.tensor([1.0, 0.1, -3.0]), torch.tensor([0.5, 0.7, 2.0])
+    for scale in (0.0, 0.3, 1.0, 2.0, 7.5):
+        torch.testing.assert_close(guide(cond, uncond, torch.tensor(scale)), uncond + scale * (cond - uncond))
+    assert torch.equal(guide(cond, uncond, torch.tensor(1.0)), cond)
+
+
 @pytest.mark.parametrize(
     "settings",
     (
