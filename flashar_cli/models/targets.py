@@ -69,11 +69,12 @@ def _targets(order: Order, first: int, last: int, base: int, num_sources: int, d
     def index(sources: list[int]) -> Tensor | None:
         return None if sources == identity else torch.tensor([max(source, 0) for source in sources], device=device)
 
+    def takes_part(sources: list[int]) -> Tensor:
+        return torch.tensor([source != NO_SOURCE for source in sources], device=device)
+
     uses_branch = any(source != NO_SOURCE for source in order.vertical_source)
-    parts = (
-        torch.tensor([source != NO_SOURCE for source in sources], device=device) for sources in (horizontal, vertical)
-    )
-    return aligned_targets(*parts, uses_branch)._replace(horizontal=index(horizontal), vertical=index(vertical))
+    aligned = aligned_targets(takes_part(horizontal), takes_part(vertical), uses_branch)
+    return aligned._replace(horizontal=index(horizontal), vertical=index(vertical))
 
 
 def _relative(sources: tuple[int, ...], base: int) -> list[int]:
