@@ -197,6 +197,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     "content",
     (
         header("a.png", -512) + PICTURE.ljust(1024, b"\0"),
+        header("a.cls", 1) + b"1".ljust(512, b"\0") + header("a.png", -512),  # the next header is this one again
         header("a.png", -(2**40)),
         header("a.png", 2**60) + PICTURE,
         header("a.png", len(PICTURE)) + PICTURE[:40],
@@ -215,11 +216,21 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
         in_tar([("a\nb.png", PICTURE), ("a\nb.cls", b"1")]),
         in_tar([("a" * 5000 + ".png", PICTURE), ("a" * 5000 + ".cls", b"1")]),
     ),
-    ids=range(18),
+    ids=range(19),
 )
 def test_tar_files_made_to_do_harm(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content + bytes(1024))
     assert not accepted(lambda: every_picture(tmp_path / "a.tar"), 5)
+
+
+@pytest.mark.parametrize("size", (2**60, 2**33, -600))
+@pytest.mark.parametrize("kind", (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE))
+def test_large_headers_are_not_read(tmp_path, size, kind):
+    with open(tmp_path / "a.tar", "wb") as content:
+        content.write(header("long", size, kind))
+        content.truncate(2**34)
+    with pytest.raises(FlasharError, match="a header of -?[0-9]+ bytes"):
+        every_picture(tmp_path / "a.tar")
 
 
 def test_links_and_devices_in_tar_files_are_no_pictures(tmp_path):

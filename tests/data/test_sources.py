@@ -212,10 +212,11 @@ def test_named_parts_of_tars_and_options_without_use(tmp_path):
 
 
 def test_a_file_that_is_missing_is_a_bad_picture_not_an_end(tmp_path):
-    (tmp_path / "list.jsonl").write_text('{"image": "gone.png", "label": 1}')
-    fetch = next(iter(open_pictures(str(tmp_path / "list.jsonl"), CLASSES).pictures(np.array([0]))))
-    with pytest.raises(FlasharError, match="its file does not exist"):
-        fetch()
+    for name, words in (("gone.png", "its file does not exist"), ("9" * 1000, "its file cannot be read")):
+        (tmp_path / "list.jsonl").write_text(json.dumps({"image": name, "label": 1}))
+        fetch = next(iter(open_pictures(str(tmp_path / "list.jsonl"), CLASSES).pictures(np.array([0]))))
+        with pytest.raises(FlasharError, match=words):
+            fetch()
 
 
 def test_image_folder(tmp_path):

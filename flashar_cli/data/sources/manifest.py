@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ class JsonLines:
         self.ids = as_ids(ids, f"--data {path}")
         check_unique(self.ids, f"--data {path}")
         self.labels, self.captions = read_text(values, f"--data {path}", wanted)
-        sizes = (str(file.stat().st_size if file.is_file() else None) for file in self.files)
+        sizes = (str(os.path.getsize(file) if os.path.isfile(file) else None) for file in self.files)
         self.fingerprint = digest([*ids, *map(str, values), *sizes])
 
     def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
