@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,32 @@ def caption_checkpoint(tmp_path: Path) -> Path:
 def errors_show_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no user's fault is raised in tests, not told in one line."""
     monkeypatch.setenv("FLASHAR_TRACEBACK", "1")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a user sees: the exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """``run_cli("bench", path, "--repeats", 1)``; arguments are turned into strings."""
+
+    def run(*args: object) -> Result:
+        from flashar_cli.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["flashar", *map(str, args)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from flashar_cli import bounds
 from flashar_cli.bounds import Bounds, decimal, number_range
 from flashar_cli.errors import FlasharError
-from tests.hostile_values import BEYOND_ALL_BOUNDS, DIGITS, FLOATS, INTEGERS, TEXT
+from tests.input.values import BEYOND_ALL_BOUNDS, DIGITS, FLOATS, INTEGERS, TEXT
 
 ALL = {name: value for name, value in vars(bounds).items() if isinstance(value, Bounds)}
 

@@ -18,7 +18,7 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.sizes import model_weights
 from flashar_cli.text import one_line
 from flashar_cli.tokenizers.vq import VQTokenizer
-from tests.hostile_values import DOCUMENTS, FLOATS, INTEGERS, TEXT
+from tests.input.values import DOCUMENTS, FLOATS, INTEGERS, TEXT
 from tests.tiny_models import random_config
 
 VALID: dict[str, Any] = json.loads(random_config().model_dump_json())

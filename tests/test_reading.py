@@ -10,7 +10,7 @@ import pytest
 
 from flashar_cli import reading
 from flashar_cli.errors import FlasharError
-from tests.hostile_files import DEEP, special_files, time_limit
+from tests.input.files import DEEP, special_files, time_limit
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 from flashar_cli.recipe import AdaptRecipe, load_recipe, recipes_dir, shipped_recipes
 from flashar_cli.text import one_line
-from tests.hostile_values import DOCUMENTS, FLOATS, INTEGERS, TEXT
+from tests.input.values import DOCUMENTS, FLOATS, INTEGERS, TEXT
 
 
 def test_every_file_is_a_recipe():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashar_cli.text import MOST_CHARACTERS, MOST_SHOWN, one_line, plain, printable, shown
-from tests.hostile_values import DOCUMENTS, TEXT
+from tests.input.values import DOCUMENTS, TEXT
 
 
 @given(TEXT)

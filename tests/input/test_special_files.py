@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.benchmarking.reports.made_up import report
-from tests.hostile_files import special_files, time_limit
+from tests.input.files import special_files, time_limit
 from tests.parity.upstream_files import upstream_state
 from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
 

@@ -36,7 +36,7 @@ from flashar_cli.training.state import TrainingState
 from flashar_cli.world import World
 from tests.benchmarking.reports.made_up import report
 from tests.data.pictures import shape_folder
-from tests.hostile_files import accepted, as_json, damaged, mutated, quick, thorough
+from tests.input.files import accepted, as_json, damaged, mutated, quick, thorough
 from tests.reporting.runs import adapt_report, run_records
 from tests.tiny_models import build_model, random_config
 

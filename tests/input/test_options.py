@@ -30,7 +30,7 @@ from flashar_cli.recipe import AdaptRecipe
 from flashar_cli.text import MOST_CHARACTERS, printable
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.benchmarking.reports import made_up
-from tests.hostile_values import ARGUMENTS, DIGITS
+from tests.input.values import ARGUMENTS, DIGITS
 from tests.parity.upstream_files import upstream_state
 from tests.tiny_models import build_model, random_config
 

@@ -33,7 +33,7 @@ from flashar_cli.tokenizers.vq import VQTokenizer
 from flashar_cli.upstream.convert import convert
 from flashar_cli.upstream.facts import ConvertOptions
 from tests.data.pictures import encoded, good_kinds, quarters
-from tests.hostile_files import DEEP, accepted, damaged, quick, thorough
+from tests.input.files import DEEP, accepted, damaged, quick, thorough
 from tests.parity.upstream_files import upstream_state
 from tests.tiny_models import TINY_VQ, build_model, random_config
 
