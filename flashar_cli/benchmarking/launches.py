@@ -43,7 +43,13 @@ class OperatorCounter(TorchDispatchMode):
 
 
 def _memory(value: object) -> int | None:
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None
+    """Which memory a tensor's numbers are in; tensors that don't say are each taken to have their own."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    try:
+        return value.untyped_storage()._cdata
+    except RuntimeError:  # packed weights
+        return id(value)
 
 
 def count_launches(work: Callable[[], object], device: torch.device) -> Launches:
