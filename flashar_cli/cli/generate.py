@@ -108,6 +108,7 @@ def command(
         raise FlasharError("--npz holds pictures, but --no-images was passed; leave one of them out")
     inputs = {"MODEL": hub.local_path(name), "--caption-features": caption_features}
     check_outputs(declared(targets), inputs, overwrite)
+    directory = hub.resolve(name)
 
     import torch
 
@@ -121,7 +122,7 @@ def command(
     runtime.keep_freed_memory()
     where = options.resolve_device(device)
     precision = options.resolve_dtype(dtype, where)
-    loaded = load(name, where, precision, quantize.value if quantize else None)
+    loaded = load(str(directory), where, precision, quantize.value if quantize else None)
     if targets.with_pictures and loaded.tokenizer is None:
         raise FlasharError(
             f"{name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
@@ -155,7 +156,7 @@ def command(
         "quantize": quantize.value if quantize else None,
     }
     sources = {
-        "model_sha256": checkpoint.weights_sha256(hub.resolve(name)),
+        "model_sha256": checkpoint.weights_sha256(directory),
         "config": loaded.config.model_dump(mode="json"),
         "device": where.type,
         "dtype": str(precision).removeprefix("torch."),

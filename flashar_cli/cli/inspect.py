@@ -14,10 +14,13 @@ def command(model: options.Model = None, base: options.Base = None, json: option
     Shape, parameters, memory, hash, and every problem at once; exit code 2 if there is one.
     """
     from flashar_cli import hub
+
+    directory = hub.resolve(options.required_model(model, base))
+
     from flashar_cli.inspection import inspect
     from flashar_cli.listing import readable_count
 
-    report = inspect(hub.resolve(options.required_model(model, base)))
+    report = inspect(directory)
     if json:
         output.document(report)
     else:
