@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,11 +86,14 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
         monkeypatch.setattr(sys, "argv", ["flashar", *map(str, args)])
         capsys.readouterr()
+        handler = signal.getsignal(signal.SIGTERM)  # the command sets its own, and pytest must still be stoppable
         try:
             main()
             code = 0
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 
