@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32; the gain is applied in the input's dtype, which the output keeps."""
+    """Root-mean-square norm, gain included computed in float32; the output has the input's dtype."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps).type_as(x) * self.weight.type_as(x)
+        return F.rms_norm(x, x.shape[-1:], self.weight.type_as(x), self.eps).type_as(x)
 
 
 class FeedForward(nn.Module):
