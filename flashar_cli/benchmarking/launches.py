@@ -21,7 +21,9 @@ NOT_KERNELS = ("Memcpy", "Memset")
 # The kernel of torch.cuda._sleep.
 MARKER = "spin_kernel"
 # libkineto reads the file that this environment variable names when a profile begins.
-KINETO_CONFIG, BUFFERS_MB = "KINETO_CONFIG", 4096
+KINETO_CONFIG = "KINETO_CONFIG"
+# Its most: PyTorch 2.11 counts the bytes in 32 bits, and 4096 would be none at all.
+BUFFERS_MB = 2047
 
 
 class OperatorCounter(TorchDispatchMode):
@@ -112,7 +114,7 @@ def without_marker(events: list[Any]) -> Profiled:
 
 @contextmanager
 def _large_buffers() -> Iterator[None]:
-    """Room for some twenty million kernels instead of half a million, where the user has set nothing: memory is taken
+    """Room for some eight million kernels instead of half a million, where the user has set nothing: memory is taken
     as it is needed, and what does not fit would be dropped without an error.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as file:

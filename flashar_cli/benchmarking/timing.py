@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from flashar_cli.benchmarking.floor import Rates
 
 MIB = 2**20
+MOST_PRODUCT_S = 0.5
 
 
 class Stopwatch:
@@ -74,9 +76,14 @@ def _copy_bytes_per_s(device: torch.device) -> float:
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     """Rate of a square matrix product on this machine at this moment, in this dtype, on random numbers: where power
-    limits a GPU, constant ones are multiplied faster than any model's.
+    limits a GPU, constant ones are multiplied faster than any model's. The largest product that takes no longer than
+    MOST_PRODUCT_S counts: a CPU without instructions for a dtype would need minutes for one that fills others.
     """
-    side = 8192 if device.type == "cuda" else 2048
+    side, largest = 256, 8192 if device.type == "cuda" else 2048
     generator = torch.Generator(device).manual_seed(0)
-    left, right = (torch.randn(side, side, dtype=dtype, device=device, generator=generator) for _ in range(2))
-    return 2 * side**3 / best_s(lambda: left @ right, device, repeats=5)
+    while True:
+        left, right = (torch.randn(side, side, dtype=dtype, device=device, generator=generator) for _ in range(2))
+        seconds = best_s(partial(torch.matmul, left, right), device, repeats=5)
+        if side == largest or 8 * seconds > MOST_PRODUCT_S:
+            return 2 * side**3 / seconds
+        side *= 2

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from flashar_cli.benchmarking import timing
 from flashar_cli.benchmarking.memory import peak_memory_bytes, peak_rss_bytes
 from flashar_cli.benchmarking.timing import Stopwatch, measure_rates, quartiles
 
@@ -51,3 +52,16 @@ def test_device_events_wait_for_the_work() -> None:
     watch.mark()
     # 11 TFLOP: no device does them in a millisecond, though queueing them takes less.
     assert watch.durations_s()[0] > 1e-3
+
+
+@pytest.mark.parametrize(("flops_per_s", "num_sizes"), ((1e8, 1), (5e9, 3), (1e15, 4)))
+def test_a_slow_product_is_a_small_one(flops_per_s, num_sizes, monkeypatch):
+    timed = []
+
+    def best_s(work, device, repeats):
+        timed.append(len(work()))
+        return 2 * timed[-1] ** 3 / flops_per_s
+
+    monkeypatch.setattr(timing, "best_s", best_s)
+    assert timing.matmul_flops_per_s(torch.device("cpu"), torch.float32) == pytest.approx(flops_per_s)
+    assert timed == [256, 512, 1024, 2048][:num_sizes]

@@ -87,7 +87,7 @@ def test_without_agreement_nothing_is_compared(run_cli: Callable, write_tiny_che
     done = run_cli("bench", write_tiny_checkpoint(), "--json", *QUICK)
     document = json.loads(done.out)
     assert document["agreements"] == [] and document["settings"]["quantize"] is None
-    assert "float32 weights" not in done.err and "in float32" not in done.err
+    assert "float32 weights" not in done.err and "of each decoder in float32" not in done.err
 
 
 def test_bench_without_torchao_is_one_line(

@@ -308,6 +308,31 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path):
         torch.testing.assert_close(tensor, second[name])
 
 
+def test_the_teacher_predicts_the_same_cells_in_raster_order_from_clean_codes(tmp_path):
+    run = make_run(tmp_path, TWO_STAGES, corruption=0.5, dropout=0.0, class_drop=0.0)
+    model, grid, rows, epochs = run.model, run.model.config.order_grid, np.arange(6), np.zeros(6, np.int64)
+    with torch.no_grad():
+        model.branch.head.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+        model.backbone.head.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+        parallel = Parallel(model, run.engine, run.dtype)
+        losses = loop.batch_losses(run, parallel, TWO_STAGES[0].settings, rows, epochs)
+        codes, conditions = run.train.take(rows).tensors(torch.device("cpu"))
+        noisy = corrupt_codes(codes.flatten(1).numpy(), 0.5, 32, run.seed, epochs, rows)
+        noisy = torch.from_numpy(noisy).reshape(codes.shape)
+        teacher, student = (
+            order.to_raster(part, trailing=1)
+            for order, part in (
+                (grid.raster(), model(grid.raster().from_raster(codes), conditions, grid.raster()).logits),
+                (grid.diagonal(), model(grid.diagonal().from_raster(noisy), conditions, grid.diagonal()).vertical),
+            )
+        )
+    heat = TWO_STAGES[0].settings.distill_temperature
+    wanted, got = (teacher / heat).softmax(-1), (student / heat).log_softmax(-1)
+    divergence = heat**2 * (wanted * (wanted.log() - got)).sum(-1)
+    counted = [divergence[:, 0, 0], *divergence[:, 1:].flatten(1).unbind(1)]  # the corner and all but row 0
+    torch.testing.assert_close(losses.distill, torch.stack(counted).mean())
+
+
 def test_dropped_tokens_are_not_seen(tmp_path):
     model = make_run(tmp_path, TWO_STAGES).model.eval()
     order = model.config.order_grid.diagonal()

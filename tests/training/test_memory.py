@@ -76,7 +76,7 @@ def test_auto_shards_what_would_not_fit():
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_losses_hold_the_logits_of_some_targets(dtype):
-    """By hand: both heads' logits, two log-softmaxes and two gradients, V float32 numbers each; heads' gradients."""
+    """By hand: both heads' logits, two log-softmaxes, two gradients: V float32 numbers each; heads' gradients."""
     config = config_of(2, 16, 16)
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"vocab_size": 4096})})
     heads = 2 * 64 * 4096 * 4
