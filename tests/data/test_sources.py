@@ -276,7 +276,7 @@ def test_labels_that_no_array_holds(tmp_path, label):
 def test_names_that_are_no_text(tmp_path):
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "caf\udce9.png").write_bytes(content(0))
-    with pytest.raises(FlasharError, match=r"caf\\udce9.png .* is not UTF-8"):
+    with pytest.raises(FlasharError, match=r"caf\\udce9.png.*expected printable Unicode"):
         open_pictures(str(tmp_path), CLASSES)
     (tmp_path / "list.jsonl").write_text('{"image": "\\ud800.png", "label": 1}')
     with pytest.raises(FlasharError, match="is not UTF-8|list.jsonl"):
@@ -285,6 +285,6 @@ def test_names_that_are_no_text(tmp_path):
 
 @pytest.mark.parametrize("count", ("9" * 200, "0", "-1", "1e3", "99999999999"))
 def test_shapes_that_nobody_draws(count):
-    with pytest.raises(FlasharError, match="shapes") as error:
+    with pytest.raises(FlasharError, match="shapes|more than 18 digits") as error:
         open_pictures(f"shapes:{count}", CLASSES)
     assert "GiB" not in str(error.value)

@@ -163,7 +163,7 @@ def index(folder: Path) -> Document:
     config = random_config(tokenizer=False)
     state = build_model(config).state_dict()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "MAX_SHARD_SIZE", "20KB")
+        patch.setattr(checkpoint, "MAX_SHARD_SIZE", "60KB")
         checkpoint.save(folder / "model", config, state, None)
     path = folder / "model" / checkpoint.INDEX_FILE
     content = json.loads(path.read_text())

@@ -123,9 +123,10 @@ def test_the_places_are_good_with_good_files(run_cli, tmp_path, monkeypatch, mod
     path, arguments = PLACES["old report"](tmp_path, models)
     path.write_text(json.dumps(report()))
     assert run_cli(*arguments).code == 0
+    shutil.rmtree(tmp_path / "out")
     path, arguments = PLACES["upstream pickle"](tmp_path, models)
     shutil.copyfile(models["upstream"], path)
-    assert run_cli(*arguments, "--num-heads", 4, "--grid", "3x5", "--overwrite").code == 0
+    assert run_cli(*arguments, "--num-heads", 4, "--grid", "3x5").code == 0
     assert load_file(tmp_path / "out" / "model.safetensors")
     (tmp_path / "recipe.toml").write_text("steps = 4\n")
     path, arguments = PLACES["recipe"](tmp_path, models)

@@ -34,6 +34,10 @@ class Fixture:
             tensor[3] *= self.meta.get("head_row_3_times", 1)
         return tensor
 
+    def upstream_state(self) -> dict[str, Tensor]:
+        """All weights at once."""
+        return {name: self.upstream(name) for name in self.upstream_names}
+
     @property
     def conditions(self) -> Conditions:
         if "labels" in self.tensors:

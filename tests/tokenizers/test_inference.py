@@ -48,7 +48,7 @@ def test_published_tokenizers_give_the_same_pictures(name: str, algorithm: str) 
     fixture = read_fixture(name)
     with torch.device("meta"):
         tokenizer = VQTokenizer(config_from_state(fixture.meta["state_dict_shapes"])).eval()
-    tokenizer.load_state_dict(fixture.upstream, assign=True)
+    tokenizer.load_state_dict(fixture.upstream_state(), assign=True)
     pictures = InferenceDecoder(tokenizer)(fixture.tensors["random_codes"])
     torch.testing.assert_close(pictures, fixture.tensors["decoded"], rtol=0, atol=1e-4)
 

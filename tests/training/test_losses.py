@@ -32,10 +32,10 @@ ALL_TERMS = StageSettings(
 
 
 def gated_config(gate: str, height: int, width: int, captions: bool = False) -> ModelConfig:
-    """40 codes, so that logits are told from hidden states, which are 32 wide."""
+    """40 codes, so that logits are told from hidden states, which are 64 wide."""
     config = random_config(height, width, tokenizer=False)
     backbone = config.backbone.model_copy(update={"vocab_size": 40})
-    branch = BranchConfig(layer=1, gate=gate, gate_dim=default_gate_dim(gate, 32, 40))  # type: ignore[arg-type]
+    branch = BranchConfig(layer=1, gate=gate, gate_dim=default_gate_dim(gate, 64, 40))  # type: ignore[arg-type]
     prefix = CAPTION_PREFIX if captions else config.prefix
     return config.model_copy(update={"backbone": backbone, "branch": branch, "prefix": prefix})
 
@@ -64,7 +64,7 @@ def example(config: ModelConfig, count: int = 3) -> tuple[Tensor, Conditions, Te
         conditions,
         torch.arange(count) == 1,
         blank,
-        torch.randn(count, cells, 32),
+        torch.randn(count, cells, 64),
     )
 
 
@@ -191,7 +191,7 @@ def test_nothing_waits_for_the_device_and_no_logits_of_all_cells_exist(monkeypat
     monkeypatch.setattr(losses, "TARGETS_AT_ONCE", 7)
     config = gated_config(gate, 3, 5)
     model, order = random_model(config), config.order_grid.diagonal()
-    codes, conditions, drop, blank, teacher = example(config)
+    codes, conditions, drop, blank, teacher = example(config, 5)
     read = partial(losses_of, model, codes_BN=codes, settings=ALL_TERMS, teacher_BND=teacher)
     model(codes, conditions, order, drop, blank, read)  # tables are made once
     with Watched(vocab_size=40) as watched:
@@ -199,8 +199,8 @@ def test_nothing_waits_for_the_device_and_no_logits_of_all_cells_exist(monkeypat
     waits = {"nonzero", "masked_select", "_local_scalar_dense", "item", "is_nonzero", "lift_fresh", "unique"}
     assert not watched.names & waits
     assert "_log_softmax" in watched.names
-    # The weight of a head lies there with D = 32 rows; all logits have 3 * 15.
-    assert watched.most_rows <= 32 < len(codes) * order.grid.num_cells
+    # The weight of a head lies there with D = 64 rows; all logits have 5 * 15.
+    assert watched.most_rows <= 64 < len(codes) * order.grid.num_cells
 
 
 def test_compiled_sums_are_the_same(monkeypatch):
