@@ -12,19 +12,21 @@ TIMEOUT_S = 3.0
 _PORTS = {"http": 80, "https": 443}
 
 
-@cache
 def hub_unreachable() -> bool:
     """Whether nothing accepts a connection at the Hub's address ($HF_ENDPOINT), or at the proxy before it.
 
-    False in the Hub's offline mode (HF_HUB_OFFLINE), in which its libraries try nothing. Kept for the process.
+    False in the Hub's offline mode (HF_HUB_OFFLINE), in which its libraries try nothing.
     """
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and not answers(constants.ENDPOINT)
 
 
+@cache
 def answers(address: str) -> bool:
-    """Whether a URL's host, or the proxy that the environment names for it, accepts a connection within TIMEOUT_S."""
+    """Whether a URL's host, or the proxy that the environment names for it, accepts a connection within TIMEOUT_S. Kept
+    for the process.
+    """
     url = urlsplit(address)
     proxy = getproxies().get(url.scheme)
     if proxy and not proxy_bypass(url.hostname or ""):

@@ -13,9 +13,10 @@ from flashar_cli import network
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
     monkeypatch.setattr(network, "getproxies", dict)
-    network.hub_unreachable.cache_clear()
+    answers = network.answers
+    answers.cache_clear()
     yield
-    network.hub_unreachable.cache_clear()
+    answers.cache_clear()
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def test_a_proxy_is_asked_instead_unless_it_is_passed_by(server, closed_port, mo
     for proxy in (f"http://127.0.0.1:{server}", f"127.0.0.1:{server}"):
         monkeypatch.setattr(network, "getproxies", lambda proxy=proxy: {"https": proxy})
         assert network.answers("https://host.invalid")
+        network.answers.cache_clear()
     monkeypatch.setenv("no_proxy", "host.invalid")
     assert not network.answers("https://host.invalid")
 
@@ -59,9 +61,14 @@ def test_offline_nothing_is_asked(monkeypatch):
     assert not network.hub_unreachable()
 
 
-def test_the_hub_is_asked_once(monkeypatch, closed_port):
+def test_the_hub_is_asked_once(monkeypatch):
     asked = []
+
+    def refuse(place, timeout):
+        asked.append(place)
+        raise OSError
+
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example")
-    monkeypatch.setattr(network, "answers", lambda address: asked.append(address))
-    assert network.hub_unreachable() and network.hub_unreachable() and asked == ["https://hub.example"]
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert network.hub_unreachable() and network.hub_unreachable() and asked == [("hub.example", 443)]

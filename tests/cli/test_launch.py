@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
-SMALL_RUN = ("--data", "shapes:48", "--batch-size", "8", "--set", "data.num_validation=16", "--set", "save_every=2")
+SMALL_RUN = ("--data", "shapes:48", "--batch-size", "8", "--set", "data.num_validation=16")
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +43,14 @@ def wait_for_steps(out: Path, num_steps: int) -> None:
 
 
 def test_sigterm_saves_and_two_processes_resume(tmp_path):
-    first = adapt(tmp_path / "out", "--steps", "24", "--nproc", "2")
+    first = adapt(tmp_path / "out", "--steps", "12", "--nproc", "2")
     wait_for_steps(tmp_path / "out", 3)
     first.send_signal(signal.SIGTERM)
     _, error = first.communicate(timeout=90)
     assert first.returncode == 0 and "resume with: flashar adapt llamagen-tiny" in error, error
     assert not (tmp_path / "out").exists() and error.count("stopped by SIGTERM") == 1
 
-    second = adapt(tmp_path / "out", "--steps", "24", "--nproc", "2", "--set", "engine.micro_batch_size=4")
+    second = adapt(tmp_path / "out", "--steps", "12", "--nproc", "2", "--set", "engine.micro_batch_size=4")
     out, error = second.communicate(timeout=120)
     assert second.returncode == 0 and "resuming from" in error, error
     assert out.count("wrote ") == 1

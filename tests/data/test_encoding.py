@@ -195,6 +195,7 @@ def run_encode(arguments, nproc=None, kill_after=None):
     return process.returncode, error.decode()
 
 
+@pytest.mark.slow
 def test_processes_killed_for_real(write_tiny_checkpoint, tmp_path):
     base, folder = write_tiny_checkpoint(), shape_folder(tmp_path / "pictures", 60)
     (folder / "star" / "bad.png").write_bytes(b"no picture")

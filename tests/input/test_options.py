@@ -88,7 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             patch.setenv(name, value)
         patch.setenv("FLASHAR_TRACEBACK", "1")
         patch.setattr("flashar_cli.cli.main.app", get_command(app))  # made once rather than at every call
-        patch.setattr("flashar_cli.network.hub_unreachable", lambda: True)
+        patch.setattr("flashar_cli.network.answers", lambda address: False)
         patch.setattr("flashar_cli.benchmarking.timing.measure_rates", _rates)
         patch.chdir(folder / "here")
         yield Place(folder / "here", files)

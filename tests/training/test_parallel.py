@@ -66,7 +66,10 @@ def assert_same(result: dict | None, expected: dict, first: int = 0) -> None:
     assert result["weight_norm"] == pytest.approx(expected["weight_norm"], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("size", "strategy"), ((2, "ddp"), (4, "ddp"), (2, "fsdp")))
+FOUR = pytest.param(4, "ddp", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("size", "strategy"), ((2, "ddp"), FOUR, (2, "fsdp")))
 def test_several_processes_learn_what_one_does(tmp_path, alone, size, strategy):
     assert_same(run(tmp_path, size, strategy), alone)
 
