@@ -42,6 +42,7 @@ def wait_for_steps(out: Path, num_steps: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_two_processes_resume(tmp_path):
     first = adapt(tmp_path / "out", "--steps", "12", "--nproc", "2")
     wait_for_steps(tmp_path / "out", 3)
