@@ -57,7 +57,7 @@ class _WeightedSums(torch.autograd.Function):
             # As in any backward pass, autocast has had its say in the forward.
             with torch.autocast(weights_K.device.type, enabled=False):
                 found = torch.autograd.grad(sums_K, [*inputs, *parameters], weights_K)
-                for place, gradient in zip(into, found, strict=False):
+                for place, gradient in zip(into, found[: len(into)], strict=True):
                     place.copy_(gradient)
                 for total, gradient in zip(sums, found[len(into) :], strict=True):
                     total += gradient
