@@ -1,8 +1,7 @@
-"""How close encoding a folder of pictures comes to the tokenizer alone: python benchmarks/encode_rate.py [--out FILE]
+"""How close encoding a folder of images comes to the tokenizer alone: python benchmarks/encode_rate.py [--out FILE]
 
-Two arms alternate A B A B in one process: the tokenizer on pictures that lie decoded and cropped in memory, and the
-engine of `flashar encode` on the same pictures as files, shards and checksums included. Drawn shapes, saved as PNG at
-the model's size or, with --side, larger.
+Two arms alternate A B A B in one process: the tokenizer on decoded and cropped images in memory, and the engine of
+`flashar encode` on the same images as files, shards and checksums included. The images are drawn shapes, saved as PNG.
 """
 
 from __future__ import annotations
@@ -19,28 +18,29 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flashar_cli import checkpoint, hub
-from flashar_cli.benchmarking.environment import hardware, software
+from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.encoding import encode
-from flashar_cli.data.prepare import EncodeOptions, plan_encoding
+from flashar_cli.data.options import EncodeOptions
+from flashar_cli.data.prepare import plan_encoding
 from flashar_cli.data.shapes import CLASS_NAMES, draw
+from flashar_cli.machine.environment import hardware, software
+from flashar_cli.machine.world import World
 from flashar_cli.tokenizers.pixels import from_uint8
-from flashar_cli.world import World
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="encode rate of files against the tokenizer's own")
     parser.add_argument("--model", default="llamagen-tiny")
     parser.add_argument("--num-images", type=int, default=2000)
-    parser.add_argument("--side", type=int, default=64, help="pixels of the pictures on disk")
+    parser.add_argument("--side", type=int, default=64, help="pixels of the images on disk")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the report here too")
     args = parser.parse_args()
 
     loaded = checkpoint.load(hub.resolve(args.model), torch.device("cpu"), torch.float32)
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "pictures"
+        folder = Path(work) / "images"
         for index in range(args.num_images):
             name = folder / CLASS_NAMES[index % 10]
             name.mkdir(parents=True, exist_ok=True)
@@ -51,15 +51,15 @@ def main() -> None:
         for name in job.source.ids.tolist():
             with Image.open(folder / name) as image:
                 images.append(job.augmentation.views(image.convert("RGB"), height, width)[0])
-        pictures = np.stack(images)
-        _alone(job, pictures[: 4 * job.batch_size])  # warm-up, of the other arm as well
+        images = np.stack(images)
+        _alone(job, images[: 4 * job.batch_size])  # warm-up, of the other arm as well
         seconds: dict[str, list[float]] = {"tokenizer": [], "encode": []}
         for repeat in range(args.repeats):
             started = time.perf_counter()
-            _alone(job, pictures)
+            _alone(job, images)
             seconds["tokenizer"].append(time.perf_counter() - started)
             started = time.perf_counter()
-            encode(job, Path(work) / f"codes-{repeat}", World())
+            encode(job, Path(work) / f"tokens-{repeat}", World())
             seconds["encode"].append(time.perf_counter() - started)
     rate = {arm: args.num_images / statistics.median(values) for arm, values in seconds.items()}
     report = {
@@ -84,10 +84,10 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def _alone(job: EncodeJob, pictures: np.ndarray) -> None:
-    """The tokenizer and what it cannot do without: uint8 pictures to its input."""
-    for start in range(0, len(pictures), job.batch_size):
-        job.tokenizer.encode(from_uint8(pictures[start : start + job.batch_size]))
+def _alone(job: EncodeJob, images: np.ndarray) -> None:
+    """The tokenizer alone, with the conversion of uint8 images to its input."""
+    for start in range(0, len(images), job.batch_size):
+        job.tokenizer.encode(from_uint8(images[start : start + job.batch_size]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What all linear layers of one forward take, by rows, on plain and on prepacked weights: python
+"""The time of all linear layers of one forward, by rows, on plain and on prepacked weights: python
 benchmarks/linear_rate.py [--model llamagen-b] [--out FILE]
 
-Random weights, both float32 and bfloat16, each layer once a forward, so that none finds its weights in a cache. The two
-kinds of weights alternate A B A B. On a CPU, where `--optimisation packed` is to be had.
+Random weights in float32 and in bfloat16. Each layer runs once a forward, so that none finds its weights in a cache.
+The two kinds of weights alternate A B A B. Runs on a CPU, as `--optimisation packed` does.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flashar_cli.benchmarking.environment import hardware, software
 from flashar_cli.benchmarking.subject import ensure_branch, random_model
-from flashar_cli.decoding.packed import MIN_PACKED_ROWS, packed_linears
+from flashar_cli.decoding.forwards import MIN_PACKED_ROWS, packed_linears
 from flashar_cli.families import PRESETS
-from flashar_cli.files import atomic_file
+from flashar_cli.files.writing import atomic_file
+from flashar_cli.machine.environment import hardware, software
 
 ROWS = (2, 4, 8, 16, 24, 32)
 

@@ -1,10 +1,10 @@
-"""What turning image tokens into pixels takes, and how far from float32 it is: python benchmarks/pixels_rate.py
+"""The time of turning tokens into pixels, and the difference from float32: python benchmarks/pixels_rate.py
 [--model llamagen-b] [--batch-sizes 1,8] [--device cpu] [--out FILE]
 
-Random weights. Ways alternate A B A B: the tokenizer as it is trained (float32, eager); as `generate` and `bench` have
-it with a model in float32; on a CPU the latter without Winograd's convolutions, where it has them, and in bfloat16,
-where the processor has instructions for it; on CUDA as with a model in bfloat16, eager and compiled. Beside wall time
-stands CPU time, which on one thread is the better clock of a machine that is not idle. Agreement is with the first way.
+Random weights. These alternate A B A B: the tokenizer as it is trained (float32, eager); as `generate` and `bench` run
+it with a model in float32; on a CPU the latter also without Winograd convolutions, and in bfloat16 where it can;
+on CUDA as with a model in bfloat16, eager and compiled. Wall time stands beside CPU time, which on one thread is the
+better clock of a machine that is not idle. Agreement is with the first of them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from flashar_cli import runtime
 from flashar_cli.benchmarking.agreement import pixel_agreement
-from flashar_cli.benchmarking.environment import hardware, software, variables
 from flashar_cli.benchmarking.subject import random_tokenizer
 from flashar_cli.decoding.pixels import PixelDecoder
 from flashar_cli.families import PRESETS
-from flashar_cli.files import atomic_file
+from flashar_cli.files.writing import atomic_file
+from flashar_cli.machine import process
+from flashar_cli.machine.environment import hardware, software, variables
 from flashar_cli.tokenizers import inference
 from flashar_cli.tokenizers.inference import InferenceDecoder, has_winograd
 from flashar_cli.tokenizers.pixels import to_uint8
@@ -50,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    runtime.keep_freed_memory()  # as the commands do
+    process.keep_freed_memory()  # as the commands do
     device, config = torch.device(args.device), PRESETS[args.model].config()
     assert config.tokenizer is not None
     tokenizer = random_tokenizer(config.tokenizer, device, 0)
@@ -67,8 +67,8 @@ def main() -> None:
     for batch in map(int, args.batch_sizes.split(",")):
         shape = (batch, config.order_grid.height, config.order_grid.width)
         generator = torch.Generator().manual_seed(batch)
-        codes = torch.randint(config.tokenizer.codebook_size, shape, generator=generator).to(device)
-        found = measured(ways, codes, args.repeats)
+        tokens = torch.randint(config.tokenizer.codebook_size, shape, generator=generator).to(device)
+        found = measured(ways, tokens, args.repeats)
         report["batches"][str(batch)] = found
         for name, numbers in found.items():
             print(f"batch {batch}, {name}: {numbers}", file=sys.stderr)
@@ -92,38 +92,38 @@ def ways_of(tokenizer: VQTokenizer, device: torch.device) -> dict[str, Way]:
         return ways
     if has_winograd():
 
-        def direct(codes: Tensor) -> Tensor:
+        def direct(tokens: Tensor) -> Tensor:
             with mock.patch.object(inference, "WINOGRAD_CAPABILITY", "none"):
-                return float32(codes)
+                return float32(tokens)
 
         ways["float32, direct convolutions"] = (torch.float32, direct)
     if hardware(device).cpu_features:
         decoder = InferenceDecoder(tokenizer, torch.bfloat16)
-        ways["bfloat16"] = (torch.bfloat16, lambda codes: torch.cat([decoder(part) for part in codes.split(1)]))
+        ways["bfloat16"] = (torch.bfloat16, lambda tokens: torch.cat([decoder(part) for part in tokens.split(1)]))
     return ways
 
 
-def measured(ways: dict[str, Way], codes: Tensor, repeats: int) -> dict[str, dict[str, Any]]:
-    """Wall and CPU seconds of each way for the whole batch, and how near its pictures are to the first way's."""
-    pictures = {name: to_uint8(way(codes)) for name, (_, way) in ways.items()}  # a warm-up too
+def measured(ways: dict[str, Way], tokens: Tensor, repeats: int) -> dict[str, dict[str, Any]]:
+    """Wall and CPU seconds of each way for the whole batch, and how close its images are to the first way's."""
+    images = {name: to_uint8(way(tokens)) for name, (_, way) in ways.items()}  # a warm-up too
     wall_s: dict[str, list[float]] = {name: [] for name in ways}
     cpu_s: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, (_, way) in ways.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            way(codes)
-            if codes.is_cuda:
+            way(tokens)
+            if tokens.is_cuda:
                 torch.cuda.synchronize()
             wall_s[name].append(time.perf_counter() - wall)
             cpu_s[name].append(time.process_time() - cpu)
-    expected = next(iter(pictures.values()))
+    expected = next(iter(images.values()))
     return {
         name: {
             "median_s": statistics.median(wall_s[name]),
             "raw_s": wall_s[name],
             "median_cpu_s": statistics.median(cpu_s[name]),
             "raw_cpu_s": cpu_s[name],
-            "agreement": pixel_agreement(dtype, pictures[name], expected).model_dump(),
+            "agreement": pixel_agreement(dtype, images[name], expected).model_dump(),
         }
         for name, (dtype, _) in ways.items()
     }

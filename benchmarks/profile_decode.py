@@ -1,10 +1,10 @@
 """Where the time of a decode goes, by kernel: python benchmarks/profile_decode.py llamagen-xl --random-weights
 --res 512 --arm flashar-graph --out FILE
 
-One batch under PyTorch's profiler: kernels, copies and fills on CUDA, operators on a CPU. For each name calls, time and
-share; and how long nothing ran. The same batch is timed without the profiler too, as that slows down what launches.
---sdpa flash, cudnn, efficient or math puts one of SDPA's back-ends first, to compare them; without it they are those
-that every decode has (flash, then efficient, then math).
+One batch under PyTorch's profiler: kernels, copies and fills on CUDA, operators on a CPU. For each name: calls, time
+and share; and how long nothing ran. The same batch is timed without the profiler too, which slows launches down. --sdpa
+flash, cudnn, efficient or math puts one of SDPA's back-ends first, to compare them; without it the order is that of
+every decode (flash, then efficient, then math).
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from flashar_cli.benchmarking.arms import DECODERS, LEVELS, choose_arms, prepare, split_arm
-from flashar_cli.benchmarking.environment import hardware, software
-from flashar_cli.benchmarking.launches import profiled_events
-from flashar_cli.benchmarking.measure import run_once
-from flashar_cli.benchmarking.plan import example_conditions, floor_of
+from flashar_cli.benchmarking.arms import choose_arms, known_arms, prepare
+from flashar_cli.benchmarking.measure import floor_of, run_once
+from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.reports import tables
-from flashar_cli.benchmarking.subject import load_subject
-from flashar_cli.benchmarking.timing import measure_rates, quartiles
+from flashar_cli.benchmarking.subject import dtype_name, load_subject
 from flashar_cli.cli.options import resolve_device
-from flashar_cli.decoding.decoder import choose_order
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file, refuse_unwritable
+from flashar_cli.files.writing import atomic_file, refuse_unwritable
+from flashar_cli.machine.environment import hardware, software
+from flashar_cli.machine.launches import profiled_events
+from flashar_cli.machine.rates import measure_rates
+from flashar_cli.machine.timing import quartiles
 from flashar_cli.nn.attention import DECODING_KERNELS
-from flashar_cli.nn.sampling import SamplingParams, uniform_table
 
 NAME_LENGTH = 200
 RUNS = 5
-AS_EVER = "auto"
+DEFAULT_SDPA = "auto"
 # The others run where the first can't: on CUDA flash takes no mask, which the prefix has, and neither flash nor cuDNN
 # takes heads as large as the tokenizer's.
 SDPA: dict[str, tuple[SDPBackend, ...]] = {
-    AS_EVER: DECODING_KERNELS,
+    DEFAULT_SDPA: DECODING_KERNELS,
     "flash": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
     "cudnn": (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
     "efficient": (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
@@ -84,7 +83,7 @@ class Profile:
 
 
 def summarise(spans: Sequence[Span]) -> Profile:
-    """Time by name, of a call what its own inner calls (in its lane) leave; and the gaps between all of them."""
+    """Time by name, without that of inner calls in the same lane; and the gaps in which nothing ran."""
     assert spans, "a decode runs something"
     ordered = sorted(spans, key=lambda span: (span.start_ns, -span.end_ns))
     totals: dict[str, list[int]] = {}
@@ -125,9 +124,7 @@ def summarise(spans: Sequence[Span]) -> Profile:
 
 
 def recorded(work: Callable[[], object], device: torch.device) -> tuple[list[Span], bool]:
-    """What ran on the device while ``work`` did, and whether there was more than the profiler had room for; on a CPU
-    the operators of the thread that called them.
-    """
+    """What ran on the device during ``work``, on a CPU the operators by thread; and whether the profiler was full."""
     on_gpu = device.type == "cuda"
     wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     spans = []
@@ -142,9 +139,8 @@ def recorded(work: Callable[[], object], device: torch.device) -> tuple[list[Spa
 
 def check_arm(arm: str, device: torch.device) -> None:
     """Raises FlasharError unless it is one arm of ours that the device can have."""
-    known = [f"{decoder}-{level}" for level in LEVELS for decoder in DECODERS]
-    if arm not in known:
-        raise FlasharError(f"--arm is '{arm}'; expected one of {', '.join(known)}")
+    if arm not in known_arms():
+        raise FlasharError(f"--arm is '{arm}'; expected one of {', '.join(known_arms())}")
     choose_arms(arm, device, False)
 
 
@@ -159,10 +155,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="where the time of a decode goes, by kernel")
     parser.add_argument("model")
     parser.add_argument("--random-weights", action="store_true")
-    parser.add_argument("--res", type=int, help="side of the pictures in pixels; default: the model's")
+    parser.add_argument("--res", type=int, help="side of the images in pixels; default: the model's")
     parser.add_argument("--arm", default="flashar-graph", help="DECODER-LEVEL, as flashar bench names them")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--sdpa", choices=tuple(SDPA), default=AS_EVER, help="runs where it can")
+    parser.add_argument("--sdpa", choices=tuple(SDPA), default=DEFAULT_SDPA, help="runs where it can")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:I")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16, CPU: float32")
     parser.add_argument("--top", type=int, default=40, help="names that are kept")
@@ -179,9 +175,9 @@ def main() -> int:
             raise FlasharError(f"--batch-size is {args.batch_size}; expected a whole number from 1")
         check_sdpa(args.sdpa, device)
         refuse_unwritable(args.out)
-        # Compiled code keeps the back-end that came first when it was compiled, and torch.compile's caches, which
-        # outlive a process, do not tell one from another.
-        with torch.compiler.config.patch(force_disable_caches=args.sdpa != AS_EVER):
+        # Compiled code keeps the back-end that came first when it was compiled, and the caches of torch.compile, which
+        # outlive a process, do not tell back-ends apart.
+        with torch.compiler.config.patch(force_disable_caches=args.sdpa != DEFAULT_SDPA):
             document = profile_arm(args, device)
     except FlasharError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -195,37 +191,34 @@ def main() -> int:
 @torch.inference_mode()
 def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Prepares an arm, times it, and profiles one batch."""
-    decoder, level = split_arm(args.arm)
-    assert level is not None, "check_arm lets only arms of ours through"
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     subject = load_subject(args.model, args.res, args.random_weights, device, dtype, 0)
     model = subject.model
-    conditions = example_conditions(model.config, args.batch_size, 0).to(device)
-    params = SamplingParams(**model.config.generation.model_dump())
-    order = choose_order(model, decoder)
-    uniform_BN = uniform_table(0, 0, args.batch_size, len(order.cells)).to(device)
-    sampler = prepare(subject, level, order, conditions, params, uniform_BN, SDPA[args.sdpa])
+    grid, sampling = model.config.order_grid, model.config.generation
+    plan = Plan((args.batch_size,), RUNS, 1, sampling, 0, (args.arm,), (grid,))
+    batch = Batch.of(plan, model, grid, args.batch_size)
+    sampler = prepare(subject, args.arm, batch, SDPA[args.sdpa])
     run_once(sampler, device)
     runs = [run_once(sampler, device) for _ in range(RUNS)]
     unprofiled_s = quartiles([prefix + decode for prefix, decode, *_ in runs])[1]
-    floor = floor_of(model, args.arm, args.batch_size, params, measure_rates(device, dtype))
+    floor = floor_of(model, args.arm, batch.workload(model), measure_rates(device, dtype))
     # Last of all: a profiler may stay attached to a GPU, and slow what is timed after it.
-    spans, truncated = recorded(lambda: sampler.draw(lambda: None), device)
+    spans, truncated = recorded(lambda: sampler.sample(lambda: None), device)
     profile = summarise(spans)
     return {
         "model": subject.name,
         "weights": subject.weights,
-        "grid": str(model.config.order_grid),
+        "grid": str(grid),
         "arm": args.arm,
         "batch_size": args.batch_size,
         "sdpa": args.sdpa,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "hardware": hardware(device).model_dump(),
         "software": software().model_dump(),
         "unit": "kernels" if device.type == "cuda" else "operators",
         "token_generation_s": unprofiled_s,
         "floor_s": floor.seconds,
-        # The profiler lengthens gaps, hardly the kernels: this is what is idle without it.
+        # The profiler lengthens gaps, hardly the kernels: this is the idle share without it.
         "idle_share_unprofiled": max(0.0, 1 - profile.busy_s / unprofiled_s),
         "truncated": truncated,
         **asdict(profile),

@@ -1,8 +1,8 @@
 """Speed and memory of adaptation steps: python benchmarks/train_rate.py --model llamagen-xl --out FILE
 
-Random weights, random codes, stage 2 (everything is trained). For each arm (attention back-end, compiled or not,
-pictures a forward) a few optimizer steps are timed after a few that are not: images/s, operations per second as a share
-of a matrix product measured in the same run, and peak memory beside what `adapt --dry-run` estimates.
+Random weights, random tokens, stage 2 (everything is trained). Each arm (attention back-end, compiled or not, images a
+forward) times a few optimizer steps after a warm-up: images/s, operations per second as a share of a matrix product
+measured in the same run, and peak memory beside the estimate of `adapt --dry-run`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import numpy as np
 import torch
 
 from flashar_cli.adaptation.job import choose_branch
-from flashar_cli.benchmarking.environment import hardware, software
-from flashar_cli.benchmarking.memory import peak_memory_bytes, reset_peak_memory
 from flashar_cli.benchmarking.subject import config_of, random_model
-from flashar_cli.benchmarking.timing import matmul_flops_per_s
 from flashar_cli.config import ClassPrefix, ModelConfig
-from flashar_cli.data.codes import CodeSet
-from flashar_cli.files import atomic_file
-from flashar_cli.recipe import BranchSettings, EngineSettings, OptimSettings, StageSettings
+from flashar_cli.config.recipe import BranchSettings, EngineSettings, OptimSettings, Stage, StageSettings
+from flashar_cli.data.conditions.by_class import Labels
+from flashar_cli.data.tokens import TokenSet
+from flashar_cli.files.writing import atomic_file
+from flashar_cli.machine.environment import hardware, software
+from flashar_cli.machine.peaks import peak_memory_bytes, reset_peak_memory
+from flashar_cli.machine.rates import matmul_flops_per_s
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.memory import estimate_memory
-from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 
 WARMUP_STEPS = 3
 
 
 class Unsaved(TrainingState):
-    """Training state that stays in memory: gigabytes on disk are not what is measured."""
+    """Training state that stays in memory: writing gigabytes to disk is not measured."""
 
     def save(self, *arguments: Any) -> None:
         return
@@ -49,9 +49,7 @@ class Unsaved(TrainingState):
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description="speed and memory of adaptation steps")
-    parser.add_argument(
-        "--model", default="llamagen-xl", help="a preset or a checkpoint, of which only the shape counts"
-    )
+    parser.add_argument("--model", default="llamagen-xl", help="a preset or a checkpoint, for its shape alone")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--micro-batch-sizes", default="16,32")
@@ -97,7 +95,7 @@ def main() -> None:
 def measure(
     config: ModelConfig, engine: EngineSettings, steps: int, device: torch.device, dtype: torch.dtype, peak: float
 ) -> dict[str, Any]:
-    """One arm: a step is one forward and backward of ``micro_batch_size`` pictures with its optimizer step."""
+    """One arm: a step is one forward and backward of ``micro_batch_size`` images with its optimizer step."""
     branch = choose_branch(BranchSettings(), None, config.backbone)
     model = random_model(config, device, torch.float32, seed=0)
     model.add_branch(branch, 0)
@@ -106,15 +104,15 @@ def measure(
 
     def note_time(kind: str, record: dict[str, Any]) -> None:
         if kind == "step":
-            times.append(time.perf_counter())  # the losses of the record were read, so the device is done with them
+            times.append(time.perf_counter())  # the losses were read, so the device has finished the step
 
     reset_peak_memory(device)
     with tempfile.TemporaryDirectory() as folder:
         run_stages(
             TrainingRun(
                 model=model,
-                train=random_codes(config, 4 * size),
-                validation=random_codes(config, 2),
+                train=random_tokens(config, 4 * size),
+                validation=random_tokens(config, 2),
                 stages=[Stage("stage2", WARMUP_STEPS + steps, settings)],
                 optim=OptimSettings(batch_size=size),
                 engine=engine,
@@ -141,13 +139,13 @@ def measure(
     }
 
 
-def random_codes(config: ModelConfig, count: int) -> CodeSet:
-    """Pictures of noise: the work is the same."""
+def random_tokens(config: ModelConfig, count: int) -> TokenSet:
+    """Images of noise: the work is the same."""
     assert isinstance(config.prefix, ClassPrefix)
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, config.backbone.vocab_size, (count, config.grid.height, config.grid.width), np.int32)
+    tokens = rng.integers(0, config.backbone.vocab_size, (count, config.grid.height, config.grid.width), np.int32)
     ids = np.array([f"random-{index}" for index in range(count)])
-    return CodeSet(codes, ids, rng.integers(0, config.prefix.num_classes, count))
+    return TokenSet(tokens, ids, Labels(rng.integers(0, config.prefix.num_classes, count)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The Python API: ``flashar_cli.load(MODEL)``.
 
-Letters: B pictures, H grid rows, W grid columns, V codebook size, P prefix tokens, F text-feature dim.
+Letters: B images, H grid rows, W grid columns, V codebook size, P prefix tokens, F text-feature dim.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flashar_cli import checkpoint, hub
-from flashar_cli.config import ModelConfig
-from flashar_cli.decoding.decoder import choose_order
-from flashar_cli.decoding.engine import Engine, Optimisation
-from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.checkpoints import checkpoint, hub
+from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.data.conditions import Given, parse
+from flashar_cli.decoding.decoders import choose_decoder
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.images import Request, generate_tokens
 from flashar_cli.decoding.quantize import Scheme, check_scheme, quantize_model
+from flashar_cli.decoding.static import StaticDecoder
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.tokenizers import ImageTokenizer
 from flashar_cli.tokenizers.pixels import to_uint8
-from flashar_cli.tokenizers.vq import VQTokenizer
+from flashar_cli.tokenizers.text import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,13 @@ class Generated:
 
 @dataclass(frozen=True)
 class ImageModel:
-    """A loaded model. ``model`` is the torch module, ``tokenizer`` None where only tokens can be made."""
+    """A loaded model. ``model`` is the torch module, ``tokenizer`` None where only tokens can be made,
+    ``text_tokenizer`` None where the checkpoint has none.
+    """
 
     model: FlasharModel
-    tokenizer: VQTokenizer | None
+    tokenizer: ImageTokenizer | None
+    text_tokenizer: TextTokenizer | None = None
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -50,14 +55,15 @@ class ImageModel:
         """What the model is."""
         return self.model.config
 
-    def sampling(self, **settings: Any) -> SamplingParams:
-        """The checkpoint's generation defaults with some of them replaced; None keeps a default."""
-        given = {name: value for name, value in settings.items() if value is not None}
-        return SamplingParams(**{**self.config.generation.model_dump(), **given})
+    def sampling(self, **settings: Any) -> Sampling:
+        """The checkpoint's generation defaults with some replaced; None keeps a default. Raises FlasharError for a
+        setting that is no field of ``Sampling`` or out of its range.
+        """
+        return self.config.generation.changed(**settings)
 
-    def engine(self, optimisation: Optimisation = "eager", explain: Callable[[str], None] | None = None) -> Engine:
-        """This model's decoder of an optimisation, kept with its graphs and compiled code. ``explain`` gets the line
-        that says why, where it falls back to eager decoding. Raises FlasharError for an unknown optimisation.
+    def engine(self, optimisation: str = "eager", explain: Callable[[str], None] | None = None) -> Engine:
+        """This model's engine at a level of optimisation; it is kept, with its graphs and compiled code. Where it falls
+        back to eager decoding, ``explain`` gets a line that says why. Raises FlasharError for an unknown level.
         """
         if optimisation not in self._engines:
             tell = explain or (lambda line: warnings.warn(line, stacklevel=2))
@@ -69,41 +75,62 @@ class ImageModel:
             )
         return self._engines[optimisation]
 
+    def conditions(
+        self,
+        labels: Sequence[int] | Tensor | None = None,
+        prompts: Sequence[str] | None = None,
+        caption_features: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+    ) -> Conditions:
+        """What images shall show: class labels, prompts, or caption features with their mask. Raises FlasharError for
+        none or several of these, and for prompts that this model does not read.
+        """
+        kinds = [labels is not None, prompts is not None, caption_features is not None]
+        if sum(kinds) != 1 or (caption_features is None) != (caption_mask is None):
+            raise FlasharError("expected class labels, prompts, or caption features together with their mask")
+        if prompts is not None:
+            return parse(Given(prompts=list(prompts)), self.model, self.text_tokenizer)[0]
+        if labels is not None:
+            return Conditions(labels=torch.as_tensor(labels, dtype=torch.int64).reshape(-1))
+        assert caption_features is not None and caption_mask is not None
+        return Conditions(features=caption_features, mask=caption_mask)
+
     def generate(
         self,
         labels: Sequence[int] | Tensor | None = None,
         *,
+        prompts: Sequence[str] | None = None,
         caption_features: Tensor | None = None,
         caption_mask: Tensor | None = None,
         num_images: int | None = None,
         decoder: str | None = None,
         seed: int = 0,
         batch_size: int = 16,
-        cfg_scale: float | None = None,
-        cfg_interval: tuple[float, float] | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        optimisation: Optimisation = "eager",
+        optimisation: str = "eager",
+        **sampling: Any,
     ) -> Generated:
-        """Draws pictures under class labels or caption features [B, P, F] with their mask [B, P].
+        """Makes images of class labels, of prompts, or of caption features [B, P, F] with their mask [B, P].
 
-        ``decoder`` is ``raster`` or ``flashar`` (default: flashar where the model has a branch); sampling settings
-        default to the checkpoint's. ``optimisation``: ``eager``, ``graph`` (CUDA graphs, captured at the first batch
-        and kept) or ``compile`` (compiled blocks too). Raises FlasharError for conditions or settings that don't fit.
+        ``decoder`` names one that the model has (default: flashar where it has a branch); ``sampling`` are fields of
+        ``config.Sampling``, by default the checkpoint's; ``optimisation`` is a level, such as ``graph`` (CUDA graphs,
+        captured at the first batch and kept). Raises FlasharError for conditions or settings that don't fit.
         """
-        conditions = as_conditions(labels, caption_features, caption_mask)
-        names = ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p")
-        values = (cfg_scale, cfg_interval, temperature, top_k, top_p)
-        params = self.sampling(**dict(zip(names, values, strict=True)))
-        total = len(conditions) if num_images is None else num_images
-        order = choose_order(self.model, decoder)
+        conditions = self.conditions(labels, prompts, caption_features, caption_mask)
+        request = Request(
+            decoder=choose_decoder(self.config, decoder),
+            conditions=conditions,
+            num_images=len(conditions) if num_images is None else num_images,
+            sampling=self.sampling(**sampling),
+            grid=self.config.order_grid,
+            seed=seed,
+            batch_size=batch_size,
+        )
         engine = self.engine(optimisation)
         batches, images = [], []
-        for codes in generate_tokens(self.model, conditions, total, order, params, seed, batch_size, engine):
-            batches.append(codes)
+        for tokens in generate_tokens(engine, request):
+            batches.append(tokens)
             if self.tokenizer is not None:
-                images.append(self.drawn_pictures(codes, engine))
+                images.append(to_uint8(engine.pixels(tokens)))
         return Generated(torch.cat(batches), np.concatenate(images) if self.tokenizer else None)
 
     @torch.inference_mode()
@@ -112,12 +139,13 @@ class ImageModel:
         tokens: Tensor,
         labels: Sequence[int] | Tensor | None = None,
         *,
+        prompts: Sequence[str] | None = None,
         caption_features: Tensor | None = None,
         caption_mask: Tensor | None = None,
         decoder: str | None = None,
     ) -> Tensor:
-        """Teacher-forced logits float32 [B, H, W, V] of token grids int64 [B, H, W]: raster, or fused."""
-        conditions = as_conditions(labels, caption_features, caption_mask)
+        """Teacher-forced logits float32 [B, H, W, V] of token grids int64 [B, H, W], as ``decoder`` predicts them."""
+        conditions = self.conditions(labels, prompts, caption_features, caption_mask)
         self.model.prefix.check(conditions)
         if len(conditions) != len(tokens):
             raise FlasharError(f"got {len(tokens)} token grids and {len(conditions)} conditions; expected as many")
@@ -126,23 +154,20 @@ class ImageModel:
             raise FlasharError(
                 f"tokens range over {int(tokens.min())}..{int(tokens.max())}; expected 0..{vocab_size - 1}"
             )
-        order = choose_order(self.model, decoder)
-        device = self.model.device
+        chosen = choose_decoder(self.config, decoder)
+        if not isinstance(chosen, StaticDecoder):
+            raise FlasharError(f"the decoder {chosen.name} has no logits of given tokens: its steps depend on them")
+        order, device = chosen.order(self.config.order_grid), self.model.device
         prediction = self.model(order.from_raster(tokens.to(device)), conditions.to(device), order)
         return order.to_raster(prediction.logits, trailing=1)
 
     @torch.inference_mode()
-    def pictures(self, tokens: Tensor) -> NDArray[np.uint8]:
+    def images(self, tokens: Tensor) -> NDArray[np.uint8]:
         """Token grids int64 [B, H, W] -> uint8 [B, height, width, 3]. Raises FlasharError without a tokenizer."""
         if self.tokenizer is None:
             raise FlasharError("this checkpoint has no tokenizer, so it makes tokens only; convert it with --tokenizer")
-        self.tokenizer.check_codes(tokens)
+        self.tokenizer.check_tokens(tokens)
         return to_uint8(self.engine().pixels(tokens))
-
-    @torch.inference_mode()
-    def drawn_pictures(self, tokens: Tensor, engine: Engine) -> NDArray[np.uint8]:
-        """As ``pictures``, for tokens that ``engine`` drew: they are in range, so nothing is checked."""
-        return to_uint8(engine.pixels(tokens))
 
 
 def load(
@@ -154,7 +179,7 @@ def load(
     """Loads MODEL, a checkpoint directory or a preset. ``dtype`` None: bfloat16 on CUDA, float32 on a CPU.
 
     ``quantize``: ``int8`` or ``fp8`` weights in blocks and heads, through torchao (`pip install flashar[quant]`).
-    Raises FlasharError where it is not there or not whole, and where it can't be quantised here.
+    Raises FlasharError where the model is missing or damaged, and where it can't be quantised here.
     """
     device = torch.device(device)
     if dtype is None:
@@ -164,15 +189,4 @@ def load(
     loaded = checkpoint.load(hub.resolve(str(model)), device, dtype)
     if quantize is not None:
         quantize_model(loaded.model, quantize)
-    return ImageModel(loaded.model, loaded.tokenizer)
-
-
-def as_conditions(
-    labels: Sequence[int] | Tensor | None, caption_features: Tensor | None, caption_mask: Tensor | None
-) -> Conditions:
-    """Labels, or caption features with their mask, as one thing. Raises FlasharError for both or neither."""
-    if (labels is None) == (caption_features is None) or (caption_features is None) != (caption_mask is None):
-        raise FlasharError("expected class labels, or caption features together with their mask")
-    if labels is not None:
-        return Conditions(labels=torch.as_tensor(labels, dtype=torch.int64).reshape(-1))
-    return Conditions(features=caption_features, mask=caption_mask)
+    return ImageModel(loaded.model, loaded.tokenizer, loaded.text_tokenizer)

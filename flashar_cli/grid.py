@@ -3,6 +3,30 @@
 Outside the model every grid is in raster order ``[.., H, W]``; inside, the image part of a sequence follows an
 :class:`Order`. :class:`Grid` is the only place that knows about rows and columns. No torch here: orders are plain
 index lists, and the conversions only index and reshape, so they take NumPy arrays and torch tensors alike.
+
+A grid of 3 rows and 4 columns in the diagonal order, H + W - 1 = 6 steps::
+
+    cell = 4 * row + col    step = row + col     position in the sequence
+      0   1   2   3           0 1 2 3              0  1  3  6
+      4   5   6   7           1 2 3 4              2  4  7  9
+      8   9  10  11           2 3 4 5              5  8 10 11
+
+    position              0   1  2   3  4  5   6  7  8   9 10  11
+    cell                  0 | 1  4 | 2  5  8 | 3  6  9 | 7 10 | 11
+    horizontal source     P   0  -   1  2  -   3  4  5   7  8   10     the position of the cell at its left
+    vertical source       P   -  0   -  1  2   -  3  4   6  7    9     the position of the cell above it
+
+``P`` is the last prefix token, and ``-`` means that this head does not predict the cell. A cell sees the prefix and all
+cells of its own step and of those before it, the diagonal mask. With one prefix token (x: may attend)::
+
+    P  x . . . . . . . . . . . .
+    0  x x . . . . . . . . . . .    step 0
+    1  x x x x . . . . . . . . .    step 1
+    2  x x x x . . . . . . . . .
+    3  x x x x x x x . . . . . .    step 2
+    4  x x x x x x x . . . . . .
+    5  x x x x x x x . . . . . .
+    6  x x x x x x x x x x . . .    step 3, and so on
 """
 
 from __future__ import annotations
@@ -11,9 +35,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from flashar_cli.bounds import SIDE, decimal
 from flashar_cli.errors import FlasharError
-from flashar_cli.text import shown
+from flashar_cli.inputs.bounds import SIDE, decimal
+from flashar_cli.inputs.text import shown
 
 NO_SOURCE = -1
 
@@ -51,15 +75,15 @@ class Grid:
 
     @property
     def num_diagonals(self) -> int:
-        """T = H + W - 1, the forwards of diagonal decoding, the prefix's own included (paper: section 3)."""
+        """T = H + W - 1, the forwards of diagonal decoding, that of the prefix included (paper: section 3)."""
         return self.height + self.width - 1
 
     def raster(self) -> Order:
-        """One cell a step, row by row; every cell is predicted by the horizontal head of the token before it."""
+        """One cell a step, row by row; the horizontal head predicts every cell from the token before it."""
         return _raster_order(self)
 
     def diagonal(self) -> Order:
-        """One anti-diagonal a step, cells of a step ordered by row."""
+        """One anti-diagonal a step; the cells of a step are in order of their rows."""
         return _diagonal_order(self)
 
 
@@ -69,7 +93,7 @@ class Order:
 
     Positions count image tokens in this order, 0 .. N-1. ``horizontal_source[k]`` and ``vertical_source[k]`` say
     whose hidden state predicts the cell at position k: 0 is the last prefix token, ``1 + p`` the image token at
-    position p, ``NO_SOURCE`` that this head has no part in it.
+    position p; ``NO_SOURCE`` means that this head does not predict it.
     """
 
     name: str
@@ -79,7 +103,7 @@ class Order:
     vertical_source: tuple[int, ...]
 
     def __hash__(self) -> int:
-        # Orders are keys of caches that every step looks up: thousands of numbers would be hashed each time.
+        # Orders are keys of caches that every step looks up; hashing all fields would hash thousands of numbers.
         return hash((self.name, self.grid))
 
     @cached_property

@@ -25,9 +25,9 @@ step "Where does the backbone know the lower neighbour?" \
     probe llamagen-tiny --data shapes --num-images 4096 --out "$OUT/probe"
 step "Adapt it (briefly: this shows the way, the shipped model was trained longer)" \
     adapt llamagen-tiny --recipe llamagen-tiny-demo --probe "$OUT/probe/probe.json" --out "$OUT/adapted"
-step "Pictures of the raster base, token by token" \
+step "Images of the raster base, token by token" \
     generate llamagen-tiny --decoder raster --num-images 20 --out "$OUT/raster"
-step "Pictures of the shipped adaptation, diagonal by diagonal" \
+step "Images of the shipped adaptation, diagonal by diagonal" \
     generate llamagen-tiny-flashar --decoder flashar --num-images 20 --out "$OUT/flashar"
 step "How much faster is that here?" \
     bench llamagen-tiny-flashar --batch-sizes 1 --repeats 3 --out "$OUT/bench.json"
@@ -35,7 +35,7 @@ step "How much faster is that here?" \
 cat >&2 <<EOF
 
 Done in $((SECONDS - started)) s.
-  pictures   $OUT/raster/contact-sheet.png and $OUT/flashar/contact-sheet.png
+  images   $OUT/raster/contact-sheet.png and $OUT/flashar/contact-sheet.png
   plot       $OUT/probe/probe.png
   adapted    $OUT/adapted/, and how it went in $OUT/adapted/report.html
   speed      $OUT/bench.json

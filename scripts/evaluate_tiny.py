@@ -1,7 +1,7 @@
-"""Measures the embedded models: python scripts/evaluate_tiny.py --out benchmarks/results/tiny_quality.json
+"""Measures the embedded models: python -m scripts.evaluate_tiny --out benchmarks/results/tiny_quality.json
 
 Raster samples of the base against FlashAR samples of its adaptation, with the same labels, sampling settings and seeds:
-how many the shape classifier finds right, and the Frechet distance in its features to 5000 held-out pictures. Once at
+how many the shape classifier finds right, and the Frechet distance in its features to 5000 held-out images. Once at
 the default guidance, once without any. Results are kept as they come, with the weights they belong to, so an
 interrupted evaluation goes on. --metrics takes the validation losses of the adaptation along. About 15 minutes on two
 CPU cores.
@@ -20,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 
 import flashar_cli
-from flashar_cli import hub
 from flashar_cli.api import ImageModel
-from flashar_cli.benchmarking.environment import hardware, software
-from flashar_cli.checkpoint import weights_sha256
+from flashar_cli.checkpoints import hub
+from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.data.shapes import HELD_OUT_SEED, NUM_CLASSES, draw_batch
-from flashar_cli.evaluation.frechet import frechet_distance
-from flashar_cli.evaluation.shape_classifier import ShapeClassifier, load_classifier
+from flashar_cli.machine.environment import hardware, software
 from flashar_cli.tokenizers.pixels import from_uint8
-from flashar_cli.training.tokenizer import evaluate_tokenizer
+from scripts.tiny.frechet import frechet_distance
+from scripts.tiny.shape_classifier import ShapeClassifier, load_classifier
+from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
 BATCH = 50
 
@@ -92,15 +92,15 @@ def main() -> None:
 
 
 def held_out_features(classifier: ShapeClassifier, count: int) -> NDArray[np.float32]:
-    """Features [count, F] of held-out pictures as drawn."""
-    pictures = (draw_batch(HELD_OUT_SEED, start, min(BATCH, count - start))[0] for start in range(0, count, BATCH))
-    return np.concatenate([features(classifier, batch)[0] for batch in pictures])
+    """Features [count, F] of held-out images as drawn."""
+    images = (draw_batch(HELD_OUT_SEED, start, min(BATCH, count - start))[0] for start in range(0, count, BATCH))
+    return np.concatenate([features(classifier, batch)[0] for batch in images])
 
 
 @torch.inference_mode()
-def features(classifier: ShapeClassifier, pictures: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
-    """Features [B, F] and predicted labels [B] of uint8 pictures [B, 64, 64, 3]."""
-    hidden = classifier.features(from_uint8(pictures))
+def features(classifier: ShapeClassifier, images: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
+    """Features [B, F] and predicted labels [B] of uint8 images [B, 64, 64, 3]."""
+    hidden = classifier.features(from_uint8(images))
     return hidden.numpy(), classifier.head(hidden).argmax(dim=-1).numpy()
 
 

@@ -13,9 +13,9 @@ mkdir -p "$WORK"
 # Large freed blocks stay with the process, as in the Makefile.
 export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
 
-[ -d "$WORK/tokenizer" ] || "$PYTHON" scripts/train_tiny_tokenizer.py "$WORK/tokenizer"
-[ -d "$WORK/shape-classifier" ] || "$PYTHON" scripts/train_tiny_classifier.py "$WORK/tokenizer" "$WORK/shape-classifier"
-[ -d "$WORK/llamagen-tiny" ] || "$PYTHON" scripts/train_tiny_gpt.py "$WORK/tokenizer" "$WORK/llamagen-tiny" --compile
+[ -d "$WORK/tokenizer" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/tokenizer"
+[ -d "$WORK/shape-classifier" ] || "$PYTHON" -m scripts.train_tiny_classifier "$WORK/tokenizer" "$WORK/shape-classifier"
+[ -d "$WORK/llamagen-tiny" ] || "$PYTHON" -m scripts.train_tiny_gpt "$WORK/tokenizer" "$WORK/llamagen-tiny" --compile
 [ -d "$WORK/probe" ] || "$PYTHON" -m flashar_cli probe "$WORK/llamagen-tiny" --data shapes:4096 --out "$WORK/probe"
 [ -d "$WORK/llamagen-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/llamagen-tiny" --recipe llamagen-tiny \
     --probe "$WORK/probe/probe.json" --dtype bfloat16 --set engine.compile=true --out "$WORK/llamagen-tiny-flashar"

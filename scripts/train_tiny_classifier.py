@@ -1,4 +1,4 @@
-"""Trains the shape classifier: python scripts/train_tiny_classifier.py TOKENIZER_DIR OUT
+"""Trains the shape classifier: python -m scripts.train_tiny_classifier TOKENIZER_DIR OUT
 
 TOKENIZER_DIR is what train_tiny_tokenizer.py wrote. Writes OUT/classifier.safetensors (float16) and
 OUT/classifier.json with the settings and the held-out accuracies of the rounded weights. A few minutes on one core.
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from flashar_cli.evaluation.shape_classifier import ShapeClassifier
-from flashar_cli.training.classifier import ClassifierTraining, evaluate_classifier, train_classifier
-from flashar_cli.training.tokenizer import load_trained_tokenizer
+from scripts.tiny.classifier_training import ClassifierTraining, evaluate_classifier, train_classifier
+from scripts.tiny.shape_classifier import ShapeClassifier
+from scripts.tiny.tokenizer_training import load_trained_tokenizer
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Trains the raster base of llamagen-tiny: python scripts/train_tiny_gpt.py TOKENIZER_DIR OUT
+"""Trains the raster base of llamagen-tiny: python -m scripts.train_tiny_gpt TOKENIZER_DIR OUT
 
 TOKENIZER_DIR is what train_tiny_tokenizer.py wrote. Run it again after an interruption to resume. OUT becomes a
 checkpoint in half precision; OUT.run holds metrics and training state meanwhile. About an hour on two CPU cores.
@@ -12,30 +12,30 @@ from pathlib import Path
 
 import torch
 
-from flashar_cli import __version__, checkpoint
-from flashar_cli.checkpoint import Loaded
+from flashar_cli import __version__
+from flashar_cli.checkpoints import checkpoint
+from flashar_cli.checkpoints.checkpoint import Loaded
 from flashar_cli.config import (
     BackboneConfig,
     ClassPrefix,
-    GenerationDefaults,
     GridConfig,
     ModelConfig,
     Provenance,
+    Sampling,
 )
-from flashar_cli.data.codes import split_validation
-from flashar_cli.data.prepare import plan_codes
+from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
+from flashar_cli.data.prepare import plan_tokens
 from flashar_cli.data.shapes import CLASS_NAMES
+from flashar_cli.data.tokens import split_validation
 from flashar_cli.models.flashar import FlasharModel, initialise
-from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
-from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
-from flashar_cli.training.tokenizer import load_trained_tokenizer
+from scripts.tiny.tokenizer_training import load_trained_tokenizer
 
 BACKBONE = BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=384, vocab_size=64)
 # Where both decoders draw well: chosen on another seed than those that the model card reports.
-GENERATION = GenerationDefaults(cfg_scale=1.1, temperature=0.9)
+GENERATION = Sampling(cfg_scale=1.1, temperature=0.9)
 
 
 def main() -> None:
@@ -76,8 +76,8 @@ def main() -> None:
     )
     model = FlasharModel(config)
     initialise(model, args.seed)
-    plan = plan_codes(Loaded(model, tokenizer), f"shapes:{args.num_images + 512}", None, args.seed)
-    data = plan.codes(lambda count: None)
+    plan = plan_tokens(Loaded(model, tokenizer), f"shapes:{args.num_images + 512}", None, args.seed)
+    data = plan.tokens(lambda count: None)
     train, validation = split_validation(data, 512)
     stages = [
         Stage("raster", args.steps, StageSettings(lr=args.lr, warmup_steps=100, cosine_steps=2 * args.steps)),

@@ -1,7 +1,7 @@
-"""Trains the image tokenizer of llamagen-tiny: python scripts/train_tiny_tokenizer.py OUT
+"""Trains the image tokenizer of llamagen-tiny: python -m scripts.train_tiny_tokenizer OUT
 
 Writes OUT/tokenizer.safetensors (float16) and OUT/tokenizer.json: the config, the settings, and the quality of the
-rounded weights on held-out pictures; OUT/unmerged.safetensors is the tokenizer before close codes were merged.
+rounded weights on held-out images; OUT/unmerged.safetensors is the tokenizer before close tokens were merged.
 About fifteen minutes on two CPU cores.
 """
 
@@ -21,8 +21,8 @@ from flashar_cli.config import VQConfig
 from flashar_cli.data.shapes import TRAINING_SEED, draw_batch
 from flashar_cli.tokenizers.pixels import from_uint8
 from flashar_cli.tokenizers.vq import VQTokenizer
-from flashar_cli.training.codebook import merge_codes
-from flashar_cli.training.tokenizer import TINY_CONFIG, TokenizerTraining, evaluate_tokenizer, train_tokenizer
+from scripts.tiny.codebook import merge_tokens
+from scripts.tiny.tokenizer_training import TINY_CONFIG, TokenizerTraining, evaluate_tokenizer, train_tokenizer
 
 
 def half(tokenizer: VQTokenizer) -> dict[str, Tensor]:
@@ -44,14 +44,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--merged-codes", type=int, default=defaults.merged_codes, help="size of the final codebook")
+    parser.add_argument("--merged-tokens", type=int, default=defaults.merged_tokens, help="size of the final codebook")
     parser.add_argument("--from-unmerged", type=Path, help="unmerged.safetensors of an earlier run: only merge")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = replace(
         defaults, steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed,
-        merged_codes=args.merged_codes,
+        merged_tokens=args.merged_tokens,
     )  # fmt: skip
 
     started = time.monotonic()
@@ -61,8 +61,8 @@ def main() -> None:
         trained = train_tokenizer(TINY_CONFIG, settings, log=lambda line: print(line, flush=True))
     training_s = time.monotonic() - started
     unmerged = half(trained)
-    pictures, _ = draw_batch(TRAINING_SEED, 0, settings.merging_images)
-    merged = merge_codes(rounded_tokenizer(TINY_CONFIG, unmerged), from_uint8(pictures), settings.merged_codes)
+    images, _ = draw_batch(TRAINING_SEED, 0, settings.merging_images)
+    merged = merge_tokens(rounded_tokenizer(TINY_CONFIG, unmerged), from_uint8(images), settings.merged_tokens)
 
     state = half(merged)
     rounded = rounded_tokenizer(merged.config, state)

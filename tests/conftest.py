@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from flashar_cli import checkpoint
+from flashar_cli.checkpoints import checkpoint
+from flashar_cli.config import TextPrefix
+from flashar_cli.tokenizers import build_tokenizer
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
 
@@ -23,7 +25,7 @@ def small_text_encoder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    from flashar_cli.data import captions
+    from flashar_cli.data.conditions import caption
 
     folder = tmp_path_factory.mktemp("t5")
     words = {"<pad>": 0, "<unk>": 1, "a": 2, "red": 3, "star": 4, "blue": 5, "ring": 6}
@@ -34,7 +36,7 @@ def small_text_encoder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: py
     T5EncoderModel(T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
         folder
     )
-    monkeypatch.setattr(captions, "TEXT_ENCODER", str(folder))
+    monkeypatch.setattr(caption, "TEXT_ENCODER", str(folder))
 
 
 @pytest.fixture
@@ -60,6 +62,24 @@ def caption_checkpoint(tmp_path: Path) -> Path:
         tmp_path / "t2i", config, build_model(config).state_dict(), VQTokenizer(config.tokenizer).state_dict()
     )
     return tmp_path / "t2i"
+
+
+@pytest.fixture
+def text_checkpoint(tmp_path: Path) -> Path:
+    """A random base that reads prompts, with a text tokenizer of five words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<unk>": 0, "a": 1, "red": 2, "star": 3, "blue": 4, "ring": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "words.json"))
+    prefix = TextPrefix(vocab_size=16, begin=(10,), end=(11,), pad_id=12, kept=(10, 11), max_length=6)
+    config = random_config(branch=False).model_copy(update={"prefix": prefix})
+    assert config.tokenizer is not None
+    extras = {checkpoint.TEXT_TOKENIZER_FILE: tmp_path / "words.json"}
+    images = build_tokenizer(config.tokenizer).state_dict()
+    checkpoint.save(tmp_path / "text", config, build_model(config).state_dict(), images, extras=extras)
+    return tmp_path / "text"
 
 
 @pytest.fixture(autouse=True)

@@ -36,24 +36,28 @@ def test_bad_arguments(write_tiny_checkpoint):
         lambda: model.generate([10]),
         lambda: model.generate([1], decoder="spiral"),
         lambda: model.generate([1], top_p=2.0),
+        lambda: model.generate([1], batch_size=0),
+        lambda: model.generate([1], prompts=["a star"]),
+        lambda: model.generate(prompts=["a star"]),
+        lambda: model.generate([1], sharpness=3),
         lambda: model.generate(caption_features=torch.zeros(1, 2, 3), caption_mask=torch.ones(1, 2)),
         lambda: model.logits(tokens, [1, 2]),
         lambda: model.logits(tokens + 32, [1]),
         lambda: model.logits(tokens[:, :3], [1]),
-        lambda: model.pictures(tokens),
+        lambda: model.images(tokens),
         lambda: flashar_cli.load("no-such-model"),
     ):
         with pytest.raises(FlasharError):
             call()
 
 
-def test_pictures_are_of_codes_that_the_tokenizer_has(write_tiny_checkpoint):
+def test_images_are_of_tokens_that_the_tokenizer_has(write_tiny_checkpoint):
     model = flashar_cli.load(str(write_tiny_checkpoint()))
     tokens = torch.arange(32).reshape(2, 4, 4)
     expected = to_uint8(model.tokenizer.decode(tokens))
-    assert np.abs(model.pictures(tokens).astype(int) - expected).max() <= 1
-    with pytest.raises(FlasharError, match=r"codes range over 1 \.\. 32"):
-        model.pictures(tokens + 1)
+    assert np.abs(model.images(tokens).astype(int) - expected).max() <= 1
+    with pytest.raises(FlasharError, match=r"tokens range over 1 \.\. 32"):
+        model.images(tokens + 1)
 
 
 def test_half_precision(write_tiny_checkpoint):

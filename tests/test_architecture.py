@@ -15,22 +15,32 @@ import flashar_cli
 
 PACKAGE = Path(flashar_cli.__file__).parent
 ROOT = PACKAGE.parent
-# A module imports only from its own line and from those above it. The longest matching name counts.
+# A folder, or a module that stands alone, imports only from itself and from those above it.
 LAYERS = (
-    ("errors", "text", "bounds", "grid", "machine", "world", "network", "reading"),
-    ("config", "files", "kinds", "outputs", "recipe", "runtime", "tensorfiles"),
-    ("nn",),
-    ("models",),
-    ("tokenizers",),
-    ("families",),
-    ("checkpoint", "upstream", "hub", "listing", "inspection"),
-    ("data",),
-    ("training", "evaluation.shape_classifier"),
-    ("decoding",),
-    ("api",),
-    ("preflight", "probing", "adaptation", "evaluation", "benchmarking", "generation", "reporting"),
-    ("cli", "__main__"),
+    "errors",
+    "inputs",
+    "grid",
+    "config",
+    "machine",
+    "files",
+    "nn",
+    "models",
+    "tokenizers",
+    "families",
+    "checkpoints",
+    "decoding",
+    "data",
+    "training",
+    "api",
+    "reporting",
+    "generation",
+    "probing",
+    "benchmarking",
+    "adaptation",
+    "cli",
+    "__main__",
 )
+MOST_COMMAND_LINES = 60
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
 # Tests of no single module or folder: the documentation, the action and the code as they stand, published outputs
 # through the command line, runs that are killed, bad input to every command.
@@ -49,12 +59,8 @@ def name_of(path: Path) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        for index, layer in enumerate(LAYERS):
-            if ".".join(parts[:length]) in layer:
-                return index
-    return None
+    first = name.partition(".")[0]
+    return LAYERS.index(first) if first in LAYERS else None
 
 
 def imported_names(tree: ast.AST) -> Iterator[str]:
@@ -116,6 +122,15 @@ def test_commands_import_heavy_packages_inside_functions(path: Path) -> None:
             assert not heavy, f"{path.name}:{node.lineno} imports {heavy} at module level"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
+def test_commands_are_short(path: Path) -> None:
+    """What a run is belongs below ``cli/``."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "command" and node.end_lineno is not None:
+            num_lines = node.end_lineno - node.lineno + 1
+            assert num_lines <= MOST_COMMAND_LINES, f"{path.name}: command has {num_lines} lines"
+
+
 @pytest.mark.parametrize(("argument", "shown", "limit_s"), (("--help", "bench", 0.5), ("ls", "llamagen-tiny", 1.0)))
 def test_what_needs_no_torch_answers_at_once(argument: str, shown: str, limit_s: float) -> None:
     """In processor time, which others on the machine leave as it is."""
@@ -132,13 +147,13 @@ def test_what_needs_no_torch_answers_at_once(argument: str, shown: str, limit_s:
 
 def test_tests_mirror_the_package() -> None:
     """``tests/a/test_b.py`` is of ``flashar_cli/a/b.py`` or of the folder ``flashar_cli/a/b``; ``tests/benchmarks`` is
-    of ``benchmarks`` likewise.
+    of ``benchmarks`` and ``tests/scripts`` of ``scripts`` likewise.
     """
     strays = []
     for path in (ROOT / "tests").rglob("test_*.py"):
         place = path.relative_to(ROOT / "tests")
         source = place.with_name(place.name.removeprefix("test_"))
-        source = (ROOT if place.parts[0] == "benchmarks" else PACKAGE) / source
+        source = (ROOT if place.parts[0] in ("benchmarks", "scripts") else PACKAGE) / source
         if not ACROSS.intersection(place.parts) and not source.is_file() and not source.with_suffix("").is_dir():
             strays.append(f"{place}: there is no {source.relative_to(ROOT)}")
     assert not strays, "; ".join(strays)

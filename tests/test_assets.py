@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import flashar_cli
-from flashar_cli import checkpoint, hub
+from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import read_config
 from flashar_cli.data.shapes import CLASS_NAMES, HELD_OUT_SEED, draw_batch
-from flashar_cli.evaluation.shape_classifier import load_classifier
 from flashar_cli.tokenizers.pixels import from_uint8
-from flashar_cli.training.tokenizer import evaluate_tokenizer
+from scripts.tiny.shape_classifier import load_classifier
+from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
 
 def test_they_take_less_than_12_mb_together():
@@ -31,13 +31,13 @@ def test_they_are_whole_and_in_half_precision(name):
     assert config.provenance.data_fingerprint and config.provenance.recipe
 
 
-def test_classifier_on_held_out_pictures():
-    pictures, labels = draw_batch(HELD_OUT_SEED, 0, 500)
-    found = load_classifier().classify(from_uint8(pictures)).numpy()
+def test_classifier_on_held_out_images():
+    images, labels = draw_batch(HELD_OUT_SEED, 0, 500)
+    found = load_classifier().classify(from_uint8(images)).numpy()
     assert (found == labels).mean() >= 0.97
 
 
-def test_reconstruction_on_held_out_pictures():
+def test_reconstruction_on_held_out_images():
     tokenizer = flashar_cli.load("llamagen-tiny").tokenizer
     assert tokenizer is not None
     assert evaluate_tokenizer(tokenizer, num_images=100).psnr_db >= 28

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from flashar_cli.cli.main import COMMANDS, app
-from flashar_cli.recipe import recipes_dir
+from flashar_cli.config.recipe import recipes_dir
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(recipes_dir().glob("*.toml")))

@@ -1,4 +1,4 @@
-"""From pictures to an adapted model in two processes that are killed again and again."""
+"""From images to an adapted model in two processes that are killed again and again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from PIL import Image
 from flashar_cli.data.shapes import CLASS_NAMES, draw
 
 ROOT = Path(__file__).parents[1]
-NUM_PICTURES = 2000
+NUM_IMAGES = 2000
 STEPS = 120
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """2,000 drawn shapes in folders by class, one in fifty of them difficult in one of eight ways."""
-    for index in range(NUM_PICTURES):
+    for index in range(NUM_IMAGES):
         path = folder / CLASS_NAMES[index % len(CLASS_NAMES)] / f"{index:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(draw(7, index))
@@ -42,7 +42,7 @@ def write_difficult(path: Path, image: Image.Image, kind: int) -> None:
     if kind == 0:
         path.write_bytes(encoded.getvalue()[: len(encoded.getvalue()) // 2])  # truncated
     elif kind == 1:
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     elif kind == 2:
         image.convert("CMYK").save(path.with_suffix(".jpg"))
     elif kind == 3:
@@ -104,19 +104,19 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
-    write_pictures(tmp_path / "pictures")
+    write_images(tmp_path / "images")
     rng = random.Random()
     encode_kills = [(rng.randint(1, 5), rng.uniform(0, 1)), (rng.randint(6, 9), rng.uniform(0, 1))]
     steps = [(0, rng.uniform(1, 8)), (rng.randint(1, 20), rng.uniform(0, 3)), (rng.randint(21, 70), rng.uniform(0, 3))]
     print("killed at (shards or steps, seconds later):", encode_kills, steps)
     for name in ("whole", "cut"):
-        codes, out = tmp_path / f"codes-{name}", tmp_path / f"adapted-{name}"
+        tokens, out = tmp_path / f"codes-{name}", tmp_path / f"adapted-{name}"
         metrics = tmp_path / f"adapted-{name}.run" / "metrics.jsonl"
-        source = ("--data", tmp_path / "pictures", "--out", codes, "--shard-size", 128, "--max-bad", "2%")
+        source = ("--data", tmp_path / "images", "--out", tokens, "--shard-size", 128, "--max-bad", "2%")
         run(
             tmp_path / "home",
             encode_kills if name == "cut" else [],
-            lambda codes=codes: len(list(codes.glob("codes-*"))),
+            lambda tokens=tokens: len(list(tokens.glob("codes-*"))),
             *("encode", "llamagen-tiny", *source, "--nproc", 2),
         )
         settings = ("--steps", STEPS, "--batch-size", 16, "--set", "save_every=5", "--set", "data.num_validation=64")
@@ -124,7 +124,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path):
             tmp_path / "home",
             steps if name == "cut" else [],
             lambda metrics=metrics: metrics.read_text().count('"kind": "step"') if metrics.exists() else 0,
-            *("adapt", "llamagen-tiny", "--data", codes, "--out", out, *settings, "--nproc", 2),
+            *("adapt", "llamagen-tiny", "--data", tokens, "--out", out, *settings, "--nproc", 2),
         )
     assert content(tmp_path / "codes-whole") == content(tmp_path / "codes-cut")
     whole, cut = ((tmp_path / f"adapted-{name}" / "model.safetensors").read_bytes() for name in ("whole", "cut"))

@@ -9,10 +9,10 @@ from flashar_cli.config import (
     BranchConfig,
     CaptionPrefix,
     ClassPrefix,
-    GenerationDefaults,
     GridConfig,
     ModelConfig,
     Provenance,
+    Sampling,
     VQConfig,
 )
 from flashar_cli.models.flashar import FlasharModel, initialise
@@ -30,7 +30,7 @@ CAPTION_PREFIX = CaptionPrefix(feature_dim=16, length=6)
 
 
 def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> ModelConfig:
-    """Two narrow blocks, four query heads on two key and value heads, 32 codes and 10 classes."""
+    """Two narrow blocks, four query heads on two key and value heads, 32 tokens and 10 classes."""
     return ModelConfig(
         family="llamagen",
         backbone=BackboneConfig(dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=32),
@@ -38,7 +38,7 @@ def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenize
         grid=GridConfig(height=height, width=width),
         branch=BranchConfig(layer=1, depth=1, gate="hidden", gate_dim=64) if branch else None,
         tokenizer=TINY_VQ if tokenizer else None,
-        generation=GenerationDefaults(cfg_scale=1.5, top_k=8),
+        generation=Sampling(cfg_scale=1.5, top_k=8),
         provenance=Provenance(tool_version="test"),
     )
 
@@ -47,6 +47,5 @@ def build_model(config: ModelConfig, seed: int = 0) -> FlasharModel:
     """Random weights, output head included."""
     model = FlasharModel(config).eval()
     with torch.no_grad():
-        initialise(model, seed)
-        model.backbone.head.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(seed))
+        initialise(model, seed, zero_head=False)
     return model

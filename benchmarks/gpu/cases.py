@@ -1,8 +1,8 @@
-"""What the GPU suite runs, the most important first: the tests, what each target of targets.py needs, where the time
-goes, then what else is worth knowing. A call does as many as fit into its time, and the next one goes on behind them.
+"""What the GPU suite runs, the most important first: the tests, what the targets of targets.py need, profiles, then the
+rest. A call runs as many as fit into its time, and the next call continues after them.
 
-A target is first measured at the level that is expected to reach it, ``compile``; ``graph`` comes after it. A batch
-that may not fit into memory comes last in its case, which then fails, but keeps the others.
+A target is first measured at the level that is expected to reach it, ``compile``; ``graph`` comes later. A batch that
+may not fit into memory comes last in its case: if it fails the case, the others are kept.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["tests", "bench", "profile", "pictures", "train"]
+Kind = Literal["tests", "bench", "profile", "images", "train"]
 Need = Literal["upstream", "torchao"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One command. ``arguments`` are those of what the kind stands for, without device and files. ``expected_s`` is
-    an estimate on the long side, start of the process and compiling included: with less time left it is not begun.
+    """One command, of the kind ``kind`` with ``arguments``, without device and files. ``expected_s`` is an estimate on
+    the long side, start of the process and compiling included: with less time left the case is not begun.
     """
 
     name: str
@@ -31,7 +31,7 @@ TINY = "llamagen-tiny-flashar"
 B, L, XL, XXL = (f"llamagen-{size} --random-weights" for size in ("b", "l", "xl", "xxl"))
 EMU = "benchmarks/gpu/emu3.5-34b-shape --random-weights"
 EAGER, GRAPH, COMPILE, FLEX = (f"raster-{level},flashar-{level}" for level in ("eager", "graph", "compile", "flex"))
-# Throughput is tokens' alone: pictures of hundreds at once would take most of the time and memory, and count nowhere.
+# Throughput is of tokens alone: pixels of hundreds of images would take most of the time and memory, and not count.
 TOKENS = "--res 256 --repeats 3 --no-pixels"
 
 CASES: tuple[Case, ...] = (
@@ -49,9 +49,9 @@ CASES: tuple[Case, ...] = (
     Case("xl-512-upstream", "bench", 70, f"{XL} --res 512 --arms upstream,flashar-graph --repeats 2", "upstream"),
     Case("xl-512-profile", "profile", 100, f"{XL} --res 512 --arm flashar-compile"),
     Case("agreement", "bench", 80, f"{TINY} --arms {EAGER},{GRAPH},{COMPILE} --batch-sizes 1,8 --agreement"),
-    Case("pictures", "pictures", 30, f"{TINY} --num-images 40 --batch-size 20 --optimisation graph"),
+    Case("images", "images", 30, f"{TINY} --num-images 40 --batch-size 20 --optimisation graph"),
     Case("emu-34b-graph", "bench", 60, f"{EMU} --arms flashar-graph --repeats 3"),
-    # Where the time goes, and what is the fallback of a level that can't be had.
+    # Where the time goes, and the next level in case the first one fails.
     Case("b-256-profile", "profile", 60, f"{B} --res 256 --arm flashar-compile --batch-size 256"),
     Case("emu-34b-profile", "profile", 150, f"{EMU} --arm flashar-compile"),
     Case("xl-512-profile-graph", "profile", 40, f"{XL} --res 512 --arm flashar-graph"),
@@ -64,10 +64,9 @@ CASES: tuple[Case, ...] = (
     Case("emu-34b-raster", "bench", 200, f"{EMU} --arms {GRAPH} --repeats 1"),
     Case("train-xl-plain", "train", 120, "--model llamagen-xl --attention sdpa,flex --compile false"),
     Case("b-sweep", "bench", 100, f"{B} --arms {GRAPH} --batch-sizes 1,4,16,64,256 --repeats 3"),
-    # A raster picture of 1024 pixels is 4096 forwards, some four million kernels to capture.
+    # A raster image of 1024 pixels is 4096 forwards, some four million kernels to capture.
     Case("xl-sizes", "bench", 100, f"{XL} --res 256,384,512,1024 --arms flashar-graph --repeats 3"),
     Case("xl-sizes-raster", "bench", 200, f"{XL} --res 256,1024 --arms {GRAPH} --repeats 2"),
-    Case("xl-512-forked", "bench", 50, f"{XL} --res 512 --arms flashar-graph,flashar-forked"),
     Case("xl-512-flex", "bench", 150, f"{XL} --res 512 --arms flashar-compile,flashar-flex"),
     Case("b-float16", "bench", 50, f"{B} --arms {GRAPH} --dtype float16"),
     Case("agreement-float32", "bench", 60, f"{TINY} --arms {GRAPH},{COMPILE},{FLEX} --dtype float32 --agreement"),
@@ -83,6 +82,6 @@ REHEARSAL: tuple[Case, ...] = (
     Case("bench", "bench", 20, f"{TINY} --arms {EAGER} --batch-sizes 1,4 --repeats 2 --no-pixels --agreement"),
     Case("sizes", "bench", 20, f"{TINY} --random-weights --arms {EAGER} --res 32,64 --repeats 2"),
     Case("profile", "profile", 15, f"{TINY} --arm flashar-eager"),
-    Case("pictures", "pictures", 15, f"{TINY} --num-images 4 --batch-size 2"),
+    Case("images", "images", 15, f"{TINY} --num-images 4 --batch-size 2"),
     Case("train", "train", 20, f"--model llamagen-tiny {ON_A_CPU}"),
 )

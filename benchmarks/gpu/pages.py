@@ -1,4 +1,4 @@
-"""The bench reports of a results.json as pages with figures, where nothing is measured any more:
+"""The bench reports of a results.json as pages with figures, after everything is measured:
 python -m benchmarks.gpu.pages RESULTS.json DIR
 """
 

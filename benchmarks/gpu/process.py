@@ -12,12 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN_LINES = 20
-# What ending a command may take: asked first, then made to.
+# How long a command may take to end after SIGTERM, before it is killed.
 GRACE_S = 5.0
 
 
 def run_logged(command: Sequence[str], log: Path, limit_s: float) -> int | None:
-    """Runs a command with its output in the log and its last lines on stderr; its exit code, or None where it was
+    """Runs a command, its output in the log and its last lines on stderr. Returns its exit code, or None where it was
     stopped after ``limit_s``.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -42,7 +42,7 @@ def run_logged(command: Sequence[str], log: Path, limit_s: float) -> int | None:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a command and what it left running: asked first, so that it can give the device back, then made to."""
+    """Ends a command and what it left running: first by SIGTERM, so that it can release the device, then by SIGKILL."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, how)

@@ -1,4 +1,4 @@
-"""results.json: what each case left, by its name; rewritten as a whole at each change."""
+"""results.json: the outcome of each case by its name; rewritten as a whole at each change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
+from flashar_cli.files.writing import atomic_file
 
 FILE, RUNNING_FILE = "results.json", "running.json"
 RUNNING, STOPPED, SKIPPED, FAILED, OK = "running", "stopped", "skipped", "failed", "ok"
@@ -35,14 +35,14 @@ class Results:
 
 
 def merged(entries: Mapping[str, Entry], later: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Both, the later ones in the place of those of the same names; a skipped case takes no measured one's place."""
+    """Both; later entries replace those of the same names, but a skipped case replaces nothing."""
     taken = {name: entry for name, entry in later.items() if entry["status"] != SKIPPED or name not in entries}
     return {**entries, **taken}
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
-    """The entries of a results.json. One that is still running there was cut off with its call: it is a stopped one,
-    with what it had reported. Raises FlasharError for another file.
+    """The entries of a results.json. One marked as running was cut off with its call and counts as stopped, with
+    what it had reported. Raises FlasharError for another file.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
@@ -54,7 +54,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 
 def read_json(path: Path) -> Any:
-    """What a case reported, or None where it did not come to that."""
+    """What a case reported, or None where it reported nothing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):

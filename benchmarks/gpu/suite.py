@@ -1,9 +1,9 @@
 """The tests, benches and profiles of one GPU, as many as fit into one call: python -m benchmarks.gpu.suite OUT
 
-`run_gpu.sh` calls it. cases.py holds the cases, the most important first. In OUT it leaves results.json, an entry for
-each case, rewritten as a whole at each; running.json, what the running one has reported so far; log.txt, appended to;
-and a picture. The next call goes on behind what is done, in the same OUT or with --after. A case that fails or is
-stopped keeps no other from running; one that would not fit into the time that is left is skipped, and named.
+`run_gpu.sh` calls it. cases.py holds the cases, the most important first. OUT gets results.json, an entry a case,
+rewritten after each; running.json, what the running case has reported so far; log.txt, appended to; and an image. The
+next call continues after what is done, in the same OUT or with --after. A case that fails or is stopped does not keep
+the others from running; one that does not fit into the remaining time is skipped, and named.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from flashar_cli.errors import FlasharError
 
 # A call is often ended by force after ten minutes; a minute is for what comes before and after the suite.
 MINUTES = 9.0
-# Kept back of that for ending a case and for the tables.
+# Of that, the time for ending a case and for the tables.
 RESERVE_S = 2 * GRACE_S + 5
 NEEDED = ("torch", "pydantic", "pydantic_core", "annotated_types", "typer", "rich", "safetensors", "PIL", "pytest")
-# A case that takes this many times what was expected hangs, and would keep the others from running.
+# A case that takes this many times its expected time hangs, and would keep the others from running.
 PATIENCE = 3.0
 
 
@@ -54,14 +54,14 @@ class Suite:
         print(line, file=sys.stderr, flush=True)
 
     def left_s(self) -> float:
-        """What is left for cases."""
+        """The time left for cases."""
         return self.stop_at - time.monotonic()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description="tests, benches and profiles of one GPU")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of results.json, log.txt and a picture")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of results.json, log.txt and an image")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="the most that this call takes; default: 9")
     parser.add_argument(
         "--after", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of calls before"
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose(cases: Sequence[Case], text: str | None) -> list[Case]:
-    """The cases of ``--only NAME,..`` in the order of the table. Raises FlasharError for what there is not."""
+    """The cases of ``--only NAME,..`` in the order of the table. Raises FlasharError for unknown ones."""
     words = text.split(",") if text is not None else ["*"]
     for word in words:
         if not any(fnmatchcase(case.name, word) for case in cases):
@@ -105,14 +105,14 @@ def choose(cases: Sequence[Case], text: str | None) -> list[Case]:
 
 
 def to_do(cases: Sequence[Case], entries: Mapping[str, Entry]) -> list[Case]:
-    """What is not yet done: neither a failure nor a success is repeated, and what was stopped once comes last."""
+    """The cases not done yet: failures and successes are not repeated, and what was stopped once comes last."""
     status = {case.name: entries.get(case.name, {}).get("status", SKIPPED) for case in cases}
     fresh = [case for case in cases if status[case.name] == SKIPPED]
     return fresh + [case for case in cases if status[case.name] == STOPPED]
 
 
 def split(cases: Sequence[Case], left_s: float) -> tuple[list[Case], list[Case]]:
-    """What a call runs and what it leaves to the next, if each case takes what is expected."""
+    """What a call runs and what it leaves to the next one, if each case takes its expected time."""
     fitting: list[Case] = []
     for case in cases:
         if case.expected_s <= left_s:
@@ -128,7 +128,7 @@ def line_of(case: Case) -> str:
 
 
 def refuse_bare_machine(needs_cuda: bool) -> None:
-    """Raises FlasharError where every case would fail, for want of a package or of a device."""
+    """Raises FlasharError where every case would fail because a package or the device is missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise FlasharError(
@@ -161,7 +161,7 @@ def run_cases(cases: Sequence[Case], suite: Suite) -> bool:
 
 
 def obstacle(case: Case, suite: Suite) -> str | None:
-    """Why a case is not begun, or nothing."""
+    """Why a case is not begun, or None."""
     if case.needs == "upstream" and suite.upstream is None:
         return "it needs --upstream DIR"
     if case.needs == "torchao" and importlib.util.find_spec("torchao") is None:
@@ -177,8 +177,8 @@ def run_case(case: Case, suite: Suite) -> bool:
     report_file = suite.results.running
     report_file.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        command = command_of(case, suite, pictures if case.kind == "pictures" else report_file)
+        images = Path(folder) / "images"
+        command = command_of(case, suite, images if case.kind == "images" else report_file)
         suite.say(f"$ {shlex.join(command)}")
         entry: Entry = {"kind": case.kind, "status": RUNNING, "date": datetime.now(UTC).isoformat(timespec="seconds")}
         suite.results.put(case.name, {**entry, "command": command})
@@ -194,7 +194,7 @@ def run_case(case: Case, suite: Suite) -> bool:
         finally:
             seconds = time.monotonic() - started
             suite.say(f"{status} {why}".strip() + f": {case.name}, {seconds:.0f} of {case.expected_s} s")
-            if (sheet := pictures / "contact-sheet.png").exists():
+            if (sheet := images / "contact-sheet.png").exists():
                 shutil.copyfile(sheet, suite.out / f"{case.name}.png")
             entry |= {"status": status, "why": why, "seconds": round(seconds, 1), "expected_s": case.expected_s}
             suite.results.put(case.name, {**entry, "command": command, "report": read_json(report_file)})
@@ -203,7 +203,7 @@ def run_case(case: Case, suite: Suite) -> bool:
 
 
 def command_of(case: Case, suite: Suite, out: Path) -> list[str]:
-    """The command line of a case that leaves its report, or its folder of pictures, at ``out``."""
+    """The command line of a case that leaves its report, or its folder of images, at ``out``."""
     arguments, files = shlex.split(case.arguments), ["--device", suite.device, "--out", str(out)]
     if case.kind == "tests":
         # Without what only its users need (datasets, say) a test file can't be collected; the others are run.
@@ -211,14 +211,14 @@ def command_of(case: Case, suite: Suite, out: Path) -> list[str]:
     if case.kind == "bench":
         clone = ["--upstream", str(suite.upstream)] if case.needs == "upstream" else []
         return [sys.executable, "-m", "flashar_cli", "bench", *arguments, *clone, *files]
-    if case.kind == "pictures":
+    if case.kind == "images":
         return [sys.executable, "-m", "flashar_cli", "generate", *arguments, *files]
     script = {"profile": "profile_decode.py", "train": "train_rate.py"}[case.kind]
     return [sys.executable, str(ROOT / "benchmarks" / script), *arguments, *files]
 
 
 def report(suite: Suite) -> None:
-    """Every case and every target, last of all: nothing that goes wrong here costs a measurement."""
+    """Logs every case and every target. It comes last, so that an error here costs no measurement."""
     from benchmarks.gpu.targets import summary
 
     entries = suite.results.entries

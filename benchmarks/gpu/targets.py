@@ -1,5 +1,5 @@
-"""What one H200 is to reach in bfloat16, decoding with guidance and training, held against the entries of a
-results.json: python -m benchmarks.gpu.targets RESULTS.json
+"""The targets for one H200 in bfloat16, decoding with guidance and training, against the entries of a results.json:
+python -m benchmarks.gpu.targets RESULTS.json
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from benchmarks.gpu.results import OK, read_entries
+from flashar_cli.benchmarking.arms import UPSTREAM
 from flashar_cli.benchmarking.reports import tables
-from flashar_cli.benchmarking.reports.document import ArmReport, BatchReport, BenchReport
+from flashar_cli.benchmarking.reports.document import FASTER, SLOWER, ArmReport, BatchReport, BenchReport
 from flashar_cli.errors import FlasharError
 
 GPU, DTYPE = "H200", "bfloat16"
@@ -36,7 +37,7 @@ Measure = Callable[[Measurements], tuple[float, str] | None]
 
 @dataclass(frozen=True)
 class Target:
-    """``measure`` gives the best value and where it was seen, or nothing; it is to be at least or at most ``goal``."""
+    """A goal for the best value; ``measure`` returns that and where it was measured, or None."""
 
     what: str
     goal: float
@@ -82,7 +83,7 @@ def summary(entries: Mapping[str, dict[str, Any]]) -> str:
 
 
 def profile_line(entry: dict[str, Any]) -> str | None:
-    """What takes the time in a profile, on one line; nothing where the entry is none."""
+    """What takes the time in a profile, on one line; None for other entries."""
     report = entry.get("report")
     if entry.get("kind") != "profile" or not report:
         return None
@@ -96,7 +97,7 @@ def profile_line(entry: dict[str, Any]) -> str | None:
 
 
 def bench_reports(entries: Mapping[str, dict[str, Any]]) -> tuple[dict[str, BenchReport], dict[str, str]]:
-    """The bench reports by the names of their entries; and those that are none, with what is wrong with them."""
+    """The bench reports by the names of their entries; and the entries that could not be read, with the reason."""
     reports, unread = {}, {}
     for name, entry in entries.items():
         if entry.get("kind") == "bench" and entry.get("report"):
@@ -115,7 +116,7 @@ def training_reports(entries: Mapping[str, dict[str, Any]]) -> Iterator[tuple[st
 
 
 def what_differs(report: BenchReport) -> str | None:
-    """What keeps a report from counting towards the targets, or nothing."""
+    """Why a report does not count towards the targets, or None."""
     settings = report.settings
     if (why := other_machine(report.hardware.model_dump(), settings.dtype)) is not None:
         return why
@@ -125,7 +126,7 @@ def what_differs(report: BenchReport) -> str | None:
 
 
 def other_machine(hardware: Mapping[str, Any], dtype: str) -> str | None:
-    """The same of the machine and the dtype alone."""
+    """Why a machine or a dtype does not count, or None."""
     machine = hardware["gpu"] or hardware["cpu"]
     if GPU not in machine.split():  # a GH200 is another machine
         return f"measured on {machine}"
@@ -140,12 +141,12 @@ def speedup_over_floors(model: str, grid: str) -> Measure:
             (arm_of(batch, ratio.arm), arm_of(batch, ratio.over), ratio)
             for batch in batches(found.benches, model, grid, 1)
             for ratio in batch.speedups
-            if ratio.over.startswith("raster-")
+            if (arm_of(batch, ratio.arm).decoder, arm_of(batch, ratio.over).decoder) == (FASTER, SLOWER)
         ]
         if not pairs:
             return None
         flashar, raster, ratio = min(pairs, key=lambda pair: pair[0].token_generation_s.median_s)
-        # A slow raster makes a high speed-up, so it is told how far from its floor each arm is.
+        # A slow raster makes a high speed-up, so the line says how far each arm is from its floor.
         arms = " over ".join(f"{arm.name} ({arm.times_floor:.2f} times its floor)" for arm in (flashar, raster))
         where = f"{arms}: {ratio.token_generation:.2f}x, floors {ratio.floor:.2f}x"
         return ratio.token_generation / ratio.floor, where
@@ -157,9 +158,7 @@ def generation_ms(model: str, grid: str) -> Measure:
     """The fastest FlashAR arm's token generation at batch 1."""
 
     def measure(found: Measurements) -> tuple[float, str] | None:
-        arms = [
-            arm for batch in batches(found.benches, model, grid, 1) for arm in batch.arms if arm.decoder == "flashar"
-        ]
+        arms = [arm for batch in batches(found.benches, model, grid, 1) for arm in batch.arms if arm.decoder == FASTER]
         if not arms:
             return None
         best = min(arms, key=lambda arm: arm.token_generation_s.median_s)
@@ -176,7 +175,7 @@ def over_upstream(model: str, grid: str) -> Measure:
             ratio
             for batch in batches(found.benches, model, grid, 1)
             for ratio in batch.speedups
-            if ratio.over == "upstream" and ratio.arm.startswith("flashar-")
+            if ratio.over == UPSTREAM and arm_of(batch, ratio.arm).decoder == FASTER
         ]
         if not ratios:
             return None
@@ -187,14 +186,14 @@ def over_upstream(model: str, grid: str) -> Measure:
 
 
 def images_per_s(model: str, grid: str) -> Measure:
-    """FlashAR's most pictures a second at any batch size."""
+    """FlashAR's most images a second at any batch size."""
 
     def measure(found: Measurements) -> tuple[float, str] | None:
         arms: list[tuple[ArmReport, int]] = [
             (arm, batch.batch_size)
             for batch in batches(found.benches, model, grid, None)
             for arm in batch.arms
-            if arm.decoder == "flashar"
+            if arm.decoder == FASTER
         ]
         if not arms:
             return None
@@ -218,16 +217,14 @@ def share_of_matmul(model: str) -> Measure:
             return None
         best = max(arms, key=lambda arm: arm["share_of_matmul"])
         compiled = ", compiled" if best["compile"] else ""
-        where = (
-            f"{best['attention']}{compiled}, {best['micro_batch_size']} pictures, {best['images_per_s']:.4g} a second"
-        )
+        where = f"{best['attention']}{compiled}, {best['micro_batch_size']} images, {best['images_per_s']:.4g} a second"
         return best["share_of_matmul"], where
 
     return measure
 
 
 def batches(reports: list[BenchReport], model: str, grid: str, batch_size: int | None) -> Iterator[BatchReport]:
-    """What was measured of a model on a grid, at one batch size or at all."""
+    """What was measured of a model on a grid, at one batch size or at all sizes."""
     for report in reports:
         if report.model.name == model:
             for batch in report.batches:

@@ -1,4 +1,4 @@
-"""What a run leaves beside the weights: sample sheets, gate map, report."""
+"""The files of a run beside the weights: sample sheets, gate map, report."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from pathlib import Path
 
 import torch
 
-from flashar_cli.adaptation.job import AdaptJob
-from flashar_cli.benchmarking import environment
-from flashar_cli.data.codes import CodeSet
+from flashar_cli.adaptation import gates, samples
+from flashar_cli.adaptation.job import AdaptJob, run_dir
+from flashar_cli.adaptation.report import AdaptReport, render
+from flashar_cli.adaptation.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from flashar_cli.checkpoints import checkpoint
+from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
-from flashar_cli.kinds import ANYTHING, HTML, JSON_LINES, PNG, FolderKind
+from flashar_cli.files.kinds import ANYTHING, HTML, JSON_LINES, PNG, FolderKind
+from flashar_cli.files.outputs import Output
+from flashar_cli.machine import environment
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.reporting import gates, samples
 from flashar_cli.reporting.figures import has_matplotlib, to_png
-from flashar_cli.reporting.report import AdaptReport, render
-from flashar_cli.reporting.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from flashar_cli.training.metrics import read_records
 
 METRICS_FILE = "metrics.jsonl"
 REPORT_FILE = "report.html"
 GATE_MAP_FILE = "gate-map.png"
 
-# A run under way, with its training state.
+# An unfinished run, with its training state.
 RUN = FolderKind(
     "an adaptation's run",
     {
@@ -35,8 +37,14 @@ RUN = FolderKind(
     },
 )
 SHEET_IMAGES = 40
-# Of the base, in raster order: slower, and only for comparison.
+# Fewer of the base, as raster order is slower and they only serve as a comparison.
 BASE_SHEET_IMAGES = 20
+
+
+def outputs(out: Path) -> list[Output]:
+    """The files that an adaptation to ``out`` writes."""
+    run = Output("the run's folder", run_dir(out), RUN, goes_on=True)
+    return [Output("--out", out, checkpoint.CHECKPOINT), run]
 
 
 def sheet_path(job: AdaptJob, name: str) -> Path:
@@ -44,14 +52,14 @@ def sheet_path(job: AdaptJob, name: str) -> Path:
     return job.run_dir / f"samples-{name}.png"
 
 
-def has_base_samples(job: AdaptJob, validation: CodeSet) -> bool:
+def has_base_samples(job: AdaptJob, validation: TokenSet) -> bool:
     """Whether a resumed run needs no new samples of its base."""
     names = samples.subjects(job.loaded.config, validation, BASE_SHEET_IMAGES)[1]
     return job.loaded.tokenizer is None or _has_samples(job, "base", len(names))
 
 
 def _has_samples(job: AdaptJob, name: str, count: int) -> bool:
-    """Whether the sheet is there whole: the user may have been at it since it was drawn."""
+    """Whether the sheet is there and complete: the user may have changed it since it was made."""
     try:
         samples.read_sheet(sheet_path(job, name), job.loaded.config, count)
     except FlasharError:
@@ -59,36 +67,38 @@ def _has_samples(job: AdaptJob, name: str, count: int) -> bool:
     return True
 
 
-def write_samples(job: AdaptJob, model: FlasharModel, validation: CodeSet, name: str, decoder: str, count: int) -> None:
-    """A sheet at the checkpoint's generation defaults, where the model has a tokenizer to make pictures with."""
+def write_samples(
+    job: AdaptJob, model: FlasharModel, validation: TokenSet, name: str, decoder: str, count: int
+) -> None:
+    """Writes a sheet made with the checkpoint's generation defaults; none where the model has no tokenizer."""
     tokenizer = job.loaded.tokenizer
     if tokenizer is None:
         return
     conditions, _ = samples.subjects(model.config, validation, count)
     batch_size = min(count, job.recipe.engine.micro_batch_size)
-    with torch.compiler.set_stance("force_eager"):  # compiled for the shapes of training steps alone
-        pictures = samples.draw_samples(model, tokenizer, decoder, conditions, batch_size, job.seed)
+    with torch.compiler.set_stance("force_eager"):  # only the shapes of training are compiled
+        images = samples.draw_samples(model, tokenizer, decoder, conditions, batch_size, job.seed)
     settings = {"base": job.base_name, "decoder": decoder, "weights": name, "seed": job.seed}
-    samples.write_sheet(sheet_path(job, name), pictures, settings)
+    samples.write_sheet(sheet_path(job, name), images, settings)
 
 
 def write_report(
-    job: AdaptJob, model: FlasharModel, train: CodeSet, validation: CodeSet, fingerprint: str, last_stage: str
+    job: AdaptJob, model: FlasharModel, train: TokenSet, validation: TokenSet, fingerprint: str, last_stage: str
 ) -> None:
-    """``report.html`` and ``gate-map.png``, of the adapted model and what the run has left behind."""
+    """Writes ``report.html`` and ``gate-map.png``, from the adapted model and the files of the run."""
     config = model.config
     with torch.compiler.set_stance("force_eager"):
         gates_HW = gates.gate_map(model, validation, job.recipe.engine.micro_batch_size, job.dtype)
     if has_matplotlib():
         text = {"flashar": json.dumps({"gate_mean": gates_HW.round(6).tolist()})}
         (job.run_dir / GATE_MAP_FILE).write_bytes(to_png(gates.gate_figure(gates_HW), text))
-    pictures, names = None, []
+    images, names = None, []
     if job.loaded.tokenizer is not None:
         names = samples.subjects(config, validation, BASE_SHEET_IMAGES)[1]
-        if not _has_samples(job, last_stage, len(names)):  # drawn before an interruption, and gone since
+        if not _has_samples(job, last_stage, len(names)):  # made before an interruption, and removed since
             write_samples(job, model, validation, last_stage, "flashar", SHEET_IMAGES)
         base, adapted = (samples.read_sheet(sheet_path(job, name), config, len(names)) for name in ("base", last_stage))
-        pictures = (base, adapted)
+        images = (base, adapted)
     report = AdaptReport(
         base_name=job.base_name,
         base_sha256=job.base_sha256,
@@ -104,15 +114,18 @@ def write_report(
         records=read_records(job.run_dir / METRICS_FILE),
         gates_HW=gates_HW,
         probe=job.probe,
-        samples=pictures,
+        samples=images,
         sample_names=names,
     )
     (job.run_dir / REPORT_FILE).write_text(render(report), encoding="utf-8")
 
 
 def left_behind(job: AdaptJob) -> dict[str, Path]:
-    """Files of the run that go into the checkpoint, by their place in it."""
+    """Files that go into the checkpoint beside the weights, by their name there: those of the run, and the base's text
+    tokenizer.
+    """
     found = sorted(path for path in job.run_dir.iterdir() if path.is_file())
     files = {path.name: path for path in found if path.suffix in (".jsonl", ".png", ".html")}
-    events = (job.run_dir / TENSORBOARD_FOLDER).glob("*")
-    return files | {f"{TENSORBOARD_FOLDER}/{path.name}": path for path in events}
+    files |= {f"{TENSORBOARD_FOLDER}/{path.name}": path for path in (job.run_dir / TENSORBOARD_FOLDER).glob("*")}
+    text = job.loaded.text_tokenizer
+    return files if text is None else files | {checkpoint.TEXT_TOKENIZER_FILE: text.path}

@@ -1,4 +1,4 @@
-"""What an adaptation takes, before it starts: shapes, steps, memory, hours."""
+"""What an adaptation will take, computed before it starts: parameters, steps, memory, hours."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from flashar_cli.benchmarking.timing import matmul_flops_per_s
 from flashar_cli.config import BranchConfig, ModelConfig
+from flashar_cli.config.recipe import AdaptRecipe
+from flashar_cli.machine.rates import matmul_flops_per_s
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.recipe import AdaptRecipe
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.memory import estimate_memory
 
-# What a plan assumes where there is no GPU to ask: an A100 or H100 of 80 GB, with the former's dense bf16 peak.
+# Assumed where there is no GPU: 80 GB as of an A100 or H100, and the dense bfloat16 peak of an A100.
 ASSUMED_DEVICE_BYTES = 80 * 2**30
 ASSUMED_FLOPS_PER_S = 312e12
 # Share of the peak that training is expected to reach.
@@ -29,7 +29,7 @@ def describe(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """For ``--dry-run``, in JSON: on CUDA for this device as measured, else for an assumed GPU."""
+    """The JSON of ``--dry-run``: on CUDA for this device, whose rate is measured, else for an assumed GPU."""
     measured = device.type == "cuda"
     device_bytes = torch.cuda.mem_get_info(device)[1] if measured else ASSUMED_DEVICE_BYTES
     rate = matmul_flops_per_s(device, dtype) if measured else ASSUMED_FLOPS_PER_S
@@ -39,14 +39,11 @@ def describe(
     optim, engine = recipe.optim, recipe.engine
     share = math.ceil(optim.batch_size / num_processes)
     memory = estimate_memory(config, engine, optim.batch_size, num_processes, device_bytes, dtype)
-    flops = sum(
-        steps * optim.batch_size * training_flops(config, getattr(recipe, stage))
-        for stage, steps in recipe.stage_steps.items()
-    )
+    flops = sum(stage.steps * optim.batch_size * training_flops(config, stage.settings) for stage in recipe.stages)
     return {
         "branch": branch.model_dump(),
         "parameters": {"base": before, "branch": after - before},
-        "steps": recipe.stage_steps,
+        "steps": {stage.name: stage.steps for stage in recipe.stages},
         "images_per_step": optim.batch_size,
         "processes": num_processes,
         "dtype": str(dtype).removeprefix("torch."),

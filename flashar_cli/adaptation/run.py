@@ -1,4 +1,4 @@
-"""Two-stage adaptation of a raster base, from codes to a checkpoint."""
+"""The two-stage adaptation of a raster base, from tokens to a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,131 +9,106 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flashar_cli import __version__, checkpoint
+from flashar_cli import __version__
 from flashar_cli.adaptation import artifacts
 from flashar_cli.adaptation.job import AdaptJob
+from flashar_cli.adaptation.records import check_run, stamped, start_record
+from flashar_cli.adaptation.tensorboard import FOLDER as TENSORBOARD_FOLDER
+from flashar_cli.adaptation.tensorboard import MISSING, EventFiles, has_tensorboard
+from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import Provenance, Subset
-from flashar_cli.data.codes import CodeSet, ids_sha256, split_validation
-from flashar_cli.files import remove_folder
-from flashar_cli.preflight import check_base
-from flashar_cli.reporting.records import Record, check_run, stamped, start_record
-from flashar_cli.reporting.tensorboard import FOLDER as TENSORBOARD_FOLDER
-from flashar_cli.reporting.tensorboard import MISSING, EventFiles, has_tensorboard
+from flashar_cli.data.tokens import TokenSet, ids_sha256, split_validation
+from flashar_cli.files.writing import remove_folder
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
-from flashar_cli.training.metrics import MetricsFile, read_records
+from flashar_cli.training.metrics import MetricsFile, Record, read_records
 from flashar_cli.training.parallel import barrier, process_group, whole_model
-from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
-from flashar_cli.world import World
+from flashar_cli.training.validation import check_base
 
 
 def adapt(
-    job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None]
+    job: AdaptJob, data: TokenSet, overwrite: bool, report: Report, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Runs, or resumes, both stages and writes the checkpoint; returns all validations, the base's first. All
-    processes of the run call it; the first one reports, writes, and has the result.
+    """Runs, or resumes, both stages and writes the checkpoint; returns all validations, that of the base first. All
+    processes of the run call it; the first one reports, writes and returns the result.
 
-    Raises FlasharError where the pre-flight finds that base and data don't belong together.
+    Raises FlasharError where the base's loss says that base and data don't belong together.
     """
-    with process_group(job.loaded.model.device) as world:
-        return _adapt(job, data, overwrite, report, note, world)
-
-
-def _adapt(
-    job: AdaptJob, data: CodeSet, overwrite: bool, report: Report, note: Callable[[str], None], world: World
-) -> list[dict[str, Any]]:
     train, validation = split_validation(data, job.recipe.data.num_validation)
-    model, recipe = job.loaded.model, job.recipe
-    loss = check_base(model, validation, recipe.engine.micro_batch_size, job.dtype)
-    note(f"the base's raster loss on this data is {loss:.3f} nats per token")
-    model.add_branch(job.branch, job.seed)
-    fingerprint = data.fingerprint()
-    stages = [Stage(name, steps, getattr(recipe, name)) for name, steps in recipe.stage_steps.items()]
-    state = TrainingState(
-        job.run_dir,
-        _identity(job, fingerprint),
-        overwrite,
-        recipe.keep_states,
-        asynchronous=model.device.type == "cuda",
-    )
-    barrier()  # nobody writes before everybody has read what there is
-    if state.loaded is not None:
-        note(f"resuming from {state.last}")
-    recorder = _Recorder(job, state.total_steps(stages), report, note) if world.is_main else None
-
-    def record(kind: str, values: Record) -> None:
-        if recorder is not None:
-            recorder(kind, values)
-
-    if world.is_main and (state.loaded is None or not artifacts.has_base_samples(job, validation)):
-        note("drawing samples of the base, to compare with")
-        artifacts.write_samples(job, model, validation, "base", "raster", artifacts.BASE_SHEET_IMAGES)
-    if recorder is not None:  # it measures this machine, which one process is enough for
+    model, recipe, stages = job.loaded.model, job.recipe, job.recipe.stages
+    with process_group(model.device) as world:
+        loss = check_base(model, validation, recipe.engine.micro_batch_size, job.dtype)
+        note(f"the base's raster loss on this data is {loss:.3f} nats per token")
+        model.add_branch(job.branch, job.seed)
+        fingerprint, on_cuda = data.fingerprint(), model.device.type == "cuda"
+        state = TrainingState(job.run_dir, _identity(job, fingerprint), overwrite, recipe.keep_states, on_cuda)
+        barrier()  # no process writes before all have read the state
         begun = state.total_steps(stages)
-        recorder("start", start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype))
+        if state.loaded is not None:
+            note(f"resuming from {state.last}")
+        recorder = _Recorder(job, begun, report, note) if world.is_main else None
+        if recorder is not None:
+            if state.loaded is None or not artifacts.has_base_samples(job, validation):
+                note("making sample images of the base, to compare with")
+                artifacts.write_samples(job, model, validation, "base", "raster", artifacts.BASE_SHEET_IMAGES)
+            # Measures this machine, for which one process is enough.
+            start = start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype)
+            recorder("start", start)
 
-    def draw_samples(stage: str) -> None:
-        whole = whole_model(model)
-        if whole is not None:
-            artifacts.write_samples(job, whole, validation, stage, "flashar", artifacts.SHEET_IMAGES)
+        def draw_samples(stage: str) -> None:
+            whole = whole_model(model)
+            if whole is not None:
+                artifacts.write_samples(job, whole, validation, stage, "flashar", artifacts.SHEET_IMAGES)
 
-    run_stages(
-        TrainingRun(
-            model=model,
-            train=train,
-            validation=validation,
-            stages=stages,
-            optim=recipe.optim,
-            engine=recipe.engine,
-            seed=job.seed,
-            dtype=job.dtype,
-            state=state,
-            save_every=recipe.save_every,
-            validate_every=recipe.validate_every,
-            report=record,
-            stage_done=draw_samples,
+        run_stages(
+            TrainingRun(
+                model=model,
+                train=train,
+                validation=validation,
+                stages=stages,
+                optim=recipe.optim,
+                engine=recipe.engine,
+                seed=job.seed,
+                dtype=job.dtype,
+                state=state,
+                save_every=recipe.save_every,
+                validate_every=recipe.validate_every,
+                report=recorder or (lambda kind, values: None),
+                stage_done=draw_samples,
+            )
         )
-    )
-    adapted = whole_model(model)
-    if adapted is not None and recorder is not None:
-        recorder.close()
-        artifacts.write_report(job, adapted, train, validation, fingerprint, stages[-1].name)
-        _save(job, adapted.state_dict(), fingerprint, data.ids, overwrite)
-        remove_folder(job.run_dir, artifacts.RUN)
-    barrier()
-    return recorder.validations if recorder is not None else []
+        adapted = whole_model(model)
+        if adapted is not None and recorder is not None:
+            recorder.events.close()
+            artifacts.write_report(job, adapted, train, validation, fingerprint, stages[-1].name)
+            _save(job, adapted.state_dict(), fingerprint, data.ids, overwrite)
+            remove_folder(job.run_dir, artifacts.RUN)
+        barrier()
+        return [] if recorder is None else recorder.metrics.validations
 
 
 class _Recorder:
-    """Sends every record to the metrics file, the event files and whoever watches."""
+    """Sends every record to the metrics file, the event files and ``report``."""
 
     def __init__(self, job: AdaptJob, resume_at: int, report: Report, note: Callable[[str], None]) -> None:
         self._device = job.loaded.model.device
-        self._metrics = MetricsFile(job.run_dir / artifacts.METRICS_FILE, resume_at)
-        past = read_records(self._metrics.path)
+        self.metrics = MetricsFile(job.run_dir / artifacts.METRICS_FILE, resume_at)
+        past = read_records(self.metrics.path)
         if resume_at:
-            check_run(past, self._metrics.path)
-        self._events = EventFiles(job.run_dir / TENSORBOARD_FOLDER, past)
+            check_run(past, self.metrics.path)
+        self.events = EventFiles(job.run_dir / TENSORBOARD_FOLDER, past)
         self._report = report
         if not has_tensorboard():
             note(MISSING)
 
-    @property
-    def validations(self) -> list[dict[str, Any]]:
-        return self._metrics.validations
-
     def __call__(self, kind: str, values: Record) -> None:
         values = stamped(values, self._device)
-        for receive in (self._metrics, self._events, self._report):
+        for receive in (self.metrics, self.events, self._report):
             receive(kind, values)
-
-    def close(self) -> None:
-        """Writes what is still in memory."""
-        self._events.close()
 
 
 def _identity(job: AdaptJob, fingerprint: str) -> dict[str, Any]:
-    """What must be the same for a run to go on. How a step is computed and how often to save may change."""
+    """The settings that a resumed run must share. How a step is computed and how often it saves may change."""
     return {
         "base": job.base_sha256,
         "recipe": job.recipe.model_dump_json(exclude={"engine", "save_every", "keep_states"}),

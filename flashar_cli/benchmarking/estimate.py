@@ -1,73 +1,87 @@
-"""How long a bench will take, from one timed step of each decoder.
-
-Letters: R rows (B images, or 2B with guidance), C cells of a step.
-"""
+"""What a bench will take, before it runs: the floor of each decoder, and the expected time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
 
-from flashar_cli.benchmarking.plan import Plan, example_conditions
+from flashar_cli.benchmarking.arms import split_arm
+from flashar_cli.benchmarking.measure import floor_of
+from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.published import decoder_of
-from flashar_cli.benchmarking.subject import BenchModel, set_grid
-from flashar_cli.benchmarking.timing import best_s
-from flashar_cli.decoding.decoder import choose_order
-from flashar_cli.decoding.engine import Engine
+from flashar_cli.benchmarking.reports.tables import Table, short
+from flashar_cli.benchmarking.subject import BenchModel
+from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.decoding.failures import is_out_of_memory
-from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.decoding.pixels import PixelDecoder
+from flashar_cli.decoding.plan import DecodePlan
+from flashar_cli.machine.rates import Rates
+from flashar_cli.machine.timing import best_s
+
+
+def roofline(subject: BenchModel, plan: Plan, rates: Rates) -> Table:
+    """What each decoder can't do without."""
+    header = ["grid", "batch", "decoder", "forwards", "reads GB", "computes TFLOP", "waits for"]
+    arms = {split_arm(arm)[0]: arm for arm in plan.arms}
+    rows = []
+    for grid in plan.grids:
+        one = Batch.of(plan, subject.model, grid, 1).workload(subject.model)
+        for size in plan.batch_sizes:
+            work = replace(one, rows=size * one.rows)
+            for decoder, arm in arms.items():
+                floor = floor_of(subject.model, arm, work, rates)
+                bound = floor.num_memory_bound
+                waits = "memory" if bound == floor.num_forwards else f"memory in {bound}" if bound else "products"
+                work_done = [short(floor.read_bytes / 1e9), short(floor.flops / 1e12), waits]
+                speed = [short(floor.seconds * 1000), short(size / floor.seconds)]
+                rows.append([str(grid), str(size), decoder, str(floor.num_forwards), *work_done, *speed])
+    return [*header, "floor ms", "floor img/s"], rows
 
 
 @torch.inference_mode()
 def expected_s(subject: BenchModel, plan: Plan) -> float:
-    """Expected seconds of ``bench``, on the long side: the middle step of a diagonal order is its largest, and every
-    level of optimisation counts as the eager one, upstream's sampler as the decoder of ours that it is like.
-    """
-    own = subject.model.config.order_grid
-    total = 0.0
-    for grid in plan.grids or (own,):
-        set_grid(subject, grid)
-        for batch_size in plan.batch_sizes:
-            decoders = [decoder_of(arm, subject.model.config.family) for arm in plan.arms]
+    """Expected seconds of ``bench``, on the long side: every level counts as eager, every step as the largest one."""
+    device, total = subject.model.device, 0.0
+    decode_pixels = None if subject.tokenizer is None else PixelDecoder(subject.tokenizer, subject.model.dtype)
+    for grid in plan.grids:
+        for size in plan.batch_sizes:
             try:
-                seconds = {decoder: _decode_s(subject, plan, batch_size, decoder) for decoder in set(decoders)}
-                total += sum(seconds[decoder] for decoder in decoders)
-                if subject.tokenizer is not None:
-                    total += len(plan.arms) * _token_decode_s(subject, batch_size)
+                total += _arms_s(subject, Batch.of(plan, subject.model, grid, size), plan.arms)
+                if decode_pixels is not None:
+                    tokens_BHW = torch.zeros(size, grid.height, grid.width, dtype=torch.int64, device=device)
+                    total += len(plan.arms) * best_s(partial(decode_pixels, tokens_BHW), device, repeats=1)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                break  # neither will the bench come so far
-    set_grid(subject, own)
+                break  # the bench won't get that far either
     return total * (plan.warmup + plan.repeats + 1)
 
 
 @torch.inference_mode()
 def expected_agreement_s(subject: BenchModel, plan: Plan, arms: Iterable[str]) -> float:
-    """Expected seconds of what agreement asks of an arm or its reference: one picture drawn, one fed to it."""
+    """Expected seconds of comparing arms with float32: each samples one image and is fed one."""
+    return 2 * _arms_s(subject, Batch.of(plan, subject.model, plan.grids[0], 1), arms)
+
+
+def _arms_s(subject: BenchModel, batch: Batch, arms: Iterable[str]) -> float:
     decoders = [decoder_of(arm, subject.model.config.family) for arm in arms]
-    seconds = {decoder: _decode_s(subject, plan, 1, decoder) for decoder in set(decoders)}
-    return 2 * sum(seconds[decoder] for decoder in decoders)
+    seconds = {decoder: _decode_s(subject, batch, decoder) for decoder in set(decoders)}
+    return sum(seconds[decoder] for decoder in decoders)
 
 
-def _decode_s(subject: BenchModel, plan: Plan, batch_size: int, decoder: str) -> float:
-    model = subject.model
-    conditions = example_conditions(model.config, batch_size, plan.seed).to(model.device)
-    order = choose_order(model, decoder)
+def _decode_s(subject: BenchModel, batch: Batch, name: str) -> float:
+    model, decoder = subject.model, DECODERS[name]
+    plan = decoder.plan(model, decoder.key(model, batch.conditions, batch.sampling, batch.grid))
+    plan.load(batch.conditions, batch.sampling, batch.uniform_BN)
+    if not isinstance(plan, DecodePlan):  # no step stands for the others
+        return best_s(plan.run, model.device, repeats=1)
+    order = plan.order
     middle = order.num_steps // 2
     if middle == 0:
         return 0.0
-    decode = DecodePlan(model, PlanKey.of(model, batch_size, order, plan.params.kind))
-    decode.load(conditions, plan.params, torch.zeros(batch_size, len(order.cells)))
-    codes_RC = torch.zeros(decode.num_rows, len(order.steps[middle - 1]), dtype=torch.int64, device=model.device)
+    tokens_RC = torch.zeros(plan.num_rows, len(order.steps[middle - 1]), dtype=torch.int64, device=model.device)
     # The cache is empty, which changes the values but not the work.
-    step = partial(decode.step, middle, codes_RC)
-    return order.num_steps * best_s(step, model.device, repeats=2)
-
-
-def _token_decode_s(subject: BenchModel, batch_size: int) -> float:
-    engine, grid = Engine(subject.model, subject.tokenizer), subject.model.config.order_grid
-    codes_BHW = torch.zeros(batch_size, grid.height, grid.width, dtype=torch.int64, device=subject.model.device)
-    return best_s(lambda: engine.pixels(codes_BHW), subject.model.device, repeats=1)
+    return order.num_steps * best_s(partial(plan.step, middle, tokens_RC), model.device, repeats=2)

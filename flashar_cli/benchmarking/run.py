@@ -1,7 +1,4 @@
-"""The protocol: all arms in one process, on one model, in turn.
-
-Letters: B images, N = H*W cells.
-"""
+"""The protocol: all arms in one process, on one model, in turn."""
 
 from __future__ import annotations
 
@@ -11,24 +8,26 @@ from functools import partial
 
 import torch
 
-from flashar_cli.benchmarking import environment, memory
-from flashar_cli.benchmarking.floor import Rates
-from flashar_cli.benchmarking.measure import prepared
-from flashar_cli.benchmarking.plan import Plan, example_conditions, floor_of
+from flashar_cli.benchmarking.measure import arm_report, floor_of, prepared, speedups_of
+from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.published.upstream import Upstream
 from flashar_cli.benchmarking.reports.document import (
+    FASTER,
+    SLOWER,
     Agreement,
     BatchReport,
     BenchReport,
-    RatesReport,
-    UpstreamReport,
+    Settings,
+    Subject,
     best_common_level,
 )
-from flashar_cli.benchmarking.subject import BenchModel, set_grid
-from flashar_cli.benchmarking.summary import arm_report, describe, settings_of, speedups_of
+from flashar_cli.benchmarking.subject import BenchModel, dtype_name
 from flashar_cli.decoding.failures import is_out_of_memory
+from flashar_cli.decoding.pixels import pixel_dtype
 from flashar_cli.errors import FlasharError
-from flashar_cli.nn.sampling import uniform_table
+from flashar_cli.grid import Grid
+from flashar_cli.machine import environment, peaks
+from flashar_cli.machine.rates import Rates
 
 
 @torch.inference_mode()
@@ -42,17 +41,14 @@ def bench(
     on_batch: Callable[[BenchReport], None] = lambda report: None,
 ) -> BenchReport:
     """Measures every arm on every grid at every batch size. ``on_run`` is called after each run, ``on_batch`` with the
-    report so far after each batch size; ``agreements`` go into the report as they are.
+    report so far after each batch size.
 
-    A batch that does not fit into memory ends the batch sizes of its grid, and the report says so. Raises FlasharError
-    where none fits.
+    A batch that does not fit into memory ends the batch sizes of its grid. Raises FlasharError where none fits.
     """
-    model = subject.model
-    grids = plan.grids or (model.config.order_grid,)
+    model, end = subject.model, plan.sweep_end
     batches: list[BatchReport] = []
-    checked: UpstreamReport | None = None
-    end = plan.sweep_end
     hardware, software = environment.hardware(model.device), environment.software()
+    checked = None if upstream is None else upstream.check(subject, Batch.of(plan, model, plan.grids[0], 1))
 
     def report() -> BenchReport:
         return BenchReport(
@@ -61,32 +57,25 @@ def bench(
             variables=environment.variables(),
             hardware=hardware,
             software=software,
-            model=describe(subject, grids),
+            model=describe(subject, plan),
             settings=settings_of(subject, plan),
-            rates=RatesReport(
-                copy_bytes_per_s=rates.copy_bytes_per_s,
-                matmul_flops_per_s=rates.matmul_flops_per_s,
-            ),
-            peak_rss_bytes=memory.peak_rss_bytes(),
+            rates=rates,
+            peak_rss_bytes=peaks.peak_rss_bytes(),
             upstream=checked,
             agreements=agreements,
             sweep_end=end,
             batches=tuple(batches),
         )
 
-    for grid in grids:
-        set_grid(subject, grid)
-        if upstream is not None and checked is None:
-            conditions = example_conditions(model.config, 1, plan.seed).to(model.device)
-            checked = upstream.check(subject, conditions, plan.params.cfg_scale)
+    for grid in plan.grids:
         for size in plan.batch_sizes:
-            counts = counts_at(model.device, (grid, size) == (grids[-1], plan.batch_sizes[-1]))
-            work = partial(_bench_batch, subject, plan, size, rates, on_run, upstream, counts)
-            batch = _unless_full(work, model.device)
-            if batch is None:
+            counts = counts_at(model.device, (grid, size) == (plan.grids[-1], plan.batch_sizes[-1]))
+            work = partial(_bench_batch, subject, plan, grid, size, rates, on_run, upstream, counts)
+            measured = _unless_full(work, model.device)
+            if measured is None:
                 end = f"out of memory at batch {size} on {grid} tokens"
                 break
-            batches.append(batch)
+            batches.append(measured)
             on_batch(report())
     if not batches:
         raise FlasharError(f"{end}; use smaller --batch-sizes or a smaller --res")
@@ -94,20 +83,57 @@ def bench(
 
 
 def counts_at(device: torch.device, is_last: bool) -> bool:
-    """Whether launches are counted at a batch size: on CUDA at the last one, as a profiler may stay attached to the
-    device and slow what is timed after it.
-    """
+    """Whether launches are counted at a batch size."""
+    # A profiler may stay attached to a GPU and slow what is timed after it.
     return is_last or device.type != "cuda"
 
 
+def describe(subject: BenchModel, plan: Plan) -> Subject:
+    """What is benched."""
+    config = subject.model.config
+    assert config.branch is not None, "a branch is added where the checkpoint has none"
+    return Subject(
+        name=subject.name,
+        family=config.family,
+        weights=subject.weights,
+        grid=", ".join(map(str, plan.grids)),
+        num_parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+        branch=f"layer {config.branch.layer}, depth {config.branch.depth}, gate {config.branch.gate}",
+        branch_added=subject.branch_added,
+    )
+
+
+def settings_of(subject: BenchModel, plan: Plan) -> Settings:
+    """How it is benched."""
+    model, with_pixels = subject.model, subject.tokenizer is not None
+    return Settings(
+        **plan.sampling.model_dump(),
+        device=model.device.type,
+        dtype=dtype_name(model.dtype),
+        quantize=subject.quantize,
+        num_threads=torch.get_num_threads(),
+        arms=plan.arms,
+        batch_sizes=plan.batch_sizes,
+        repeats=plan.repeats,
+        warmup=plan.warmup,
+        seed=plan.seed,
+        pixel_dtype=dtype_name(pixel_dtype(model.device, model.dtype)) if with_pixels else None,
+        num_interop_threads=torch.get_num_interop_threads(),
+        float32_matmul_precision=torch.get_float32_matmul_precision(),
+        tf32=torch.backends.cuda.matmul.allow_tf32,
+        sdpa_backends=environment.sdpa_backends(),
+        with_pixels=with_pixels,
+    )
+
+
 def _unless_full(work: Callable[[], BatchReport], device: torch.device) -> BatchReport | None:
-    """None where it does not fit into memory, all of which is free again then."""
+    """None where it does not fit into memory."""
     try:
         return work()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    # Not before the handler is left: until then the error's frames hold every arm.
+    # After the handler: until it is left, the error's frames hold every arm.
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
@@ -116,18 +142,16 @@ def _unless_full(work: Callable[[], BatchReport], device: torch.device) -> Batch
 def _bench_batch(
     subject: BenchModel,
     plan: Plan,
-    batch_size: int,
+    grid: Grid,
+    size: int,
     rates: Rates,
     on_run: Callable[[], None],
     upstream: Upstream | None,
     counts_launches: bool,
 ) -> BatchReport:
-    model = subject.model
-    device = model.device
-    conditions = example_conditions(model.config, batch_size, plan.seed).to(device)
-    uniform_BN = uniform_table(plan.seed, 0, batch_size, model.config.order_grid.num_cells).to(device)
-    memories = {name: memory.ArmMemory(device) for name in plan.arms}
-    arms = {name: prepared(name, subject, conditions, plan, uniform_BN, upstream, memories[name]) for name in plan.arms}
+    model, batch = subject.model, Batch.of(plan, subject.model, grid, size)
+    memories = {name: peaks.ArmMemory(model.device) for name in plan.arms}
+    arms = {name: prepared(name, subject, batch, upstream, memories[name]) for name in plan.arms}
     for arm in arms.values():
         for _ in range(plan.warmup):
             arm.warm_up()
@@ -141,16 +165,15 @@ def _bench_batch(
             arm.count_launches()
         on_run()
 
-    reports = tuple(
-        arm_report(name, arm, batch_size, floor_of(model, name, batch_size, plan.params, rates), rates)
-        for name, arm in arms.items()
-    )
+    work = batch.workload(model)
+    floors = {name: floor_of(model, name, work, rates) for name in arms}
+    reports = tuple(arm_report(name, arm, size, floors[name], rates) for name, arm in arms.items())
     speedups = tuple(speedups_of(reports, arms))
-    best = best_common_level(reports)
-    headline = next((ratio for ratio in speedups if ratio.over == f"raster-{best}"), None)
+    pair = tuple(f"{decoder}-{best_common_level(reports)}" for decoder in (FASTER, SLOWER))
+    headline = next((ratio for ratio in speedups if (ratio.arm, ratio.over) == pair), None)
     return BatchReport(
-        grid=str(model.config.order_grid),
-        batch_size=batch_size,
+        grid=str(grid),
+        batch_size=size,
         speedup=headline.token_generation if headline else None,
         speedup_with_token_decode=headline.with_token_decode if headline else None,
         speedups=speedups,

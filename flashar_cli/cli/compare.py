@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,24 +23,18 @@ flashar compare old.json new.json --markdown
 
 flashar compare old.json new.json --gate ratios --tolerance 20%
 """
+Gate = Literal["all", "ratios"]
 LOWER = "lower: the speed-up fell, while the faster arm is about as near to its own floor as before"
 HEADER = ["batch", "what", "old", "new", "change", "verdict"]
-
-
-class Gate(StrEnum):
-    all = "all"
-    ratios = "ratios"
 
 
 def command(
     old: Annotated[Path, typer.Argument(metavar="OLD.json", help="The report to measure against.")],
     new: Annotated[Path, typer.Argument(metavar="NEW.json", help="The report that is judged.")],
     tolerance: Annotated[
-        str, typer.Option("--tolerance", metavar="PERCENT", help="Changes up to this are noise, e.g. 5% or 0.05.")
+        str, typer.Option(metavar="PERCENT", help="Changes up to this are noise, e.g. 5% or 0.05.")
     ] = "5%",
-    gate: Annotated[
-        Gate, typer.Option("--gate", help="ratios, for noisy machines: times are shown and fail nothing.")
-    ] = Gate.all,
+    gate: Annotated[Gate, typer.Option(help="ratios, for noisy machines: times are shown and fail nothing.")] = "all",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table, for a CI summary.")] = False,
     allow_different: Annotated[
         bool, typer.Option("--allow-different", help="Compare across hardware, settings or models all the same.")
@@ -50,8 +43,8 @@ def command(
 ) -> None:
     """Compare two bench reports; exit code 1 on a regression.
 
-    A regression is a speed-up or a time that became worse by more than the tolerance, a forward more, more launches, or
-    a number of the old report that the new one lacks. A speed-up that fell fails only where the faster arm also went
+    A regression is a speed-up or a time that became worse by more than the tolerance, more forwards, more launches, or
+    a number of the old report that the new one lacks. A speed-up that fell fails only where the faster arm also moved
     away from its own floor by more than the tolerance: a faster raster is no regression. With `--gate ratios` times
     fail nothing, and the hardware may differ, the number of threads with it.
     """
@@ -62,8 +55,8 @@ def command(
     from flashar_cli.benchmarking.reports.document import read_report
 
     old_report, new_report = read_report(old), read_report(new)
-    changes = compare(old_report, new_report, allowed, allow_different, gate.value)
-    different = differences(old_report, new_report, gate.value)
+    changes = compare(old_report, new_report, allowed, allow_different, gate)
+    different = differences(old_report, new_report, gate)
     different += [line for line in hardware_changes(old_report, new_report) if line not in different]
     notes = [f"different {line}" for line in different] + version_changes(old_report, new_report)
     notes += [LOWER] if any(change.verdict == "lower" for change in changes) else []

@@ -13,12 +13,11 @@ def command(model: options.Model = None, base: options.Base = None, json: option
 
     Shape, parameters, memory, hash, and every problem at once; exit code 2 if there is one.
     """
-    from flashar_cli import hub
+    from flashar_cli.checkpoints import hub
 
     directory = hub.resolve(options.required_model(model, base))
 
-    from flashar_cli.inspection import inspect
-    from flashar_cli.listing import readable_count
+    from flashar_cli.checkpoints.listing import inspect, readable_count
 
     report = inspect(directory)
     if json:
@@ -34,7 +33,7 @@ def command(model: options.Model = None, base: options.Base = None, json: option
             ["memory", f"{report['weights_bytes_bfloat16'] / 2**20:.1f} MiB in bfloat16, twice that in float32"],
             ["cache", f"{report['kv_cache_bytes_per_image_bfloat16'] / 2**20:.2f} MiB an image and row in bfloat16"],
             ["forwards", f"raster {report['forwards_raster']}, flashar {report['forwards_flashar'] or '-'}"],
-            ["tokenizer", f"{tokenizer['codebook_size']} codes" if tokenizer else "none: tokens only"],
+            ["tokenizer", f"{tokenizer['codebook_size']} tokens" if tokenizer else "none: tokens only"],
             ["generation", ", ".join(f"{name} {value}" for name, value in config["generation"].items())],
             ["source", str(config["provenance"]["source"] or config["provenance"]["notes"] or "-")],
             ["sha256", report["sha256"]],

@@ -1,4 +1,4 @@
-"""What no user and no command has an answer to, in one line all the same."""
+"""Errors that no command expects, in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 
 from flashar_cli.cli import output
-from flashar_cli.text import one_line
+from flashar_cli.inputs.text import one_line
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports it of other commands
@@ -15,7 +15,7 @@ MOST_OF_A_CAUSE = 200  # characters
 
 
 def wants_traceback() -> bool:
-    """Whether errors that are no user's fault are to be raised on, as the environment may ask."""
+    """Whether the environment asks for the traceback of unexpected errors."""
     return os.environ.get(TRACEBACK, "") not in ("", "0")
 
 
@@ -24,7 +24,7 @@ def explain(error: Exception) -> int:
     what = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, MOST_OF_A_CAUSE)
     if _is_out_of_memory(error):
         output.error(
-            f"out of memory ({what}); take a smaller --batch-size, fewer or smaller pictures, a smaller model, or "
+            f"out of memory ({what}); take a smaller --batch-size, fewer or smaller images, a smaller model, or "
             "--dtype bfloat16, or close other programs"
         )
         return 2
@@ -36,7 +36,7 @@ def explain(error: Exception) -> int:
 
 
 def give_up_stdout() -> None:
-    """Nobody reads what is printed: what Python still holds of it goes nowhere, without another error at exit."""
+    """Sends what Python still holds for stdout nowhere, so that its exit brings no further error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

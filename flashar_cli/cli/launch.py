@@ -11,25 +11,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from flashar_cli import machine
 from flashar_cli.cli import output
+from flashar_cli.machine import memory
 
-# Once one process has ended badly, the others often fail of the same by themselves; then they are asked to save and
-# leave, and in the end they are killed.
+# Once one process has failed, the others often fail by themselves; those that don't are asked to save and leave, and
+# at last they are killed.
 OWN_END_S, SAVE_S = 3.0, 60.0
 POLL_S = 0.1
 PROCESS_BYTES = 300 * 2**20  # what Python and PyTorch alone take
 
 
 def launch(nproc: int | None) -> None:
-    """Runs this command line in ``nproc`` processes and exits with their code; returns where this process is to do the
-    work itself: without ``--nproc``, or as one of them.
-
-    SIGTERM is passed on, Ctrl-C reaches all of them by itself. The first process that fails ends the others.
+    """Runs this command line in ``nproc`` processes and exits with their exit code. Returns where this process does the
+    work: without ``--nproc``, or as one of them. SIGTERM is passed on, Ctrl-C reaches all of them by itself.
     """
     if nproc is None or "RANK" in os.environ:
         return
-    machine.require_memory(f"--nproc {nproc}", nproc * PROCESS_BYTES)
+    memory.require_memory(f"--nproc {nproc}", nproc * PROCESS_BYTES)
     with tempfile.TemporaryDirectory(prefix="flashar-") as logs:
         processes = _start(nproc, Path(logs))
         signal.signal(signal.SIGTERM, lambda number, frame: _signal(processes, signal.SIGTERM))
@@ -48,7 +46,7 @@ def launch(nproc: int | None) -> None:
 
 
 def _start(nproc: int, logs: Path) -> list[subprocess.Popen[bytes]]:
-    """Only the first process writes to this terminal; what the others say is kept in case one of them fails."""
+    """Starts all. Only the first writes to this terminal; the output of the others is kept in case they fail."""
     shared = {
         **os.environ,
         "WORLD_SIZE": str(nproc),
@@ -70,7 +68,7 @@ def _start(nproc: int, logs: Path) -> list[subprocess.Popen[bytes]]:
 
 
 def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
-    """Waits for all; the rank that first ended with another code than 0, None where none did."""
+    """Waits for all; the rank that first ended with another exit code than 0, None where none did."""
     failed, failed_at, asked = None, 0.0, False
     while None in [process.poll() for process in processes]:
         if failed is None:
@@ -86,7 +84,7 @@ def _first_failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _failure(processes: list[subprocess.Popen[bytes]]) -> int | None:
-    """The rank that ended badly; of several one that a signal ended, as the others miss it and fail of that."""
+    """The rank that failed; of several, one that a signal ended, as the others fail because they miss it."""
     codes = {rank: process.returncode for rank, process in enumerate(processes) if process.returncode}
     return min(codes, key=lambda rank: (codes[rank] > 0, rank), default=None)
 

@@ -13,7 +13,7 @@ import typer
 from flashar_cli import __version__
 from flashar_cli.cli import last_resort, output
 from flashar_cli.errors import FlasharError
-from flashar_cli.text import plain, shown
+from flashar_cli.inputs.text import plain, shown
 from flashar_cli.training.signals import Terminated, raise_terminated
 
 # Each command is a function of the module of its name; torch is imported inside it.
@@ -46,7 +46,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """Runs the command line. Exit codes: 0 done, 1 a comparison failed, 2 bad input, 70 a bug, 130 interrupted, 141
-    nobody read on, 143 terminated with nothing to go on from.
+    the reader of stdout left, 143 terminated with nothing to resume.
     """
     output.prepare()
     output.set_resume_command([])
@@ -67,7 +67,7 @@ def _run() -> int:
     except output.NobodyReads:
         last_resort.give_up_stdout()
         code = last_resort.BROKEN_PIPE
-    except OSError as error:  # an unreadable file, a full disk: the user's to mend
+    except OSError as error:  # an unreadable file or a full disk, which the user can mend
         place = f" ({error.filename})" if error.filename else ""
         output.error(f"{error.strerror or error}{place}; check the path, its permissions and the space left")
         code = 2
@@ -76,7 +76,7 @@ def _run() -> int:
         _explain_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except Terminated:  # asked to leave; where the command can go on later, nothing is lost
+    except Terminated:  # where the command can be resumed, nothing is lost
         code = 0 if output.resume_hint() else TERMINATED
         output.note("stopped by SIGTERM" + output.resume_hint())
     except Exception as error:
@@ -89,7 +89,7 @@ def _run() -> int:
 
 
 def _refuse_unreadable(arguments: list[str]) -> None:
-    """Raises FlasharError for bytes that are no text: they could be neither printed nor stored."""
+    """Raises FlasharError for arguments that are not text: they could be neither printed nor stored."""
     for argument in arguments:
         if argument != plain(argument):
             encoding = sys.getfilesystemencoding()

@@ -2,86 +2,163 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
-from flashar_cli import bounds
 from flashar_cli.cli import output
+from flashar_cli.config import Sampling, validated
+from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
 from flashar_cli.errors import FlasharError
-from flashar_cli.world import current_world
+from flashar_cli.inputs import bounds
+from flashar_cli.machine.world import current_world
 
 if TYPE_CHECKING:
     import torch
 
 
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class DecoderName(StrEnum):
-    raster = "raster"
-    flashar = "flashar"
+def number(allowed: bounds.Bounds, *, help: str, metavar: str | None = None) -> Any:
+    """An option for numbers within bounds, named after its parameter. Others are refused before the command starts."""
 
-
-class OptimisationName(StrEnum):
-    eager = "eager"
-    graph = "graph"
-    compile = "compile"
-    packed = "packed"
-
-
-class QuantizeName(StrEnum):
-    int8 = "int8"
-    fp8 = "fp8"
-
-
-def number(name: str, allowed: bounds.Bounds, *, help: str, metavar: str | None = None) -> Any:
-    """An option for numbers within bounds. Others are refused before the command starts."""
-
-    def check(value: float | None) -> float | None:
+    def check(option: typer.CallbackParam, value: float | None) -> float | None:
         if value is not None:
-            allowed.check(name, value)
+            allowed.check(option.opts[0], value)
         return value
 
-    return typer.Option(name, callback=check, metavar=metavar, help=help)
+    return typer.Option(callback=check, metavar=metavar, help=help)
 
 
-Model = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or a preset (`flashar ls`).")
-]
-Base = Annotated[str | None, typer.Option("--base", metavar="MODEL", help="The same as the positional MODEL.")]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write to.")]
-Seed = Annotated[int, number("--seed", bounds.SEED, help="Every random choice follows from it.")]
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="A checkpoint directory or preset (`flashar ls`).")]
+Base = Annotated[str | None, typer.Option(metavar="MODEL", help="The same as the positional MODEL.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write to.")]
+Seed = Annotated[int, number(bounds.SEED, help="Every random choice follows from it.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds, if flashar wrote all of it.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:I.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="auto: bfloat16 on CUDA, float32 on a CPU.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="auto: bfloat16 on CUDA, float32 on a CPU.")]
 Quantize = Annotated[
-    QuantizeName | None,
-    typer.Option("--quantize", help="8-bit weights in blocks and heads (needs torchao: flashar[quant])."),
+    Literal["int8", "fp8"] | None,
+    typer.Option(help="8-bit weights in blocks and heads (needs torchao: flashar[quant])."),
 ]
-Threads = Annotated[int | None, number("--threads", bounds.THREADS, help="CPU threads; default: PyTorch's choice.")]
+Subset = Annotated[int | None, number(bounds.IMAGES, help="Images to use, class by class, chosen by the seed.")]
+Threads = Annotated[int | None, number(bounds.THREADS, help="CPU threads; default: PyTorch's choice.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-DATA_HELP = "shapes[:N], a folder of pictures, .parquet or .tar files, a .jsonl manifest, a `datasets` id"
-Split = Annotated[
-    str | None, typer.Option("--split", help="Of a `datasets` id (default: train) or of Parquet files (default: all).")
-]
-ImageColumn = Annotated[str, typer.Option("--image-column", metavar="NAME", help="Where a source keeps pictures.")]
-LabelColumn = Annotated[str, typer.Option("--label-column", metavar="NAME", help="Where it keeps classes.")]
-CaptionColumn = Annotated[str, typer.Option("--caption-column", metavar="NAME", help="Where it keeps captions.")]
-MaxBad = Annotated[
-    str, typer.Option("--max-bad", metavar="N|P%", help="Unreadable pictures to skip at most; more stop the run.")
-]
 Nproc = Annotated[
-    int | None,
-    number("--nproc", bounds.PROCESSES, metavar="N", help="Processes on this machine, one a GPU; or use torchrun."),
+    int | None, number(bounds.PROCESSES, metavar="N", help="Processes on this machine, one a GPU; or use torchrun.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, print it, and stop.")]
+
+
+def known_decoder(name: str | None) -> str | None:
+    """The callback of --decoder. Raises FlasharError for a name that is no decoder's, before anything is loaded."""
+    if name is not None:
+        from flashar_cli.decoding.decoders import get_decoder
+
+        get_decoder(name)
+    return name
+
+
+def flattened(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as Typer reads it: each parameter whose type is a dataclass of options becomes one option a field."""
+    hints: dict[str, Any] = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        options = [(name, hints[name], parameter.default)]
+        if name in groups:
+            inner = get_type_hints(groups[name], include_extras=True)
+            options = [(field.name, inner[field.name], field.default) for field in fields(groups[name])]
+        for own_name, kind, default in options:
+            own = inspect.Parameter(own_name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            parameters.append(own)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        made = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in groups.items()
+        }
+        command(**given, **made)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _sampling_option(name: str) -> tuple[str, Any, Any]:
+    """The option of one field of ``Sampling``, which keeps the checkpoint's value where it is not passed."""
+    field = Sampling.model_fields[name]
+    kind: Any = field.annotation
+    text = f"{field.description} Default: the checkpoint's."
+    allowed = next((each for each in field.metadata if isinstance(each, bounds.Bounds)), None)
+    if allowed is None:
+        return name, Annotated[Any | None, typer.Option(metavar="A:B", parser=_interval, help=text)], None
+    return name, Annotated[kind | None, number(allowed, help=text)], None
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        start, end = (float(part) for part in text.split(":"))
+        Sampling(cfg_interval=(start, end))
+    except ValueError:  # pydantic's is one too
+        raise FlasharError(f"--cfg-interval is {text}; expected A:B with 0 <= A < B <= 1, e.g. 0:0.5") from None
+    return start, end
+
+
+# The fields of Sampling as options.
+SamplingOptions: Any = make_dataclass("SamplingOptions", map(_sampling_option, Sampling.model_fields), frozen=True)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a command computes, and how precisely."""
+
+    device: Device = "auto"
+    dtype: DtypeOption = "auto"
+    threads: Threads = None
+
+    def prepare(self) -> tuple[torch.device, torch.dtype]:
+        """Sets up the process; the device and the dtype. Raises FlasharError for a device that is not there."""
+        import torch
+
+        from flashar_cli.machine.process import keep_freed_memory
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        keep_freed_memory()
+        where = resolve_device(self.device)
+        return where, resolve_dtype(self.dtype, where)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How images are found. The defaults are those of recipes."""
+
+    split: Annotated[
+        str | None, typer.Option(help="Of a `datasets` id (default: train) or of Parquet files (default: all).")
+    ] = DATA_DEFAULTS.split
+    image_column: Annotated[str, typer.Option(metavar="NAME", help="Where a source keeps images.")] = (
+        DATA_DEFAULTS.image_column
+    )
+    label_column: Annotated[str, typer.Option(metavar="NAME", help="Where it keeps classes.")] = (
+        DATA_DEFAULTS.label_column
+    )
+    caption_column: Annotated[str, typer.Option(metavar="NAME", help="Where it keeps captions.")] = (
+        DATA_DEFAULTS.caption_column
+    )
+    max_bad: Annotated[
+        str, typer.Option(metavar="N|P%", help="Unreadable images to skip at most; more stop the run.")
+    ] = DATA_DEFAULTS.max_bad
+
+    def settings(self) -> DataSettings:
+        """As a recipe holds them. Raises FlasharError for values that a recipe refuses."""
+        return validated(vars(self), DataSettings, "what is said of --data", "possible")
 
 
 def one_model(model: str | None, base: str | None) -> str | None:
@@ -100,9 +177,7 @@ def required_model(model: str | None, base: str | None) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; of several processes each takes its own. Raises FlasharError for a device
-    that is not there.
-    """
+    """``auto`` is CUDA where there is one; each of several processes takes its own. Raises FlasharError."""
     import torch
 
     if name == "auto":
@@ -122,17 +197,12 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 on CUDA and float32 on a CPU."""
     import torch
 
-    if dtype is Dtype.auto:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {
-        Dtype.float32: torch.float32,
-        Dtype.bfloat16: torch.bfloat16,
-        Dtype.float16: torch.float16,
-    }[dtype]
+    chosen = ("bfloat16" if device.type == "cuda" else "float32") if dtype == "auto" else dtype
+    return cast("torch.dtype", getattr(torch, chosen))
 
 
 def note_slow(dtype: torch.dtype, device: torch.device) -> None:
-    """Says so, before the work, where a CPU has no instructions for a dtype."""
+    """Warns, before the work, where a CPU has no instructions for a dtype."""
     import torch
 
     short = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)

@@ -1,5 +1,4 @@
-"""The only place that prints: results on stdout, everything else on stderr. Of several processes only the first
-prints, but for errors."""
+"""The only place that prints: results on stdout, the rest on stderr; all processes but the first print only errors."""
 
 from __future__ import annotations
 
@@ -11,21 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from flashar_cli.text import one_line, plain, printable
-from flashar_cli.world import current_world
+from flashar_cli.inputs.text import one_line, plain, printable
+from flashar_cli.machine.world import current_world
 
 _resume_command: list[str] = []
 
 
 def prepare() -> None:
-    """Makes printing safe whatever the terminal's encoding: what it lacks is escaped, and no error."""
+    """Has characters that the terminal's encoding lacks escaped, so that printing never fails."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 class NobodyReads(Exception):
-    """What is printed has no reader any more, as behind ``| head``."""
+    """The reader of stdout has left, as ``| head`` does."""
 
 
 def note(line: str) -> None:
@@ -58,7 +57,7 @@ def warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """What a library warns of, as a note: takes the place of ``warnings.showwarning``."""
+    """A library's warning, as a note: replaces ``warnings.showwarning``."""
     note(one_line(f"warning: {message}"))
 
 
@@ -105,9 +104,7 @@ def progress(total: int, unit: str) -> Iterator[Any]:
 
 
 def terminal() -> Any:
-    """A Rich console on stderr for a view that redraws itself; None where stderr is no terminal, or another process
-    prints.
-    """
+    """A Rich console on stderr for a view that redraws itself; None without a terminal or in a later process."""
     if not (current_world().is_main and sys.stderr.isatty()):
         return None
     from rich.console import Console
@@ -116,7 +113,7 @@ def terminal() -> Any:
 
 
 def set_resume_command(arguments: list[str]) -> None:
-    """What to type to go on after an interruption."""
+    """Sets the command to type after an interruption."""
     _resume_command[:] = arguments
 
 
@@ -128,5 +125,5 @@ def resume_hint() -> str:
 def _print(text: str, stream: TextIO) -> None:
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:  # told by a name of our own: Typer would end the process with 1
+    except BrokenPipeError:  # a type of our own, as Typer would end the process with 1
         raise NobodyReads from None

@@ -1,6 +1,7 @@
-"""What stands in JSON beside code shards: the plan of an encoding, a record of each shard that is done, the manifest.
+"""The JSON files beside token shards: the plan of an encoding, a record of each finished shard, and the manifest.
 
-A manifest without ``format_version`` is older or made by hand: rows of one view, ``files`` without checksums.
+A manifest without ``format_version`` is older or made by hand: its shards hold one view an image, and ``files`` lists
+them without checksums.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from flashar_cli.config import Config, validated
 from flashar_cli.errors import FlasharError
-from flashar_cli.reading import plain_name, read_json
+from flashar_cli.inputs.reading import plain_name, read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -31,7 +32,7 @@ class FileEntry(Config):
 
 
 class ShardEntry(FileEntry):
-    """A Parquet file of ``rows`` views, and the features of its captions where the model reads them."""
+    """A Parquet file of ``rows`` views, and the file of its caption features where the model reads them."""
 
     rows: Count
     captions: FileEntry | None = None
@@ -42,24 +43,24 @@ class ShardEntry(FileEntry):
 
 
 class BadEntry(Config):
-    """A picture that was left out, and why."""
+    """An image that was left out, and why."""
 
     id: str
     reason: str
 
 
 class ShardRecord(ShardEntry):
-    """What is written when a shard is done."""
+    """A finished shard and its bad images."""
 
     bad: tuple[BadEntry, ...]
 
     def entry(self) -> ShardEntry:
-        """The shard's place in the manifest."""
+        """The shard's entry in the manifest."""
         return ShardEntry.model_validate(self.model_dump(exclude={"bad"}))
 
 
-class ChosenPictures(Config):
-    """Which pictures of the source; ``seed`` chose them where they are not all."""
+class ChosenImages(Config):
+    """Which images of the source were encoded; ``seed`` chose them, None where all were."""
 
     size: Positive
     seed: Count | None
@@ -67,7 +68,7 @@ class ChosenPictures(Config):
 
 
 class AugmentationEntry(Config):
-    """How views were cut; the ratio is that of ten-crop."""
+    """How views were cropped; ``crop_ratio`` only for ten-crop."""
 
     name: str
     crop_ratio: Annotated[float, Field(ge=1, le=4)] | None = None
@@ -75,7 +76,7 @@ class AugmentationEntry(Config):
 
 
 class CaptionEntry(Config):
-    """What made the caption features, and what they must fit."""
+    """What made the caption features, and their shape."""
 
     text_encoder: str
     feature_dim: Positive
@@ -83,14 +84,14 @@ class CaptionEntry(Config):
 
 
 class EncodeSettings(Config):
-    """Everything that the bytes of the shards follow from: the plan."""
+    """The plan: everything that determines the bytes of the shards."""
 
     format_version: Literal[1] = 1
     grid: tuple[Positive, Positive]
     vocab_size: Positive
     tokenizer_sha256: Sha256
     source_fingerprint: str
-    subset: ChosenPictures
+    subset: ChosenImages
     augmentation: AugmentationEntry
     captions: CaptionEntry | None
     dtype: str
@@ -98,12 +99,12 @@ class EncodeSettings(Config):
     shard_size: Positive
 
     def document(self) -> dict[str, Any]:
-        """As JSON holds it. Its text is hashed into the name of cached codes, so it stays as it is."""
+        """The plan in JSON. It must not change: its hash is the name of cached tokens."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Counts(Config):
-    """Of all shards together."""
+    """Numbers of all shards together."""
 
     pictures: Count
     views: Count
@@ -111,7 +112,7 @@ class Counts(Config):
 
 
 class Manifest(EncodeSettings):
-    """``manifest.json``: written when all shards are there."""
+    """``manifest.json``, written when all shards are finished."""
 
     source: str
     counts: Counts
@@ -122,7 +123,7 @@ class Manifest(EncodeSettings):
     def _check_counts(self) -> Manifest:
         counts, listed = self.counts, len(self.bad)
         if len(self.shards) != -(-self.subset.size // self.shard_size):
-            raise ValueError(f"{len(self.shards)} shards of {self.shard_size} for {self.subset.size} pictures")
+            raise ValueError(f"{len(self.shards)} shards of {self.shard_size} for {self.subset.size} images")
         if counts.bad != listed or counts.pictures + listed != self.subset.size:
             raise ValueError(f"counts.pictures and counts.bad don't add up to {self.subset.size}, {listed} of them bad")
         if not counts.views == sum(shard.rows for shard in self.shards) == counts.pictures * self.augmentation.views:
@@ -131,7 +132,7 @@ class Manifest(EncodeSettings):
 
 
 class OldManifest(Config, extra="ignore"):
-    """One without ``format_version``."""
+    """A manifest without ``format_version``."""
 
     grid: tuple[Positive, Positive]
     tokenizer_sha256: str | None = None
@@ -139,14 +140,14 @@ class OldManifest(Config, extra="ignore"):
 
 
 def read_manifest(directory: Path) -> Manifest | OldManifest:
-    """Raises FlasharError where it is none, or of another format."""
+    """The manifest of a folder. Raises FlasharError where it is invalid or of another version."""
     path = directory / MANIFEST
     document = read_json(path)
     if not isinstance(document, dict):
-        raise FlasharError(f"{path} is not a manifest of code shards: it holds no object; encode again")
+        raise FlasharError(f"{path} is not a manifest of token shards: it holds no object; encode again")
     version = document.get("format_version")
     if version is None:
-        return validated(document, OldManifest, str(path), "a manifest of code shards")
+        return validated(document, OldManifest, str(path), "a manifest of token shards")
     if version != FORMAT_VERSION:
         raise FlasharError(f"{path} has format_version {version!r}; this flashar reads {FORMAT_VERSION}; encode again")
-    return validated(document, Manifest, str(path), "a manifest of code shards")
+    return validated(document, Manifest, str(path), "a manifest of token shards")

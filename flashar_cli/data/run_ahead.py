@@ -1,4 +1,4 @@
-"""Work of several threads in the order it was asked for, a bounded distance ahead of who consumes it."""
+"""Results of several threads, in order and a bounded distance ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def run_ahead(
 ) -> Generator[ResultT, None, None]:
     """Yields ``work(item)`` for each item, in order; ``workers`` threads keep at most ``window`` results ready.
 
-    ``items`` is walked by a thread of its own, so that a slow source doesn't hold up the consumer. What ``items`` or
-    ``work`` raise is raised here.
+    A thread of its own iterates ``items``, so that a slow source doesn't hold up the consumer. Exceptions of ``items``
+    and ``work`` are raised here.
     """
     ahead: Queue[Future[ResultT] | Exception | None] = Queue(window)
     stop = threading.Event()
@@ -38,7 +38,7 @@ def run_ahead(
             for item in items:
                 if not put(pool.submit(work, item)):
                     return
-        except Exception as error:  # handed to the consumer, whose thread it belongs to
+        except Exception as error:  # raised again in the consumer's thread
             put(error)
         else:
             put(None)

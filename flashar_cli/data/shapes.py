@@ -1,8 +1,8 @@
-"""Seeded 64x64 pictures of ten shapes: the data of the embedded models.
+"""Seeded 64x64 images of ten shapes: the data of the embedded models.
 
-Picture ``index`` of ``seed`` depends on these two numbers alone, so any range can be drawn in any order, anywhere.
-Each holds one anti-aliased shape near the centre, in one colour on another; the background is plain or darkens gently
-towards the bottom.
+Image ``index`` of ``seed`` depends on these two numbers alone, so that any range can be drawn in any order, anywhere.
+Each image is one anti-aliased shape near the centre, in one colour on another; the background is plain or gets a little
+darker towards the bottom.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring", "crescen
 NUM_CLASSES = len(CLASS_NAMES)
 SIZE = 64
 TRAINING_SEED = 0
-DRAWING_VERSION = 1  # counts up with every change of a drawn pixel
+DRAWING_VERSION = 1  # increased with every change of a drawn pixel
 HELD_OUT_SEED = 1_000_003
 
 PALETTE = {
@@ -37,14 +37,20 @@ Array = np.ndarray
 Distance = Callable[[Array, Array], Array]
 
 
-def draw(seed: int, index: int, label: int | None = None, size: int = SIZE) -> Array:
-    """Picture ``index`` of ``seed``: uint8 [size, size, 3].
+def describe(seed: int, index: int) -> str:
+    """A caption of ``draw(seed, index)``: ``a red star on navy``."""
+    ground, ink = _NAMES[np.random.default_rng([seed, index]).integers(len(_NAMES))]
+    return f"a {ink} {CLASS_NAMES[index % NUM_CLASSES]} on {ground}"
 
-    ``label`` in 0 .. 9 chooses the shape, by default ``index % 10``; colours, place and turn do not depend on it.
+
+def draw(seed: int, index: int, label: int | None = None, size: int = SIZE) -> Array:
+    """Image ``index`` of ``seed``: uint8 [size, size, 3].
+
+    ``label`` in 0 .. 9 is the shape, by default ``index % 10``; colours, position and angle do not depend on it.
     """
     rng = np.random.default_rng([seed, index])
     label = index % NUM_CLASSES if label is None else label
-    ground, ink = _PAIRS[rng.integers(len(_PAIRS))]
+    ground, ink = (np.array(PALETTE[name], float) for name in _NAMES[rng.integers(len(_NAMES))])
     shaded = rng.random() < 0.5
     radius = rng.uniform(*RADIUS_RANGE) * size
     shift_col, shift_row = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * size
@@ -63,12 +69,12 @@ def draw(seed: int, index: int, label: int | None = None, size: int = SIZE) -> A
 
 
 def draw_batch(seed: int, start: int, count: int) -> tuple[Array, Array]:
-    """Pictures start .. start+count-1 of ``seed``: uint8 [count, 64, 64, 3], and their labels, int64 [count]."""
+    """Images start .. start+count-1 of ``seed``: uint8 [count, 64, 64, 3], and their labels, int64 [count]."""
     indices = range(start, start + count)
-    pictures = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
     for row, index in enumerate(indices):
-        pictures[row] = draw(seed, index)
-    return pictures, np.arange(start, start + count, dtype=np.int64) % NUM_CLASSES
+        images[row] = draw(seed, index)
+    return images, np.arange(start, start + count, dtype=np.int64) % NUM_CLASSES
 
 
 def colour_pairs() -> list[tuple[str, str]]:
@@ -153,4 +159,4 @@ _DISTANCES: tuple[Distance, ...] = (
     _heart,
     _polygon((-1, -0.3), (0.1, -0.3), (0.1, -0.85), (1.1, 0), (0.1, 0.85), (0.1, 0.3), (-1, 0.3)),
 )  # fmt: skip
-_PAIRS = tuple((np.array(PALETTE[ground], float), np.array(PALETTE[ink], float)) for ground, ink in colour_pairs())
+_NAMES = colour_pairs()

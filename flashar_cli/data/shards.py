@@ -1,10 +1,10 @@
-"""Code shards: Parquet files of token grids beside a ``manifest.json``.
+"""Token shards: Parquet files of token grids beside a ``manifest.json``.
 
 Columns: ``codes`` list<uint16 or uint32>[H*W] in raster order, ``label`` int or ``caption`` string, ``id`` string and
-``view`` int8; one row a view, the views of a picture together. Captions have their features in safetensors files, one
-a shard. The manifest holds the SHA-256 of each file.
+``view`` int8; a row for each view, those of an image in succession. Caption features are in a safetensors file for each
+shard. The manifest holds the SHA-256 of each file.
 
-Letters: M pictures, A views, H grid rows, W grid columns.
+Letters: M images, A views, H grid rows, W grid columns.
 """
 
 from __future__ import annotations
@@ -17,41 +17,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.config import CaptionPrefix
-from flashar_cli.data.codes import CodeSet
-from flashar_cli.data.features import open_features
+from flashar_cli.data.conditions import ConditionKind
 from flashar_cli.data.parquet import open_parquet
 from flashar_cli.data.records import MANIFEST, FileEntry, OldManifest, read_manifest
 from flashar_cli.data.sources.base import Wanted, as_ids, read_text
+from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
-from flashar_cli.reading import open_file
+from flashar_cli.inputs.reading import open_file
 
 _LARGEST_UINT16_VOCAB = 65_536
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a folder holds code shards."""
+    """Whether a folder holds token shards."""
     return (path / MANIFEST).exists()
 
 
 def shard_bytes(
-    codes: NDArray[np.integer], ids: Sequence[str], text: Sequence[int] | Sequence[str], captions: bool, vocab_size: int
+    tokens: NDArray[np.integer],
+    ids: Sequence[str],
+    text: Sequence[int] | Sequence[str],
+    captions: bool,
+    vocab_size: int,
 ) -> bytes:
-    """The Parquet file of codes [M, A, H, W] with the labels or captions ``text`` [M]: the same bytes every time."""
+    """The Parquet file of tokens [M, A, H, W] with the labels or captions ``text`` [M]; deterministic."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    num_pictures, num_views = codes.shape[:2]
+    num_images, num_views = tokens.shape[:2]
     dtype = np.uint16 if vocab_size <= _LARGEST_UINT16_VOCAB else np.uint32
-    flat = codes.reshape(num_pictures * num_views, codes.shape[2] * codes.shape[3]).astype(dtype)
+    flat = tokens.reshape(num_images * num_views, tokens.shape[2] * tokens.shape[3]).astype(dtype)
     offsets = np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1]
     kind = pa.string() if captions else pa.int64()
     columns = {
         "codes": pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1))),
         "caption" if captions else "label": pa.array([value for value in text for _ in range(num_views)], type=kind),
         "id": pa.array([name for name in ids for _ in range(num_views)], type=pa.string()),
-        "view": pa.array(np.tile(np.arange(num_views, dtype=np.int8), num_pictures)),
+        "view": pa.array(np.tile(np.arange(num_views, dtype=np.int8), num_images)),
     }
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
@@ -65,17 +68,17 @@ def file_sha256(path: Path) -> str:
 
 
 def read_shards(
-    directory: Path, grid: Grid, vocab_size: int, tokenizer_sha256: str | None, prefix: CaptionPrefix | None = None
-) -> CodeSet:
-    """Reads all shards; the labels, or for a caption ``prefix`` the captions.
+    directory: Path, grid: Grid, vocab_size: int, tokenizer_sha256: str | None, conditions: ConditionKind
+) -> TokenSet:
+    """Reads all shards, with the labels or captions that ``conditions`` want.
 
-    Raises FlasharError for a missing or changed shard, and where they don't fit the model: grid, tokenizer, codes out
-    of range, labels instead of captions.
+    Raises FlasharError for a missing or changed shard, and for shards that don't fit the model: another grid or
+    tokenizer, tokens out of range, labels instead of captions.
     """
     manifest = read_manifest(directory)
     shape, made_with = manifest.grid, manifest.tokenizer_sha256
     if shape != (grid.height, grid.width):
-        raise FlasharError(f"{directory} holds codes of grid {'x'.join(map(str, shape))}; this model's grid is {grid}")
+        raise FlasharError(f"{directory} holds tokens of grid {'x'.join(map(str, shape))}; this model's grid is {grid}")
     if made_with and tokenizer_sha256 and made_with != tokenizer_sha256:
         raise FlasharError(
             f"{directory} was encoded with another tokenizer ({made_with[:12]}) than this model's; encode again"
@@ -87,34 +90,28 @@ def read_shards(
             check_files(directory, shard.files)
         names = tuple(shard.name for shard in manifest.shards)
         features = [directory / shard.captions.name for shard in manifest.shards if shard.captions is not None]
-    column = "caption" if prefix is not None else "label"
-    parts = [_read(directory / name, column, grid.num_cells) for name in names]
+    parts = [_read(directory / name, conditions.wanted, grid.num_cells) for name in names]
     values, ids, views = (np.concatenate([part[index] for part in parts]) for index in range(3))
     text = [value for part in parts for value in part[3]]
     if len(values) and not 0 <= values.min() <= values.max() < vocab_size:
         raise FlasharError(
-            f"{directory} has codes {values.min()}..{values.max()}; this model's are 0..{vocab_size - 1}"
+            f"{directory} has tokens {values.min()}..{values.max()}; this model's are 0..{vocab_size - 1}"
         )
     num_views = int(views.max(initial=0)) + 1
     if len(views) % num_views or not np.array_equal(views, np.arange(len(views)) % num_views):
-        raise FlasharError(f"the views of {directory} are not 0..{num_views - 1} for every picture; encode again")
-    codes, ids = values.reshape(-1, num_views, *shape), ids[::num_views]
-    if prefix is None:
-        return CodeSet(codes, ids, np.array(text[::num_views], dtype=np.int64))
-    if not features:
-        raise FlasharError(f"{directory} has captions without features; write them with `flashar encode`")
-    texts = np.array(text[::num_views], dtype=object)
-    return CodeSet(codes, ids, captions=open_features(features, texts, prefix.length, prefix.feature_dim))
+        raise FlasharError(f"the views of {directory} are not 0..{num_views - 1} for every image; encode again")
+    tokens, ids = values.reshape(-1, num_views, *shape), ids[::num_views]
+    return TokenSet(tokens, ids, conditions.read(text[::num_views], features, directory))
 
 
 def is_intact(directory: Path, entry: FileEntry) -> bool:
-    """Whether a file is there and is what was written."""
+    """Whether a file exists and is unchanged since it was written."""
     path = directory / entry.name
     return path.is_file() and file_sha256(path) == entry.sha256
 
 
 def check_files(directory: Path, entries: Sequence[FileEntry]) -> None:
-    """Raises FlasharError that names a file which is missing or is not what was written."""
+    """Raises FlasharError that names a missing or changed file."""
     for entry in entries:
         path = directory / entry.name
         if not path.exists():
@@ -127,10 +124,10 @@ def check_files(directory: Path, entries: Sequence[FileEntry]) -> None:
 
 
 def _read(
-    path: Path, column: str, num_cells: int
+    path: Path, wanted: Wanted, num_cells: int
 ) -> tuple[NDArray[np.integer], NDArray[np.str_], NDArray[np.integer], list[Any]]:
-    """One shard: codes [rows, H*W], ids, views, labels or captions. Raises FlasharError where it lacks them."""
-    wanted = Wanted(None if column == "caption" else 1)
+    """One shard: tokens [rows, H*W], ids, views, labels or captions. Raises FlasharError where it lacks them."""
+    column = "caption" if wanted.captions else "label"
     with open_parquet(path) as file:
         table = file.read()
         missing = {"codes", "id", column} - set(table.column_names)
@@ -146,7 +143,7 @@ def _read(
         ids = as_ids(table["id"].to_pylist(), str(path))
         labels, captions = read_text(table[column].to_pylist(), str(path), wanted)
     if lengths not in ([num_cells], []) or not np.issubdtype(values.dtype, np.integer):
-        raise FlasharError(f"{path} has rows of {lengths} {values.dtype} codes; expected {num_cells} whole numbers")
+        raise FlasharError(f"{path} has rows of {lengths} {values.dtype} tokens; expected {num_cells} whole numbers")
     if not np.issubdtype(views.dtype, np.integer):
         raise FlasharError(f"{path} has views of {views.dtype}; expected whole numbers")
     return values.reshape(-1, num_cells), ids, views, list(captions or ()) if labels is None else labels.tolist()

@@ -1,50 +1,48 @@
-"""The parts of a decoding step through ``torch.compile``.
+"""The parts of a decoding step through ``torch.compile``, and FlexAttention in SDPA's place inside them.
 
-Letters: R rows, C cells of a step, D model dim.
+Letters: R rows, C cells of a step, D model dim; B, A, G, Q, K, E as in ``nn/attention.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashar_cli.config import CaptionPrefix
 from flashar_cli.decoding.failures import OptimisationFailed, give_up
-from flashar_cli.decoding.forwards import Forwards, StandIn
-from flashar_cli.decoding.joined import joined_products
+from flashar_cli.decoding.forwards import Forwards, StandIn, joined_products
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.attention import flex_takes
 from flashar_cli.nn.kv_cache import LayerCache
 from flashar_cli.nn.layers import Attention, Block, RMSNorm
 
-# All blocks of a process share their compiled variants: prefix, one cell, several cells, each for rows 1 and more; with
-# FlexAttention for every batch size.
+# All blocks of a process share their compiled variants: prefix, one cell, several cells, each for one row and for more;
+# with FlexAttention one for every batch size.
 MAX_VARIANTS = 64
-# Whose kinds of errors are about compiling: what compiled code itself raises, eager code would raise too.
+# Modules whose errors are about compiling. What compiled code itself raises, eager code would raise too.
 COMPILER = ("torch._dynamo.", "torch._inductor.", "triton.")
 
 
 class Stream(NamedTuple):
-    """The residual stream between two compiled blocks, a sum that the one after makes part of its norm."""
+    """The residual stream between two compiled blocks: a sum that the next block makes as part of its norm."""
 
     x: Tensor
     update: Tensor
 
 
-def compiled_parts(model: FlasharModel, flex: bool = False) -> Forwards:
-    """A step's parts through ``torch.compile``: embedding, one block, norm, and heads with gate and guidance. Each is
-    compiled once for all blocks or norms that have it, so that a deep model takes no longer than a shallow one, which a
-    step compiled as a whole does; and as blocks hand on sums that are not yet made, nothing is left between the parts
-    to be fused. Drawing stays eager, for the same draws at every level: compiled cumulative sums round as they please.
+def compiled_parts(model: FlasharModel, others: Sequence[StandIn] = ()) -> Forwards:
+    """A step's parts through ``torch.compile``: embedding, one block, norm, and heads with gate and guidance.
 
-    Products of the same input are joined. With ``flex``, attention that needs no mask is FlexAttention. In use
-    OptimisationFailed is raised rather than a part run as it is.
+    Each part is compiled once for all blocks or norms, so a deep model compiles as fast as a shallow one. A block hands
+    on its last sum unmade and the next block makes it, so compiling a whole step would fuse no more than this. Sampling
+    stays eager, because compiled cumulative sums round differently and the tokens must be the same at every level.
+
+    Products of the same input are joined. ``others`` stand in beside them. Where compiling fails, using the parts
+    raises OptimisationFailed; nothing falls back to eager code unnoticed.
     """
     norms = [model.backbone.norm, *([] if model.branch is None else [model.branch.norm])]
     stand_ins: list[StandIn] = [
@@ -52,29 +50,50 @@ def compiled_parts(model: FlasharModel, flex: bool = False) -> Forwards:
         *((norm, "forward", partial(_normed, _compile(_norm_of_sum), norm)) for norm in norms),
         (model, "guided_logits", _compile(model.guided_logits)),
         *joined_products(model),
+        *others,
     ]
     for module in model.modules():
         if isinstance(module, Block):
             stand_ins.append((module, "forward", partial(_handed_on, _compile(module.without_last_sum))))
-        if flex and isinstance(module, Attention):
-            stand_ins.append((module, "backend", "flex_decoding"))
     return Forwards(stand_ins, _compiling)
 
 
 def flex_obstacle(model: FlasharModel) -> str | None:
-    """What keeps a model from decoding with FlexAttention where it is, in one line, or nothing."""
-    if isinstance(model.config.prefix, CaptionPrefix):
-        return "captions need a key mask at every step, for which attention is not FlexAttention's"
+    """Why FlexAttention cannot decode this model here, in one line; None where no reason is known."""
+    if model.prefix.masks_keys:
+        return f"a {model.config.prefix.noun} needs a key mask at every step, which FlexAttention does not take here"
+    if model.device.type != "cuda":
+        return "FlexAttention needs a CUDA device: on a CPU PyTorch 2.13 compiles it to wrong numbers for one query"
     head_dim = model.config.backbone.head_dim
-    if model.device.type == "cuda" and not flex_takes(head_dim):
+    if not flex_takes(head_dim):
         return f"FlexAttention takes head sizes 16, 32, 64, ... on CUDA, not {head_dim}"
     return None
 
 
+def parts_with_flex(model: FlasharModel) -> Forwards:
+    """``compiled_parts`` with FlexAttention in every attention that needs no mask."""
+    modules = [module for module in model.modules() if isinstance(module, Attention)]
+    return compiled_parts(model, [(module, "attend", partial(_flex_attend, module)) for module in modules])
+
+
+def _flex_attend(module: Attention, q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        return Attention.attend(module, q_BAQE, k_BGKE, v_BGKE, mask)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # CUDA's kernel for few queries, which divides the keys among its blocks, is chosen only where the batch size is
+    # known at compile time (PyTorch 2.11 to 2.13: torch/_inductor/kernel/flex/flex_decoding.py, _use_flex_decoding).
+    for tensor in (q_BAQE, k_BGKE, v_BGKE):
+        torch._dynamo.mark_static(tensor, 0)
+    # The C++ kernel reads the sizes of the tensor under a view of the queries, so they must be no view.
+    grouped = module.num_heads != module.num_kv_heads
+    return flex_attention(q_BAQE.contiguous(), k_BGKE, v_BGKE, enable_gqa=grouped)
+
+
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Room for the compiled variants of a part; running out of it is an error, as a part that silently runs as it is
-    would falsify every measurement.
+    """Allows MAX_VARIANTS of a part. More is an error, because a part that silently ran eagerly would falsify every
+    measurement.
     """
     import torch._dynamo
 
@@ -96,8 +115,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _embed(embedding: nn.Embedding, codes_RC: Tensor) -> tuple[Tensor, Tensor]:
-    x_RCD = F.embedding(codes_RC, embedding.weight)
+def _embed(embedding: nn.Embedding, tokens_RC: Tensor) -> tuple[Tensor, Tensor]:
+    x_RCD = type(embedding).forward(embedding, tokens_RC)
     return x_RCD, torch.zeros_like(x_RCD)
 
 
@@ -105,8 +124,8 @@ def _norm_of_sum(norm: RMSNorm, x_RCD: Tensor, update_RCD: Tensor) -> Tensor:
     return RMSNorm.forward(norm, x_RCD + update_RCD)
 
 
-def _embedded(embed: Callable[..., Any], embedding: nn.Embedding, codes_RC: Tensor) -> Stream:
-    return Stream(*embed(embedding, codes_RC))
+def _embedded(embed: Callable[..., Any], embedding: nn.Embedding, tokens_RC: Tensor) -> Stream:
+    return Stream(*embed(embedding, tokens_RC))
 
 
 def _handed_on(

@@ -1,61 +1,95 @@
-"""Cached decoding in any order: prefix, then one forward a step. Raster and FlashAR differ only by the order.
+"""What a decoder is: one way to turn conditions into token grids. The registry is ``decoders.py``.
 
 Letters: B images, N = H*W cells, H grid rows, W grid columns, C cells of a step, V codebook size.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from flashar_cli.decoding.plan import DecodePlan, PlanKey, StepHook
-from flashar_cli.errors import FlasharError
-from flashar_cli.grid import Order
+from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.decoding.costs import ForwardCost, Workload
+from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.attention import attention_kernels
-from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.nn.sampling import SamplingKind
+
+StepHook = Callable[[int, Tensor], None]
 
 
-def choose_order(model: FlasharModel, decoder: str | None) -> Order:
-    """The order of a decoder's name: ``raster``, ``flashar``, or None for flashar where the model has a branch."""
-    grid = model.config.order_grid
-    if decoder is None:
-        decoder = "flashar" if model.branch else "raster"
-    if decoder == "raster":
-        return grid.raster()
-    if decoder != "flashar":
-        raise FlasharError(f"unknown decoder '{decoder}'; expected raster or flashar")
-    if model.branch is None:
-        raise FlasharError("this model has no vertical branch; use --decoder raster, or adapt it with `flashar adapt`")
-    return grid.diagonal()
+@dataclass(frozen=True)
+class PlanKey:
+    """Everything that the shapes and operations of a decode depend on. Batches with the same key can share a plan."""
+
+    decoder: str
+    batch: int
+    grid: Grid
+    prefix_length: int
+    kind: SamplingKind
+    dtype: torch.dtype
+    device: torch.device
 
 
-@torch.inference_mode()
-def decode(
-    model: FlasharModel,
-    conditions: Conditions,
-    order: Order,
-    params: SamplingParams,
-    uniform_BN: Tensor,
-    on_step: StepHook | None = None,
-) -> Tensor:
-    """Draws one token grid per condition, int64 [B, H, W].
+class Plan(Protocol):
+    """The buffers for one batch: inputs are copied in, tokens are sampled in place and then read."""
 
-    ``uniform_BN`` float32 [B, N] in raster order feeds the sampling. ``on_step(step, logits)`` sees each step's
-    logits [B, C, V] after guidance and before temperature. Many batches of one size: ``engine.Engine``.
+    key: PlanKey
+
+    def load(self, conditions: Conditions, sampling: Sampling, uniform_BN: Tensor) -> None:
+        """Copies a batch's inputs into place; ``uniform_BN`` float32 [B, N] in raster order feeds the sampling."""
+
+    def run(self, on_step: StepHook | None = None) -> None:
+        """Samples all tokens. ``on_step(step, logits)`` gets each step's logits [B, C, V] after guidance and before
+        temperature; the prefix predicts those of step 0.
+        """
+
+    def tokens(self) -> Tensor:
+        """The sampled tokens, a new int64 [B, H, W]."""
+
+
+class Decoder(ABC):
+    """One way to sample a token grid. Commands, bench arms, floors and reports need nothing but an object of a subclass
+    in the registry.
+
+    ``is_static``: its steps are known beforehand, so they can be captured as CUDA graphs; otherwise they depend on the
+    sampled tokens.
     """
-    plan = DecodePlan(model, PlanKey.of(model, len(conditions), order, params.kind))
-    return decode_with(plan, conditions, params, uniform_BN, on_step)
 
+    name: str
+    is_static = True
 
-@torch.inference_mode()
-def decode_with(
-    plan: DecodePlan, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor, on_step: StepHook | None
-) -> Tensor:
-    """``decode`` in the buffers of a plan."""
-    plan.load(conditions, params, uniform_BN)
-    with attention_kernels():
-        plan.draw(0, plan.prefix(), on_step)
-        plan.advance(1, plan.key.order.num_steps, on_step)
-    return plan.tokens()
+    def obstacle(self, config: ModelConfig) -> str | None:
+        """Why a model does not have this decoder, in one line; None where it has it."""
+        return None
+
+    @abstractmethod
+    def num_forwards(self, grid: Grid) -> int | None:
+        """Forwards of one batch, the prefix's own included; None where they depend on the sampled tokens."""
+
+    @abstractmethod
+    def plan(self, model: FlasharModel, key: PlanKey) -> Plan:
+        """The plan of a key, with every buffer and table that it needs."""
+
+    @abstractmethod
+    def costs(self, config: ModelConfig, work: Workload) -> list[ForwardCost]:
+        """The least that each forward takes; the floor is their sum. Where the number of forwards depends on the
+        sampled tokens, these are the fewest possible.
+        """
+
+    def key(self, model: FlasharModel, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> PlanKey:
+        """The key of a batch; ``grid`` None: the model's own."""
+        return PlanKey(
+            decoder=self.name,
+            batch=len(conditions),
+            grid=grid or model.config.order_grid,
+            prefix_length=model.prefix.length(conditions),
+            kind=SamplingKind.of(sampling),
+            dtype=model.dtype,
+            device=model.device,
+        )

@@ -1,4 +1,4 @@
-"""Decoding many batches: plans kept by key, run eagerly, as CUDA graphs, compiled, or on packed weights.
+"""Decoding many batches: takes conditions, finds or makes their plan, samples tokens, turns tokens into pixels.
 
 Letters: B images, N = H*W cells, H grid rows, W grid columns.
 """
@@ -6,146 +6,135 @@ Letters: B images, N = H*W cells, H grid rows, W grid columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from flashar_cli.decoding.compiled import compiled_parts, flex_obstacle
+from flashar_cli.config import Sampling
+from flashar_cli.decoding.decoder import Decoder, Plan, PlanKey
 from flashar_cli.decoding.failures import OptimisationFailed
-from flashar_cli.decoding.forked import forked_branch
-from flashar_cli.decoding.forwards import Forwards
 from flashar_cli.decoding.graphs import GraphedPlan
-from flashar_cli.decoding.joined import joined_products
-from flashar_cli.decoding.packed import can_pack, packed_linears
+from flashar_cli.decoding.levels import LEVELS, get_level
 from flashar_cli.decoding.pixels import PixelDecoder
-from flashar_cli.decoding.plan import DecodePlan, PlanKey
-from flashar_cli.errors import FlasharError
-from flashar_cli.grid import Order
+from flashar_cli.decoding.plan import DecodePlan
+from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.attention import DECODING_KERNELS, attention_kernels
-from flashar_cli.nn.sampling import SamplingParams
-from flashar_cli.tokenizers.vq import VQTokenizer
-
-Optimisation = Literal["eager", "graph", "forked", "compile", "flex", "packed"]
-OPTIMISATIONS: tuple[Optimisation, ...] = ("eager", "graph", "forked", "compile", "flex", "packed")
-GRAPHED: tuple[Optimisation, ...] = ("graph", "forked", "compile", "flex")
-
-
-def obstacle(model: FlasharModel, optimisation: Optimisation) -> str | None:
-    """What keeps a model, where and as it is, from an optimisation, in one line; None where nothing known does."""
-    if optimisation in ("graph", "forked") and model.device.type != "cuda":
-        return "CUDA graphs need a CUDA device"
-    if optimisation == "forked" and model.branch is None:
-        return "there is no vertical branch to run beside the backbone"
-    if optimisation == "packed" and not can_pack(model):
-        return "packed weights need float32 or bfloat16 on a CPU with oneDNN, not quantised"
-    return flex_obstacle(model) if optimisation == "flex" else None
+from flashar_cli.tokenizers import ImageTokenizer
 
 
 class Engine:
-    """Decodes batches of one model. It must not be moved, cast, quantised or reloaded while its engine is in use.
+    """Decodes batches of one model by any decoder. The model must not be moved, cast, quantised or reloaded while its
+    engine is in use.
 
-    ``graph`` captures each key's first batch as CUDA graphs and replays them for the next ones; ``forked``, to be
-    measured, is ``graph`` with the vertical branch on a second stream; ``compile`` runs embedding, blocks, norms,
-    heads, gate and guidance through ``torch.compile`` first (on a CPU: without graphs); ``flex``, to be measured, is
-    ``compile`` with FlexAttention in SDPA's place; ``packed``, for float32 and bfloat16 on a CPU, not quantised, keeps
-    a second copy of the weights in the matrix kernels' own order. Where that can't be done ``explain`` gets the reason,
-    one line, once, and decoding goes on eagerly, unless ``explain`` raises. Running out of memory is raised as it is.
-    ``kernels`` are what SDPA may run. Raises FlasharError for an unknown optimisation.
+    ``optimisation`` is a level of ``levels.LEVELS``. On CUDA a graphed level captures the first batch of each key of a
+    static decoder and replays it for later ones. Where the level cannot run here, the engine tells ``explain`` the
+    reason once, in one line, and falls back to eager decoding, unless ``explain`` raises. Running out of memory is
+    raised as it is. ``kernels`` are those that SDPA may run. Raises FlasharError for an unknown level.
     """
 
     def __init__(
         self,
         model: FlasharModel,
-        tokenizer: VQTokenizer | None = None,
-        optimisation: Optimisation = "eager",
+        tokenizer: ImageTokenizer | None = None,
+        optimisation: str = "eager",
         explain: Callable[[str], None] = lambda reason: None,
         kernels: Sequence[SDPBackend] = DECODING_KERNELS,
     ) -> None:
-        if optimisation not in OPTIMISATIONS:
-            raise FlasharError(f"--optimisation is {optimisation}; expected one of {', '.join(OPTIMISATIONS)}")
-        self.model, self.tokenizer, self.optimisation = model, tokenizer, optimisation
+        self.level = get_level(optimisation)
+        self.model, self.tokenizer = model, tokenizer
         self.pixel_decoder = None if tokenizer is None else PixelDecoder(tokenizer, model.dtype)
         self._explain, self._kernels = explain, kernels
-        self._forwards = Forwards([])
-        self._captures = optimisation in GRAPHED and model.device.type == "cuda"
-        self._plan: DecodePlan | None = None
+        self._plan: Plan | None = None
         self._graphs: dict[PlanKey, GraphedPlan] = {}
         self._latest: GraphedPlan | None = None
-        if reason := obstacle(model, optimisation):
+        self._forwards = LEVELS["eager"].parts(model)
+        if reason := self.level.obstacle(model):
             self._fall_back(reason)
-        elif optimisation in ("compile", "flex"):
-            self._forwards = compiled_parts(model, flex=optimisation == "flex")
-        elif optimisation == "graph":
-            self._forwards = Forwards(joined_products(model))
-        elif optimisation == "forked":
-            self._forwards = forked_branch(model)
-        elif optimisation == "packed":
-            self._forwards = packed_linears(model)
+        else:
+            self._forwards = self.level.parts(model)
+
+    @property
+    def optimisation(self) -> str:
+        """The level at which batches are decoded: ``eager`` after a fall-back."""
+        return self.level.name
 
     @property
     def pads_batches(self) -> bool:
-        """Whether a last, smaller batch is better decoded at full size than as a key of its own."""
-        return self.optimisation in GRAPHED
+        """Whether to decode a last, smaller batch at full size: one of its own size would be captured or compiled."""
+        return self.level.graphed
 
-    def plan(self, batch: int, order: Order, params: SamplingParams) -> DecodePlan:
-        """The plan of a key, made at its first use. Without graphs only the latest is kept, for its memory."""
-        key = PlanKey.of(self.model, batch, order, params.kind)
+    @property
+    def _captures(self) -> bool:
+        return self.level.graphed and self.model.device.type == "cuda"
+
+    def plan(self, decoder: Decoder, key: PlanKey) -> Plan:
+        """The plan of a key, made at its first use. Without graphs only the latest plan is kept, to save memory."""
         if key in self._graphs:
             return self._graphs[key].plan
         if self._plan is None or self._plan.key != key:
-            self._plan = None  # the memory of the one before, for the next
-            self._plan = DecodePlan(self.model, key)
+            self._plan = None  # frees its memory for the next
+            self._plan = decoder.plan(self.model, key)
         return self._plan
 
     @torch.inference_mode()
     def decode(
         self,
+        decoder: Decoder,
         conditions: Conditions,
-        order: Order,
-        params: SamplingParams,
+        sampling: Sampling,
         uniform_BN: Tensor,
         on_prefix: Callable[[], None] | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
-        """As ``decoder.decode``; ``on_prefix`` is called once the prefix and the logits of step 0 are on their way."""
-        plan = self.plan(len(conditions), order, params)
-        plan.load(conditions, params, uniform_BN)
+        """Samples one token grid per condition, int64 [B, H, W]. ``uniform_BN`` float32 [B, N] in raster order feeds
+        the sampling; ``on_prefix`` is called once the prefix and the logits of step 0 are enqueued; ``grid`` None: the
+        model's own.
+        """
+        plan = self.plan(decoder, decoder.key(self.model, conditions, sampling, grid))
+        plan.load(conditions, sampling, uniform_BN)
         mark = on_prefix or (lambda: None)
         self._optimised(lambda: self._run(plan, mark))
         return plan.tokens()
 
     @torch.inference_mode()
-    def pixels(self, codes_BHW: Tensor) -> Tensor:
-        """Codes int64 [B, H, W] that ``decode`` drew -> float32 [B, 3, height, width], about [-1, 1], not clamped."""
+    def pixels(self, tokens_BHW: Tensor) -> Tensor:
+        """Tokens int64 [B, H, W] of ``decode`` -> float32 [B, 3, height, width], about [-1, 1], not clamped."""
         assert self.pixel_decoder is not None, "the engine was made without a tokenizer"
-        if self._latest is not None and self._latest.codes_BHW.shape == codes_BHW.shape:
-            return self._latest.pixels(codes_BHW)
-        return self.pixel_decoder(codes_BHW)
+        if self._latest is not None and self._latest.tokens_BHW.shape == tokens_BHW.shape:
+            return self._latest.pixels(tokens_BHW)
+        return self.pixel_decoder(tokens_BHW)
 
     @torch.inference_mode()
-    def teacher_forced(self, conditions: Conditions, order: Order, params: SamplingParams, codes_BHW: Tensor) -> Tensor:
-        """Guided logits float32 [B, N, V], in the order, that ``decode`` would draw from if it had drawn these codes.
+    def teacher_forced(
+        self, decoder: Decoder, conditions: Conditions, sampling: Sampling, tokens_BHW: Tensor
+    ) -> Tensor | None:
+        """The guided logits float32 [B, N, V], in decoding order, from which ``decode`` would sample if it had sampled
+        these tokens; None for a decoder whose steps depend on the sampled tokens.
 
-        Run step by step as ``decode`` runs, graphs aside, which replay the same operations.
+        Runs step by step as ``decode`` does, but without graphs, which would replay the same operations.
         """
-        plan = self.plan(len(conditions), order, params)
-        plan.load(conditions, params, torch.zeros(len(conditions), len(order.cells)))
-        codes_BN = order.from_raster(codes_BHW.to(self.model.device))
+        grid = Grid(*tokens_BHW.shape[1:])
+        plan = self.plan(decoder, decoder.key(self.model, conditions, sampling, grid))
+        if not isinstance(plan, DecodePlan):
+            return None
+        plan.load(conditions, sampling, torch.zeros(len(conditions), grid.num_cells))
+        tokens_BN = plan.order.from_raster(tokens_BHW.to(self.model.device))
         logits: list[Tensor] = []
-        self._optimised(lambda: logits.append(torch.cat(list(plan.teacher_forced(codes_BN)), dim=1)))
+        self._optimised(lambda: logits.append(torch.cat(list(plan.teacher_forced(tokens_BN)), dim=1)))
         return logits[-1]
 
-    def warm(self, conditions: Conditions, order: Order, params: SamplingParams) -> None:
-        """Decodes one batch of this size for nothing: plans, graphs and compiled code are ready afterwards."""
-        codes = self.decode(conditions, order, params, torch.zeros(len(conditions), len(order.cells)))
+    def warm(self, decoder: Decoder, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> None:
+        """Decodes one batch of this size so that plans, graphs and compiled code are ready."""
+        num_cells = (grid or self.model.config.order_grid).num_cells
+        tokens = self.decode(decoder, conditions, sampling, torch.zeros(len(conditions), num_cells), grid=grid)
         if self.tokenizer is not None:
-            self.pixels(codes)
+            self.pixels(tokens)
 
     def _optimised(self, work: Callable[[], None]) -> None:
-        """Does ``work`` as the optimisation has it, or eagerly where that fails: all attention runs in here."""
+        """Runs ``work`` at the engine's level, or eagerly where that fails. All attention runs in here."""
         try:
             with attention_kernels(self._kernels), self._forwards.active():
                 return work()
@@ -154,31 +143,31 @@ class Engine:
         with attention_kernels(self._kernels):
             work()
 
-    def _run(self, plan: DecodePlan, mark: Callable[[], None]) -> None:
-        """Draws what was loaded into the plan."""
-        if self._captures:
+    def _run(self, plan: Plan, mark: Callable[[], None]) -> None:
+        """Samples a loaded plan; ``mark`` is called after the prefix."""
+        if self._captures and isinstance(plan, DecodePlan):
             self._latest = self._graphs_of(plan)
             self._latest.prefix()
             mark()
             self._latest.steps()
         else:
-            plan.draw(0, plan.prefix(), lambda step, logits_BCV: mark())
-            plan.advance(1, plan.key.order.num_steps)
+            plan.run(lambda step, logits_BCV: mark() if step == 0 else None)
 
     def _graphs_of(self, plan: DecodePlan) -> GraphedPlan:
-        """The graphs of a plan, captured at its first use, which needs real inputs to warm up."""
+        """The graphs of a loaded plan, captured at its first use: warming up needs real inputs."""
         if plan.key not in self._graphs:
             self._graphs[plan.key] = GraphedPlan(plan, self._captured_pixels())
         return self._graphs[plan.key]
 
     def _captured_pixels(self) -> Callable[[Tensor], Tensor] | None:
-        """What turns codes into pictures inside a graph: compiled where the blocks are."""
-        if self.pixel_decoder is None or self.optimisation not in ("compile", "flex"):
+        """What turns tokens into images inside a graph: compiled where the blocks are."""
+        if self.pixel_decoder is None or not self.level.compiled:
             return self.pixel_decoder
         return self.pixel_decoder.compiled
 
     def _fall_back(self, reason: str) -> None:
-        self.optimisation, self._forwards, self._captures = "eager", Forwards([]), False
+        self.level = LEVELS["eager"]
+        self._forwards = self.level.parts(self.model)
         self._graphs.clear()
         self._latest = None
         self._explain(reason)

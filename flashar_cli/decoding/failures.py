@@ -1,4 +1,4 @@
-"""What can go wrong where decoding is optimised: what eager decoding gets round, and what it does not."""
+"""What can go wrong in optimised decoding, and which of it eager decoding avoids."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import torch
 
 
 class OptimisationFailed(RuntimeError):
-    """An optimisation can't be had here. Its text says why, in one line."""
+    """An optimisation cannot run here. The text says why, in one line."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed."""
-    # A CPU's allocator has no kind of error of its own (PyTorch: c10/core/impl/alloc_cpu.cpp).
+    # A CPU's allocator raises no type of its own (PyTorch: c10/core/impl/alloc_cpu.cpp).
     on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return on_cpu or isinstance(error, torch.OutOfMemoryError)
 
 
 def give_up(what: str, error: BaseException) -> NoReturn:
-    """Raises OptimisationFailed: ``what (first line of the error)``. What ran out of memory, itself or in its causes,
-    is raised as such (torch.OutOfMemoryError; on a CPU RuntimeError), and what is no Exception, such as an interrupt,
-    as it is.
+    """Raises OptimisationFailed: ``what (first line of the error)``. An error that is, or was caused by, running out of
+    memory is raised as that (torch.OutOfMemoryError; on a CPU RuntimeError). An interrupt or the like is raised as it
+    is.
 
-    The error raised is a new one: one that its own traceback refers to would keep tensors until garbage is collected.
+    The raised error is a new object: an error that its own traceback refers to would keep tensors alive until the next
+    garbage collection.
     """
     if not isinstance(error, Exception):
         raise error

@@ -6,20 +6,30 @@ Letters: B images, H grid rows, W grid columns, C cells of a step, V codebook si
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from flashar_cli.decoding.broken_capture import end_broken_capture
+from flashar_cli.decoding.decoder import StepHook
 from flashar_cli.decoding.failures import give_up
-from flashar_cli.decoding.plan import DecodePlan, StepHook
+from flashar_cli.decoding.plan import DecodePlan
+from flashar_cli.models.flashar import FlasharModel
 
 # A diagonal order of up to 32x32 cells is one graph. Raster orders, whose graphs would reach a million kernels, are
-# split: a graph's host memory and instantiation time grow with its kernels, a launch more costs microseconds.
+# split: a graph's host memory and instantiation time grow with its kernels, while one more launch costs microseconds.
 STEPS_PER_GRAPH = 64
 
+# PyTorch cannot end a capture in its allocator of pinned memory, which goes on asking these graphs whether theirs runs.
+_KEPT: list[torch.cuda.CUDAGraph] = []
+
 ToPixels = Callable[[Tensor], Tensor]
+
+
+def graph_obstacle(model: FlasharModel) -> str | None:
+    """Why a model's steps cannot be graphs here, None where they can."""
+    return None if model.device.type == "cuda" else "CUDA graphs need a CUDA device"
 
 
 class GraphedPlan:
@@ -31,21 +41,21 @@ class GraphedPlan:
 
     @torch.inference_mode()
     def __init__(self, plan: DecodePlan, to_pixels: ToPixels | None, on_step: StepHook | None = None) -> None:
-        """``to_pixels`` turns codes [B, H, W] into pictures [B, 3, height, width]. ``on_step`` is called once, at
-        capture: logits it keeps are rewritten by every replay.
+        """``to_pixels`` turns tokens [B, H, W] into images [B, 3, height, width]. ``on_step`` is called once, at
+        capture; every replay rewrites the logits that it got.
         """
         self.plan = plan
-        # Graphs read weights by address. A module may get others, as compiling it does, but not while these are free.
+        # Graphs read weights by address. Compiling may give a module other weights; these must not be freed then.
         self.weights = [parameter.detach() for parameter in plan.model.parameters()]
-        grid, device = plan.key.order.grid, plan.key.device
-        self.codes_BHW = torch.zeros(plan.key.batch, grid.height, grid.width, dtype=torch.int64, device=device)
+        grid, device = plan.key.grid, plan.key.device
+        self.tokens_BHW = torch.zeros(plan.key.batch, grid.height, grid.width, dtype=torch.int64, device=device)
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
         self._warm_up(to_pixels)
 
         self._prefix, first_BCV = self._capture(plan.prefix)
         self._steps: list[torch.cuda.CUDAGraph] = []
-        num_steps = plan.key.order.num_steps
+        num_steps = plan.order.num_steps
         for first in range(0, num_steps, STEPS_PER_GRAPH):
             last = min(first + STEPS_PER_GRAPH, num_steps)
             graph, _ = self._capture(partial(self._run_steps, first, last, first_BCV, on_step))
@@ -53,7 +63,7 @@ class GraphedPlan:
         self._first_BCV = first_BCV  # written by one graph and read by the next, so its memory must not be reused
         self._pixels: torch.cuda.CUDAGraph | None = None
         if to_pixels is not None:
-            self._pixels, self._pictures = self._capture(partial(to_pixels, self.codes_BHW))
+            self._pixels, self._images = self._capture(partial(to_pixels, self.tokens_BHW))
 
     def prefix(self) -> None:
         """Enqueues the prefix and the logits of step 0."""
@@ -65,27 +75,27 @@ class GraphedPlan:
             graph.replay()
 
     @torch.inference_mode()
-    def pixels(self, codes_BHW: Tensor) -> Tensor:
-        """Codes int64 [B, H, W] -> a fresh float [B, 3, height, width]. Needs ``to_pixels`` at construction."""
-        assert self._pixels is not None, "captured without pictures"
-        self.codes_BHW.copy_(codes_BHW)
+    def pixels(self, tokens_BHW: Tensor) -> Tensor:
+        """Tokens int64 [B, H, W] -> a new float [B, 3, height, width]. Needs ``to_pixels`` at construction."""
+        assert self._pixels is not None, "captured without images"
+        self.tokens_BHW.copy_(tokens_BHW)
         self._pixels.replay()
-        return self._pictures.clone()
+        return self._images.clone()
 
     def _run_steps(self, first: int, last: int, first_BCV: Tensor, on_step: StepHook | None) -> Tensor:
         if first == 0:
-            self.plan.draw(0, first_BCV, on_step)
+            self.plan.sample(0, first_BCV, on_step)
         self.plan.advance(max(first, 1), last, on_step)
-        return self.plan.codes_BN
+        return self.plan.tokens_BN
 
     def _warm_up(self, to_pixels: ToPixels | None) -> None:
-        """One eager run on the side stream: library handles and workspaces are made outside the graphs."""
+        """One eager run on the side stream, so that library handles and workspaces are made outside the graphs."""
         device = self.plan.key.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            self._run_steps(0, self.plan.key.order.num_steps, self.plan.prefix(), None)
+            self._run_steps(0, self.plan.order.num_steps, self.plan.prefix(), None)
             if to_pixels is not None:
-                to_pixels(self.codes_BHW)
+                to_pixels(self.tokens_BHW)
         torch.cuda.current_stream(device).wait_stream(self._stream)
 
     def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -102,6 +112,30 @@ class GraphedPlan:
                     raise
         except RuntimeError as error:
             if not (failed and error is failed[0]):
-                end_broken_capture(graph, self.plan.key.device, self._pool)
+                _end_broken_capture(graph, self.plan.key.device, self._pool)
             give_up("capture failed", failed.pop() if failed else error)
         return graph, result
+
+
+def _end_broken_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: tuple[int, int]) -> None:
+    """Ends the capture of ``graph``, whose ``capture_end`` raised: no more memory comes from ``pool``, which is given
+    back, and random numbers are generated as before. Does nothing where PyTorch has ended it itself.
+
+    In PyTorch 2.11 the caching allocator and the default generator go on as if the capture ran: ``capture_end`` raises
+    before it tells them (aten/src/ATen/cuda/CUDAGraph.cpp).
+    """
+    with suppress(RuntimeError):
+        graph.reset()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    try:
+        torch._C._cuda_endAllocateToPool(index, pool)
+    except RuntimeError:  # "not currently recording": PyTorch has ended it, or resetting the graph has
+        return
+    torch._C._cuda_releasePool(index, pool)
+    _KEPT.append(graph)
+    # The generator learns that no capture runs when one ends well. If this one fails too, that is no news.
+    stream = torch.cuda.Stream(device)
+    with suppress(RuntimeError), torch.cuda.stream(stream):
+        sound = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(sound, stream=stream):
+            torch.zeros(1, device=device)

@@ -1,7 +1,7 @@
-"""The static plan of one batch: every buffer and table that decoding touches, made once, at addresses that stay.
+"""The static plan of one batch: every buffer and table that decoding touches, made once, at fixed addresses.
 
-Between ``load`` and ``tokens`` nothing waits for the device, nothing's shape depends on data, and no table is made, so
-the same methods run eagerly and under CUDA graph capture (design: one decoder, whatever runs it).
+Between ``load`` and ``tokens`` nothing waits for the device, no shape depends on data, and no table is made. So these
+methods run eagerly and under CUDA graph capture alike.
 
 Letters: B images, R rows (B, or 2B with guidance: conditional rows first), C cells of a step, P prefix tokens,
 N = H*W cells, S = P + N, V codebook size.
@@ -10,94 +10,81 @@ N = H*W cells, S = P + N, V codebook size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from flashar_cli.config import CaptionPrefix
+from flashar_cli.config import Sampling
+from flashar_cli.decoding.decoder import PlanKey, StepHook
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import step_targets
 from flashar_cli.nn.masks import with_valid_keys
-from flashar_cli.nn.sampling import SamplingKind, SamplingParams, SamplingValues, sample
-
-StepHook = Callable[[int, Tensor], None]
-
-
-@dataclass(frozen=True)
-class PlanKey:
-    """What decides the shapes and operations of a whole decode. Two batches of one key can share a plan."""
-
-    batch: int
-    order: Order
-    prefix_length: int
-    kind: SamplingKind
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, model: FlasharModel, batch: int, order: Order, kind: SamplingKind) -> PlanKey:
-        return cls(batch, order, model.config.prefix.length, kind, model.dtype, model.device)
+from flashar_cli.nn.sampling import SamplingKind, SamplingValues, sample
 
 
 class DecodePlan:
-    """Buffers and tables of one :class:`PlanKey`. Inputs are copied in by ``load``, codes are read by ``tokens``."""
+    """The buffers and tables of one :class:`PlanKey` for one order. ``load`` copies inputs in, ``tokens`` reads the
+    result.
+    """
 
     @torch.inference_mode()
-    def __init__(self, model: FlasharModel, key: PlanKey) -> None:
-        self.model, self.key = model, key
-        order, device, batch = key.order, key.device, key.batch
+    def __init__(self, model: FlasharModel, key: PlanKey, order: Order) -> None:
+        self.model, self.key, self.order = model, key, order
+        device, batch = key.device, key.batch
         self.num_rows = 2 * batch if key.kind.guided else batch
         num_cells = len(order.cells)
 
-        self.conditions = _blank_conditions(model, batch)
+        self.conditions = model.prefix.blank(batch, key.prefix_length)
         self.drop_B = torch.zeros(batch, dtype=torch.bool, device=device)
         self.keep_B = ~self.drop_B
         self.uniform_BN = torch.zeros(batch, num_cells, device=device)
-        self.codes_BN = torch.zeros(batch, num_cells, dtype=torch.int64, device=device)
-        self.values = SamplingValues.of(SamplingParams(), device)
+        self.tokens_BN = torch.zeros(batch, num_cells, dtype=torch.int64, device=device)
+        self.values = SamplingValues.of(Sampling(), device)
         self.cfg_scales = torch.ones(order.num_steps, device=device)  # of each step; 1 is no guidance
-        self.cache = model.new_cache(self.num_rows)
+        self.cache = model.new_cache(self.num_rows, key.prefix_length + num_cells)
 
-        # Held here as well as in the models' own caches, which may drop them while a captured graph reads them.
-        self.rope = model.rope(order)
-        self.prefix_mask = model.attention_mask(order, None, key.prefix_length)
+        # Kept here too: the functions' caches may drop them while a captured graph still reads them.
+        self.rope = model.rope(order, key.prefix_length)
+        self.prefix_mask = model.attention_mask(order, key.prefix_length, None, key.prefix_length)
         self.targets = [step_targets(order, step, device) for step in range(order.num_steps)]
         self.bounds = list(pairwise(order.step_starts))
         self.cells = torch.tensor(order.cells, device=device)
         self.positions = torch.tensor(order.positions, device=device)
         self.key_mask: Tensor | None = None
-        if isinstance(model.config.prefix, CaptionPrefix):
-            # Added to scores: what SDPA makes of a bool mask in every layer. Its memory-efficient kernel copies a mask
-            # whose rows start elsewhere than at every eighth number.
+        if model.prefix.masks_keys:
+            # Added to the scores; of a bool mask SDPA would make such a tensor in every layer. Its memory-efficient
+            # kernel copies a mask unless each row starts at a multiple of 8 elements.
             length = -(-(key.prefix_length + num_cells) // 8) * 8
             self.key_mask = torch.zeros(self.num_rows, 1, 1, length, dtype=model.dtype, device=device)
 
     @torch.inference_mode()
-    def load(self, conditions: Conditions, params: SamplingParams, uniform_BN: Tensor) -> None:
+    def load(self, conditions: Conditions, sampling: Sampling, uniform_BN: Tensor) -> None:
         """Copies a batch's inputs into place; ``uniform_BN`` float32 [B, N] is in raster order."""
-        assert params.kind == self.key.kind, "a plan of another kind of sampling"
-        for own, given in zip(self.conditions.parts(), conditions.parts(), strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
+        assert SamplingKind.of(sampling) == self.key.kind, "a plan of another kind of sampling"
+        for name, own in self.conditions.tensors.items():
+            own.copy_(conditions.tensors[name])
         self.uniform_BN.copy_(uniform_BN.to(self.key.device).index_select(1, self.cells))
-        self.values.temperature.fill_(params.temperature)
-        self.values.top_p.fill_(params.top_p)
-        guides = [params.guides_cell(start, len(self.key.order.cells)) for start, _ in self.bounds]
-        self.cfg_scales.copy_(torch.tensor([params.cfg_scale if acts else 1.0 for acts in guides]))
+        self.values.fill(sampling)
+        guides = [sampling.guides_cell(start, len(self.order.cells)) for start, _ in self.bounds]
+        self.cfg_scales.copy_(torch.tensor([sampling.cfg_scale if acts else 1.0 for acts in guides]))
+
+    def run(self, on_step: StepHook | None = None) -> None:
+        """Samples all tokens from what was loaded; ``on_step`` as in ``decoder.Plan``."""
+        self.sample(0, self.prefix(), on_step)
+        self.advance(1, self.order.num_steps, on_step)
 
     def prefix(self) -> Tensor:
         """Runs the prefix and predicts the cells of step 0: logits [B, C, V] after guidance."""
         model, length = self.model, self.key.prefix_length
         prefix_RPD, valid_RP = model.prefix(self.conditions, self.drop_B)
         if self.key.kind.guided:
-            uncond_BPD, _ = model.prefix(self.conditions, self.keep_B)
+            uncond_BPD, valid_BP = model.prefix(self.conditions, self.keep_B)
             prefix_RPD = torch.cat([prefix_RPD, uncond_BPD])
-            valid_RP = None if valid_RP is None else valid_RP.repeat(2, 1)
+            valid_RP = None if valid_RP is None or valid_BP is None else torch.cat([valid_RP, valid_BP])
         mask = self.prefix_mask
         if valid_RP is not None:
             assert self.key_mask is not None
@@ -107,57 +94,50 @@ class DecodePlan:
         hidden = model.hidden_states(prefix_RPD, self.rope[:length], mask, targets.uses_branch, self.cache)
         return self._predict(0, hidden.since(-1))
 
-    def step(self, step: int, codes_RC: Tensor) -> Tensor:
-        """Feeds the codes of the step before and predicts the cells of ``step``: logits [B, C, V] after guidance."""
+    def step(self, step: int, tokens_RC: Tensor) -> Tensor:
+        """Feeds the tokens of the previous step and predicts the cells of ``step``: logits [B, C, V] after guidance."""
         model, targets = self.model, self.targets[step]
         first, last = self.bounds[step - 1]
         start, end = self.key.prefix_length + first, self.key.prefix_length + last
-        # Every key stored so far is at or before this step, so no mask is needed among image tokens.
+        # Every key stored so far is of this step or an earlier one, so image tokens need no mask.
         mask = None if self.key_mask is None else self.key_mask[..., :end]
-        x_RCD = model.backbone.embedding(codes_RC)
+        x_RCD = model.backbone.embedding(tokens_RC)
         hidden = model.hidden_states(x_RCD, self.rope[start:end], mask, targets.uses_branch, self.cache, start)
         return self._predict(step, hidden)
 
-    def draw(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
-        """Samples the cells of ``step`` and stores their codes."""
+    def sample(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
+        """Samples the cells of ``step`` and stores their tokens."""
         first, last = self.bounds[step]
         if on_step is not None:
             on_step(step, logits_BCV)
-        self.codes_BN[:, first:last] = sample(logits_BCV, self.uniform_BN[:, first:last], self.key.kind, self.values)
+        self.tokens_BN[:, first:last] = sample(logits_BCV, self.uniform_BN[:, first:last], self.key.kind, self.values)
 
     def advance(self, first: int, last: int, on_step: StepHook | None = None) -> None:
-        """Predicts and draws the steps ``first`` .. ``last - 1``, from 1 on; ``on_step`` as in ``decode``."""
+        """Predicts and samples the steps ``first`` .. ``last - 1``, from 1 on; ``on_step`` as in ``run``."""
         for step in range(first, last):
-            self.draw(step, self.step(step, self._fed(step, self.codes_BN)), on_step)
+            self.sample(step, self.step(step, self._fed(step, self.tokens_BN)), on_step)
 
-    def teacher_forced(self, codes_BN: Tensor) -> Iterator[Tensor]:
-        """Each step's logits [B, C, V] after guidance when these codes, int64 in this order, are fed and none drawn."""
+    def teacher_forced(self, tokens_BN: Tensor) -> Iterator[Tensor]:
+        """Each step's logits [B, C, V] after guidance when these tokens, int64 [B, N] in this order, are fed."""
         yield self.prefix()
-        for step in range(1, self.key.order.num_steps):
-            yield self.step(step, self._fed(step, codes_BN))
+        for step in range(1, self.order.num_steps):
+            yield self.step(step, self._fed(step, tokens_BN))
 
     def tokens(self) -> Tensor:
-        """The drawn codes, a fresh int64 [B, H, W]."""
-        grid = self.key.order.grid
-        return self.codes_BN.index_select(1, self.positions).unflatten(1, (grid.height, grid.width))
+        """The sampled tokens, a new int64 [B, H, W]."""
+        grid = self.key.grid
+        return self.tokens_BN.index_select(1, self.positions).unflatten(1, (grid.height, grid.width))
 
-    def _fed(self, step: int, codes_BN: Tensor) -> Tensor:
+    def _fed(self, step: int, tokens_BN: Tensor) -> Tensor:
         first, last = self.bounds[step - 1]
-        return codes_BN[:, first:last].repeat(2, 1) if self.key.kind.guided else codes_BN[:, first:last]
+        return tokens_BN[:, first:last].repeat(2, 1) if self.key.kind.guided else tokens_BN[:, first:last]
 
     def _predict(self, step: int, hidden: HiddenStates) -> Tensor:
         scale = self.cfg_scales[step] if self.key.kind.guided else None
         return self.model.guided_logits(hidden, self.targets[step], scale)
 
     def buffers(self) -> list[Tensor]:
-        """Every tensor that is written from ``load`` on."""
-        own = [self.uniform_BN, self.codes_BN, *self.values, self.cfg_scales, self.cache.memory]
-        return own + [part for part in (*self.conditions.parts(), self.key_mask) if part is not None]
-
-
-def _blank_conditions(model: FlasharModel, batch: int) -> Conditions:
-    prefix, device = model.config.prefix, model.device
-    if not isinstance(prefix, CaptionPrefix):
-        return Conditions(labels=torch.zeros(batch, dtype=torch.int64, device=device))
-    features = torch.zeros(batch, prefix.length, prefix.feature_dim, device=device, dtype=model.dtype)
-    return Conditions(features=features, mask=torch.ones(batch, prefix.length, device=device))
+        """Every tensor that ``load`` and decoding write to."""
+        own = [self.uniform_BN, self.tokens_BN, *self.values, self.cfg_scales, self.cache.memory]
+        own += self.conditions.tensors.values()
+        return own if self.key_mask is None else [*own, self.key_mask]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from flashar_cli.models.flashar import FlasharModel
 
 Scheme = Literal["int8", "fp8"]
 SCHEMES: tuple[Scheme, ...] = ("int8", "fp8")
-# The first GPUs that have float8 (Ada, Hopper): compiled kernels that read it are refused by older ones.
+# The first GPUs with float8 are Ada and Hopper. Older ones refuse compiled kernels that read it.
 FP8_CAPABILITY = (8, 9)
 
 
@@ -23,7 +22,7 @@ def check_scheme(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> No
     """Raises FlasharError where models of this dtype can't be quantised on this device, before anything is loaded."""
     if scheme not in SCHEMES:
         raise FlasharError(f"--quantize is {scheme}; expected one of {', '.join(SCHEMES)}")
-    # torchao multiplies with the whole numbers and scales the sums afterwards: they leave float16's range (65504).
+    # torchao multiplies by the integers and scales the sums afterwards, which exceed float16's range (65504) by then.
     if scheme == "int8" and dtype == torch.float16:
         raise FlasharError("--quantize int8 overflows float16; use --dtype bfloat16 or float32, or --quantize fp8")
     if scheme == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
@@ -36,19 +35,19 @@ def check_scheme(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> No
 def quantize_model(model: FlasharModel, scheme: Scheme) -> None:
     """Makes the weights of a model's blocks and heads int8, or float8 e4m3, with one scale for each output.
 
-    In place, and for good. Products are still those of the model's dtype. Embeddings, norms, gate and prefix stay as
+    In place, and it cannot be undone. Products still have the model's dtype. Embeddings, norms, gate and prefix stay as
     they are. Raises FlasharError as ``check_scheme``.
     """
     check_scheme(scheme, model.device, model.dtype)
     quantize_, configs = _torchao()
     chosen = {id(layer) for layer in quantized_layers(model)}
-    # Inductor's settings are the process's own, so torchao must not change them.
+    # Inductor's settings belong to the whole process, so torchao must not change them.
     config = configs[scheme](set_inductor_config=False, version=2)
     quantize_(model, config, filter_fn=lambda module, name: id(module) in chosen)
 
 
 def quantized_layers(model: FlasharModel) -> list[nn.Linear]:
-    """The linear layers that ``quantize_model`` is for: those of blocks and heads, of backbone and branch."""
+    """The linear layers that ``quantize_model`` quantises: those of blocks and heads, in backbone and branch."""
     parts: list[nn.Module] = [model.backbone.blocks, model.backbone.head]
     if model.branch is not None:
         parts += [model.branch.blocks, model.branch.head]
@@ -56,27 +55,20 @@ def quantized_layers(model: FlasharModel) -> list[nn.Linear]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a linear layer of this module has weights of a kind of its own, rather than plain ones."""
+    """Whether any linear layer of this module has quantised weights."""
     linears = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
     return any(type(layer.weight) is not nn.Parameter for layer in linears)
 
 
 def _torchao() -> tuple[Callable[..., None], dict[Scheme, Callable[..., Any]]]:
     """torchao's ``quantize_`` and the configs of the schemes."""
-    try:
-        with _no_warnings_logged():
-            from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise FlasharError(f"--quantize needs torchao ({error}); run `pip install flashar[quant]`") from None
-    return quantize_, {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}
-
-
-@contextmanager
-def _no_warnings_logged() -> Iterator[None]:
-    """torchao says on stderr which of its CUDA libraries it can't load, none of which weight-only layers use."""
+    # torchao warns on stderr about CUDA libraries that it can't load. Weight-only layers use none of them.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise FlasharError(f"--quantize needs torchao ({error}); run `pip install flashar[quant]`") from None
     finally:
         logging.disable(before)
+    return quantize_, {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}

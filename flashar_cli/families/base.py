@@ -1,56 +1,69 @@
-"""What a family is: how its published files are named, recognised and translated."""
+"""What a family is: the only place that knows the names of its published files, and how they are recognised, read and
+written. No torch here, so that `flashar ls` answers at once.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from flashar_cli import __version__
 from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
-    CaptionPrefix,
-    ClassPrefix,
-    GenerationDefaults,
     GridConfig,
     ModelConfig,
+    Prefix,
     Provenance,
-    VQConfig,
+    Sampling,
+    TokenizerConfig,
 )
 from flashar_cli.errors import FlasharError
+from flashar_cli.families.keys import KeyTable
+from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
 
-BLOCK_INDEX = r"(0|[1-9][0-9]{0,5})"  # as it is written: layers.05 is no second name of layers.5
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKENIZER = "tokenizer."  # our prefix for the names of an image tokenizer's tensors that are in the model's files
 
 
 @dataclass(frozen=True)
-class HubFile:
-    """A published file on the Hugging Face Hub."""
+class HubFiles:
+    """Published files of one repository of the Hugging Face Hub, by name or by pattern."""
 
     repo: str
-    file: str
+    files: tuple[str, ...]
+
+    @property
+    def single(self) -> str | None:
+        """The file's name where there is only one; None where a directory with all of them is meant."""
+        name = self.files[0]
+        return None if len(self.files) > 1 or "*" in name else name
 
     def __str__(self) -> str:
-        return f"{self.repo}/{self.file}"
+        return f"{self.repo}/{self.single}" if self.single else self.repo
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A published model: its shape, and where its files are."""
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a model is. ``notes`` say which facts were assumed."""
 
-    name: str
     family: str
     backbone: BackboneConfig
-    prefix: ClassPrefix | CaptionPrefix
+    prefix: Prefix
     grid: Grid
-    tokenizer: VQConfig
-    generation: GenerationDefaults
-    weights: HubFile
-    tokenizer_weights: HubFile
+    tokenizer: TokenizerConfig | None
     branch: BranchConfig | None = None
+    generation: Sampling = field(default_factory=Sampling)
+    notes: tuple[str, ...] = ()
 
-    def config(self) -> ModelConfig:
-        """What the model is, without its weights at hand."""
+    def config_of(self, source: str, sha256: str | None = None) -> ModelConfig:
+        """The config of this model, whose weights come from ``source``."""
         return ModelConfig(
             family=self.family,
             backbone=self.backbone,
@@ -59,40 +72,95 @@ class Preset:
             branch=self.branch,
             tokenizer=self.tokenizer,
             generation=self.generation,
-            provenance=Provenance(tool_version=__version__, source=str(self.weights)),
+            provenance=Provenance(tool_version=__version__, source=source, source_sha256=sha256),
         )
 
 
-@dataclass(frozen=True)
-class Family:
-    """One table, ``keys``, used in both directions: (upstream name, our name). ``{}`` stands for a block index;
-    upstream numbers the blocks of the branch after those of the backbone. ``dropped_keys`` hold nothing but what the
-    config says already.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Preset(Facts):
+    """A published model, and where its files are. ``tokenizer_weights`` is None where they are among ``weights``."""
 
     name: str
-    presets: tuple[Preset, ...]
-    keys: tuple[tuple[str, str], ...]
-    dropped_keys: tuple[str, ...] = ()
+    weights: HubFiles
+    tokenizer_weights: HubFiles | None = None
 
-    def to_ours(self, upstream: str, num_layers: int) -> str | None:
-        """Our name of an upstream key; None where it has no place in this family."""
-        for theirs, ours in self.keys:
-            match = re.fullmatch(re.escape(theirs).replace(r"\{\}", BLOCK_INDEX), upstream)
-            if match is None:
-                continue
-            if not match.groups():
-                return ours
-            index = int(match[1])
-            if ours.startswith("branch.") == (index >= num_layers):
-                return ours.format(index - num_layers if index >= num_layers else index)
-        return None
+    def config(self) -> ModelConfig:
+        """What the model is, without its weights at hand."""
+        return self.config_of(str(self.weights))
 
-    def to_upstream(self, ours: str, num_layers: int) -> str:
-        """Upstream's name of one of our keys. Raises FlasharError where the family has none."""
-        for theirs, pattern in self.keys:
-            match = re.fullmatch(re.escape(pattern).replace(r"\{\}", BLOCK_INDEX), ours)
-            if match is not None:
-                offset = num_layers if pattern.startswith("branch.") else 0
-                return theirs.format(int(match[1]) + offset) if match.groups() else theirs
-        raise FlasharError(f"'{ours}' has no name in the upstream layout of family {self.name}")
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Facts that upstream files may lack. None: as the files say, as in a preset of the same shape, or the default."""
+
+    family: str | None = None
+    num_heads: int | None = None
+    grid: Grid | None = None
+    res: int | None = None
+    branch_layer: int | None = None
+    branch_depth: int | None = None
+    norm_eps: float | None = None
+    rope_base: float | None = None
+
+    def given(self) -> list[str]:
+        """The options that were passed, as they are typed."""
+        return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
+
+    def refuse_facts(self, source: Source) -> None:
+        """Raises FlasharError for every option but the family: for files whose ``config.json`` says all the rest."""
+        told = [option for option in self.given() if option != "--family"]
+        if told:
+            raise FlasharError(f"{', '.join(told)}: {source.path / 'config.json'} tells that; leave it out")
+
+
+class Family(ABC):
+    """Models whose files one publication lays out in the same way. A subclass is one module, registered in
+    ``families/__init__.py``.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # what messages call its files
+    hallmark: ClassVar[str]  # what such files must contain
+    sign: ClassVar[str]  # what tells it from families of the same layout
+    presets: ClassVar[tuple[Preset, ...]] = ()
+    keys: ClassVar[KeyTable]
+    dropped: ClassVar[tuple[str, ...]] = ()  # names of tensors that nothing here needs, `*` for any part
+    tokenizer_title: ClassVar[str | None] = None  # what messages call an image tokenizer in a separate file
+    text_tokenizer: ClassVar[str | None] = None  # the file of the source that is the text tokenizer
+
+    @abstractmethod
+    def recognises(self, source: Source) -> bool:
+        """Whether these can be files of this family. If several families say so, the first in the registry wins."""
+
+    @abstractmethod
+    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+        """The facts in the files and the options. Raises FlasharError where these contradict each other or leave
+        something open, pydantic's ValidationError where the facts describe no model.
+        """
+
+    def options(self, preset: Preset) -> ConvertOptions:
+        """The facts of a preset that its files lack."""
+        return ConvertOptions(family=self.name)
+
+    def kept(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """The tensors of upstream files without ``dropped`` ones: those that the model needs, and foreign ones."""
+        patterns = [re.compile(re.escape(name).replace(r"\*", ".*")) for name in self.dropped]
+        return {name: value for name, value in state.items() if not any(each.fullmatch(name) for each in patterns)}
+
+    def to_ours(self, state: Mapping[str, Tensor], names: Iterable[str], config: ModelConfig) -> dict[str, Tensor]:
+        """The tensors that we call ``names``, from a state that has all that ``to_upstream`` makes of them."""
+        return self.keys.to_ours(state, names, config)
+
+    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """Our tensors as upstream has them: the exact inverse of ``to_ours``. Raises FlasharError for a part that
+        upstream does not have. With tensors on the meta device it tells what upstream files must contain.
+        """
+        return self.keys.to_upstream(state, config)
+
+    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Tensor]]:
+        """The image tokenizer in a separate file, under our names."""
+        raise FlasharError(f"{source.path}: a model of family {self.name} has its tokenizer with it; leave it out")
+
+    def tokenizer_to_upstream(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of ``read_tokenizer``."""
+        raise NotImplementedError

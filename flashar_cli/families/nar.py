@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from flashar_cli.config import BranchConfig, GenerationDefaults
-from flashar_cli.families.base import Family, HubFile, Preset
-from flashar_cli.families.llamagen import BASE_KEYS, BRANCH_KEYS, DROPPED_KEYS, IMAGENET, SIZES, VQ16
+from flashar_cli.config import BranchConfig, Sampling
+from flashar_cli.errors import FlasharError
+from flashar_cli.families.base import ConvertOptions, HubFiles, Preset
+from flashar_cli.families.llamagen_layout import IMAGENET, SIZES, VQ16, LlamaGenLayout
+from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
 
-NAR = Family(
-    name="nar",
-    presets=tuple(
-        Preset(
-            name=f"nar-{size}",
-            family="nar",
-            backbone=SIZES[size],
-            prefix=IMAGENET,
-            grid=Grid(16, 16),
-            tokenizer=VQ16,
-            generation=GenerationDefaults(cfg_scale=2.0),
-            weights=HubFile(f"chenfeng1271/NAR-imagenet-256-{size.upper()}", "last_version.pt"),
-            tokenizer_weights=HubFile("FoundationVision/LlamaGen", "vq_ds16_c2i.pt"),
-            branch=BranchConfig(layer=SIZES[size].num_layers, gate="mean"),
-        )
-        for size in ("b", "l", "xl", "xxl")
-    ),
-    keys=(*BASE_KEYS, *BRANCH_KEYS),
-    dropped_keys=DROPPED_KEYS,
+PRESETS = tuple(
+    Preset(
+        name=f"nar-{size}",
+        family="nar",
+        backbone=SIZES[size],
+        prefix=IMAGENET,
+        grid=Grid(16, 16),
+        tokenizer=VQ16,
+        generation=Sampling(cfg_scale=2.0),
+        weights=HubFiles(f"chenfeng1271/NAR-imagenet-256-{size.upper()}", ("last_version.pt",)),
+        tokenizer_weights=HubFiles("FoundationVision/LlamaGen", ("vq_ds16_c2i.pt",)),
+        branch=BranchConfig(layer=SIZES[size].num_layers, gate="mean"),
+    )
+    for size in ("b", "l", "xl", "xxl")
 )
+
+
+class NAR(LlamaGenLayout):
+    """The branch starts after the last block."""
+
+    name = "nar"
+    sign = "medusa_norm and medusa_output without a gate"
+    presets = known = PRESETS
+
+    def recognises_parts(self, has_branch: bool, has_gate: bool) -> bool:
+        return has_branch and not has_gate
+
+    def read_branch(self, source: Source, options: ConvertOptions, num_blocks: int) -> BranchConfig | None:
+        depth = self.read_depth(options, num_blocks)
+        last = num_blocks - depth
+        if options.branch_layer not in (None, last):
+            raise FlasharError(
+                f"--branch-layer is {options.branch_layer}; in NAR the branch follows the last block {last}"
+            )
+        return BranchConfig(layer=last, depth=depth, gate="mean")

@@ -1,1 +1,1 @@
-"""Pictures and tokens to disk, as they are made."""
+"""Images and tokens to disk, as they are made."""

@@ -1,7 +1,6 @@
-"""NumPy files that are larger than memory: written row by row, in any order.
+"""NumPy files that are larger than memory: written row by row, in any order."""
 
-Plain writes rather than a memory map: a full disk is an error then, and not the end of the process.
-"""
+# By plain writes rather than a memory map, with which a full disk would end the process.
 
 from __future__ import annotations
 
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 
 
 class ArrayFile:
-    """A ``.npy`` file of one array; rows that were not written are zero. ``np.save`` of the whole writes the same
-    bytes. ``write`` and ``read`` may be called by several threads.
-    """
+    """A ``.npy`` file of one array, as ``np.save`` writes it; rows not written yet are zero. Threads may share it."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
         """Opens the file and keeps the rows that it has, or makes it. Raises OSError."""
@@ -51,9 +48,7 @@ class ArrayFile:
 
 
 def write_npz(array: Path, file: IO[bytes]) -> None:
-    """Writes the array of a ``.npy`` file as ``arr_0`` of an archive, a piece at a time; the bytes are those of
-    ``np.savez``.
-    """
+    """Writes the array of a ``.npy`` file as ``arr_0`` of an archive, as ``np.savez`` does, a piece at a time."""
     with (
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as member,

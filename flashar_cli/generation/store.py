@@ -1,11 +1,11 @@
 """The work folder of a run: what is made, batch by batch, until it is whole.
 
 ``OUT.part`` lies beside OUT (without OUT, beside the first file that is written) and holds ``settings.json``, all that
-the pictures follow from; ``samples/``, which becomes OUT; ``pixels.npy``, where an archive is wanted; and
-``done.jsonl``, a line for each batch that is written, with the SHA-256 of its bytes. A run that finds the folder of the
-same settings makes what is missing there or is not what was written: after a kill, a power cut or a full disk.
+the images follow from; ``samples/``, which becomes OUT; ``pixels.npy``, where an archive is wanted; and ``done.jsonl``,
+a line for each written batch with the SHA-256 of its bytes. A run that finds a folder of its own settings, after a
+kill, a power cut or a full disk, makes what is missing or damaged there.
 
-Letters: B pictures of a batch, H grid rows, W grid columns; h, w pixels.
+Letters: B images of a batch, H grid rows, W grid columns; h, w pixels.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.data.pictures import TEXT_KEY, png_bytes
+from flashar_cli.data.images import TEXT_KEY, png_bytes
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file, empty_folder, lock, parents_of, remove_folder
+from flashar_cli.files.kinds import ANYTHING, JSON_LINES, NPY, PNG_SIGNATURE, FolderKind, begins_with, json_object
+from flashar_cli.files.writing import atomic_file, empty_folder, lock, parents_of, remove_folder
 from flashar_cli.generation.arrays import ArrayFile
-from flashar_cli.kinds import ANYTHING, JSON_LINES, NPY, PNG_SIGNATURE, FolderKind, begins_with, json_object
-from flashar_cli.machine import require_disk
+from flashar_cli.machine.memory import require_disk
 
 SAMPLES, TOKENS, PIXELS, SETTINGS, DONE = "samples", "tokens.npy", "pixels.npy", "settings.json", "done.jsonl"
 CONTACT_SHEET = "contact-sheet.png"
 FILE_BYTES = 4096  # a PNG file takes one block of a disk at least
-_PICTURE = r"\d{5,}\.png"
-_OURS = begins_with("a PNG picture of flashar", PNG_SIGNATURE, TEXT_KEY.encode() + b"\0")
-SAMPLE_FOLDER = FolderKind("samples", {r"tokens\.npy": NPY, rf"{_PICTURE}|contact-sheet\.png": _OURS})
+_IMAGE = r"\d{5,}\.png"
+_OURS = begins_with("a PNG image of flashar", PNG_SIGNATURE, TEXT_KEY.encode() + b"\0")
+SAMPLE_FOLDER = FolderKind("samples", {r"tokens\.npy": NPY, rf"{_IMAGE}|contact-sheet\.png": _OURS})
 WORK_FOLDER = FolderKind(
     "a run of `flashar generate`",
     {
@@ -43,19 +43,18 @@ WORK_FOLDER = FolderKind(
         r"done\.jsonl": JSON_LINES,
         r"pixels\.npy|samples/tokens\.npy": NPY,
         # The last ones may be torn by a kill.
-        rf"samples/|samples/({_PICTURE}|contact-sheet\.png)": ANYTHING,
+        rf"samples/|samples/({_IMAGE}|contact-sheet\.png)": ANYTHING,
         r"\.(settings\.json|done\.jsonl)\.[0-9a-f]{8}\.flashar-tmp": ANYTHING,
     },
 )
 
 
 class Store:
-    """The work folder ``folder`` of ``num_images`` pictures in batches of ``batch_size``. ``settings`` is what every
-    written byte follows from. ``grid`` is (H, W); ``sides`` (h, w) where pictures are to be written into the archive's
-    array; ``with_pngs``: as files too.
+    """The work folder of a run. ``settings`` is what every written byte follows from; ``grid`` (H, W); ``sides`` (h, w)
+    where images go into the archive's array; ``with_pngs``: into files too.
 
     Raises FlasharError where the folder is of other settings, unless ``overwrite``; where another process works in it;
-    and where the disk is too small for what is to be written.
+    and where the disk is too small.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Store:
         with parents_of(folder / SETTINGS), ExitStack() as opened:
             descriptor = lock(folder)
             if descriptor is None:
-                raise FlasharError(f"{folder} is in use: another process is making these pictures; wait for it")
+                raise FlasharError(f"{folder} is in use: another process is making these images; wait for it")
             opened.callback(os.close, descriptor)
             if not overwrite:
                 _refuse_other(folder, settings)
@@ -84,7 +83,7 @@ class Store:
             if not is_same:
                 self._refuse_full(8 * grid[0] * grid[1] + 6 * int(np.prod(sides or 0)))
             self._done = _read_done(folder) if is_same else {}
-            opened.callback(self._remove_where_nothing_is_done)
+            opened.callback(lambda: None if self._done else self.remove())
             if not is_same:
                 empty_folder(folder, WORK_FOLDER)
                 with atomic_file(folder / SETTINGS) as file:
@@ -97,7 +96,7 @@ class Store:
                 opened.callback(self._pixels.close)
             self._done = {index: sha256 for index, sha256 in self._done.items() if self._digest(index) == sha256}
             with atomic_file(folder / DONE) as file:  # without lines that are torn or don't hold
-                file.write("".join(map(_line, self._done.items())).encode())
+                file.write("".join(_line(*entry) for entry in self._done.items()).encode())
             self._opened = opened.pop_all()
 
     @property
@@ -109,38 +108,36 @@ class Store:
         return (index for index in range(self.num_batches) if index not in self._done)
 
     def num_done(self) -> int:
-        """Pictures that are written."""
+        """Images that are written."""
         return sum(self._count(index) for index in self._done)
 
-    def picture_path(self, index: int) -> Path:
-        """Where picture ``index`` is written."""
+    def image_path(self, index: int) -> Path:
+        """Where image ``index`` is written."""
         return self.samples / f"{index:0{max(5, len(str(self.num_images - 1)))}d}.png"
 
     def write(
-        self, index: int, tokens: NDArray[np.int64], pictures: NDArray[np.uint8] | None, texts: Sequence[dict[str, Any]]
+        self, index: int, tokens: NDArray[np.int64], images: NDArray[np.uint8] | None, texts: Sequence[dict[str, Any]]
     ) -> None:
-        """Writes batch ``index``: tokens int64 [B, H, W], pictures uint8 [B, h, w, 3], and what the file of each says
-        of itself, [B]. Several threads may write at once. Raises OSError.
+        """Writes batch ``index``: tokens int64 [B, H, W], images uint8 [B, h, w, 3] and the texts of their files, [B].
+        Several threads may write at once. Raises OSError.
         """
         first = index * self.batch_size
         self._tokens.write(first, tokens)
         digest = hashlib.sha256(tokens.tobytes())
-        if pictures is not None and self._pixels is not None:
-            self._pixels.write(first, pictures)
-            digest.update(pictures.tobytes())
-        if pictures is not None and self._with_pngs:
-            for offset, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
-                content = png_bytes(picture, text)
-                self.picture_path(first + offset).write_bytes(content)
+        if images is not None and self._pixels is not None:
+            self._pixels.write(first, images)
+            digest.update(images.tobytes())
+        if images is not None and self._with_pngs:
+            for offset, (image, text) in enumerate(zip(images, texts, strict=True)):
+                content = png_bytes(image, text)
+                self.image_path(first + offset).write_bytes(content)
                 digest.update(content)
         with self._writing, open(self.folder / DONE, "a", encoding="utf-8") as file:
-            file.write(_line((index, digest.hexdigest())))
+            file.write(_line(index, digest.hexdigest()))
             self._done[index] = digest.hexdigest()
 
     def settle(self) -> None:
-        """Makes sure that the disk knows what is done, before anything leaves the folder: ``is_whole`` tells by it
-        that files in their places may be this run's own.
-        """
+        """Has the disk keep what is done, before anything leaves the folder: ``is_whole`` relies on it."""
         with open(self.folder / DONE, "rb") as file:
             os.fsync(file.fileno())
 
@@ -148,18 +145,12 @@ class Store:
         """Closes the files; the folder is free for another process. Where nothing is done, it is removed."""
         self._opened.close()
 
-    def _remove_where_nothing_is_done(self) -> None:
-        if not self._done:
-            self.remove()
-
     def remove(self) -> None:
         """Removes the folder."""
         remove_folder(self.folder, WORK_FOLDER)
 
     def _refuse_full(self, image_bytes: int) -> None:
-        """Raises FlasharError where a picture's share of the arrays, an archive included, and a file's least size are
-        more than the disk holds.
-        """
+        """Raises FlasharError where the disk has no room for the arrays and the files."""
         each = image_bytes + (FILE_BYTES if self._with_pngs else 0)
         require_disk(f"writing {self.num_images} images (--num-images)", self.num_images * each, self.folder)
 
@@ -167,7 +158,7 @@ class Store:
         return min(self.batch_size, self.num_images - index * self.batch_size)
 
     def _digest(self, index: int) -> str | None:
-        """SHA-256 of what is there of a batch, None where it isn't all there."""
+        """SHA-256 of what the folder holds of a batch, None where some of it is missing."""
         first, count = index * self.batch_size, self._count(index)
         if count <= 0:
             return None
@@ -176,7 +167,7 @@ class Store:
             digest.update(self._pixels.read(first, count).tobytes())
         try:
             for number in range(first, first + count) if self._with_pngs else ():
-                digest.update(self.picture_path(number).read_bytes())
+                digest.update(self.image_path(number).read_bytes())
         except FileNotFoundError:
             return None
         return digest.hexdigest()
@@ -184,21 +175,19 @@ class Store:
 
 def is_whole(folder: Path) -> bool:
     """Whether a work folder says that all of its batches are written."""
-    settings = _read_settings(folder)
-    if settings is None:
-        return False
+    settings = _read_settings(folder) or {}
     try:
         return len(_read_done(folder)) == -(-settings["num_images"] // settings["batch_size"])
     except (KeyError, TypeError, ZeroDivisionError):
         return False
 
 
-def _line(entry: tuple[int, str]) -> str:
-    return json.dumps({"batch": entry[0], "sha256": entry[1]}) + "\n"
+def _line(index: int, sha256: str) -> str:
+    return json.dumps({"batch": index, "sha256": sha256}) + "\n"
 
 
 def _read_done(folder: Path) -> dict[int, str]:
-    """Batch numbers and their SHA-256; lines that are torn or are none are left out."""
+    """Batch numbers and their SHA-256; torn lines are left out."""
     lines = (folder / DONE).read_text(encoding="utf-8", errors="replace") if (folder / DONE).is_file() else ""
     found = re.findall(r'^\{"batch": (\d{1,15}), "sha256": "([0-9a-f]{64})"\}$', lines, re.MULTILINE)
     return {int(index): sha256 for index, sha256 in found}

@@ -5,21 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashar_cli.errors import FlasharError
+from flashar_cli.files.kinds import NPY, NPZ
+from flashar_cli.files.outputs import Output
 from flashar_cli.generation.store import SAMPLE_FOLDER, WORK_FOLDER, is_whole
-from flashar_cli.kinds import NPY, NPZ
-from flashar_cli.outputs import Output
 
 
 @dataclass(frozen=True)
 class Targets:
-    """A folder, a file of tokens, an archive of pictures; one of them at least. ``with_pictures``: the folder holds
-    pictures too.
-    """
+    """A folder, a file of tokens, an archive of images; one of them at least."""
 
     out: Path | None
     tokens_out: Path | None
     npz: Path | None
-    with_pictures: bool
+    with_images: bool  # whether the folder holds images too
+
+    @classmethod
+    def of(cls, name: str, out: Path | None, tokens_out: Path | None, npz: Path | None, no_images: bool) -> Targets:
+        """Those that were asked for, by default a folder named after the model. Raises FlasharError."""
+        if no_images and npz is not None:
+            raise FlasharError("--npz holds images, but --no-images was passed; leave one of them out")
+        if out is None and tokens_out is None and npz is None:
+            out = Path(f"{Path(name).name}-samples")
+        return cls(out, tokens_out, npz, with_images=not no_images and (out is not None or npz is not None))
 
     @property
     def all(self) -> list[Path]:
@@ -31,14 +39,9 @@ class Targets:
         """The work folder, beside the first of them."""
         return self.all[0].parent / f"{self.all[0].name}.part"
 
-
-def declared(targets: Targets) -> list[Output]:
-    """The outputs, for ``check_outputs``. Where all is made, some may be in their places already."""
-    whole = is_whole(targets.work)
-    named = (
-        ("--out", targets.out, SAMPLE_FOLDER),
-        ("--tokens-out", targets.tokens_out, NPY),
-        ("--npz", targets.npz, NPZ),
-    )
-    outputs = [Output(option, path, kind, goes_on=whole) for option, path, kind in named if path is not None]
-    return [*outputs, Output("the work folder", targets.work, WORK_FOLDER, goes_on=True)]
+    def outputs(self) -> list[Output]:
+        """For ``check_outputs``. Where all is made, some may be in their places already."""
+        whole = is_whole(self.work)
+        named = (("--out", self.out, SAMPLE_FOLDER), ("--tokens-out", self.tokens_out, NPY), ("--npz", self.npz, NPZ))
+        found = [Output(option, path, kind, goes_on=whole) for option, path, kind in named if path is not None]
+        return [*found, Output("the work folder", self.work, WORK_FOLDER, goes_on=True)]

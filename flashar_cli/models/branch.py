@@ -7,23 +7,25 @@ from torch import nn
 
 from flashar_cli.config import BackboneConfig, BranchConfig
 from flashar_cli.models.gate import build_gate
-from flashar_cli.models.transformer import Transformer
+from flashar_cli.models.transformer import Transformer, build_head
 from flashar_cli.nn.layers import Block, RMSNorm
 
 
 class VerticalBranch(nn.Module):
-    """Predicts the lower neighbour from the hidden state before backbone block m (paper: section 3)."""
+    """Predicts the cell below from the hidden state before backbone block m (paper: section 3)."""
 
     def __init__(self, config: BranchConfig, backbone: BackboneConfig) -> None:
         super().__init__()
         self.layer = config.layer
         self.blocks = nn.ModuleList(Block(backbone) for _ in range(config.depth))
         self.norm = RMSNorm(backbone.dim, backbone.norm_eps)
-        self.head = nn.Linear(backbone.dim, backbone.vocab_size, bias=False)
+        self.head = build_head(backbone)
         self.gate = build_gate(config, backbone)
 
     def initialise_from(self, backbone: Transformer, generator: torch.Generator) -> None:
-        """Copies backbone blocks ``min(m + i, L - 1)``, its norm and its head; the gate starts at 0.5."""
+        """Block i becomes a copy of backbone block ``min(m + i, L - 1)``, norm and head copies of the backbone's; the
+        gate starts at 0.5.
+        """
         last = len(backbone.blocks) - 1
         for index, block in enumerate(self.blocks):
             block.load_state_dict(backbone.blocks[min(self.layer + index, last)].state_dict())

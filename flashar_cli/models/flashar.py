@@ -23,15 +23,11 @@ from flashar_cli.nn.attention import AttentionBackend
 from flashar_cli.nn.kv_cache import KVCache
 from flashar_cli.nn.layers import Attention
 from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps, with_valid_keys
-from flashar_cli.nn.rope import rope_table_2d
+from flashar_cli.nn.rope import rope_table
 from flashar_cli.nn.sampling import guide
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-
-
-# Runs work that was split off before, and returns its result, ready to use.
-Aside = Callable[[Callable[[], Tensor]], Tensor]
 
 
 class HiddenStates(NamedTuple):
@@ -41,10 +37,9 @@ class HiddenStates(NamedTuple):
     vertical: Tensor | None
 
     def since(self, position: int) -> HiddenStates:
-        """Those of the positions from this one on (negative: counted from the end)."""
-        return HiddenStates(
-            self.horizontal[:, position:], None if self.vertical is None else self.vertical[:, position:]
-        )
+        """Those from this position on (negative: counted from the end)."""
+        vertical = None if self.vertical is None else self.vertical[:, position:]
+        return HiddenStates(self.horizontal[:, position:], vertical)
 
     def sources(self, targets: Targets) -> HiddenStates:
         """Those that predict each target, [B, C, D]."""
@@ -52,15 +47,15 @@ class HiddenStates(NamedTuple):
         return HiddenStates(_select(self.horizontal, targets.horizontal), vertical)
 
 
-# What a forward makes of its hidden states, in place of a prediction of all cells.
+# Computes what a forward returns instead of a prediction of all cells.
 Reader = Callable[[HiddenStates, Targets], Any]
 
 
 class Prediction(NamedTuple):
-    """float32 logits [B, C, V] at C target cells. The last four are None where no branch took part.
+    """float32 logits [B, C, V] at C target cells. ``vertical`` and ``gate`` are None where no branch took part.
 
-    ``horizontal`` and ``vertical`` hold arbitrary values where ``targets`` says that the head has no part;
-    ``gate`` [B, C, 1] is 1 or 0 there.
+    ``horizontal`` and ``vertical`` hold arbitrary values where ``targets`` says that this head does not predict the
+    cell; ``gate`` [B, C, 1] is 1 or 0 there.
     """
 
     logits: Tensor
@@ -83,11 +78,11 @@ class FlasharModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.head.weight.device
+        return self.backbone.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.backbone.head.weight.dtype
+        return self.backbone.norm.weight.dtype
 
     def set_attention(self, backend: AttentionBackend) -> None:
         """Chooses the attention back-end of every block."""
@@ -97,24 +92,21 @@ class FlasharModel(nn.Module):
                 module.backend = backend
 
     def add_branch(self, branch: BranchConfig, seed: int) -> None:
-        """Adds a fresh branch, initialised from the backbone, and says so in ``config``."""
+        """Adds a new branch, initialised from the backbone, and puts it into ``config``."""
         self.config = ModelConfig.model_validate({**self.config.model_dump(), "branch": branch.model_dump()})
         module = VerticalBranch(branch, self.config.backbone).to(self.device, self.dtype)
         module.initialise_from(self.backbone, torch.Generator(self.device).manual_seed(seed))
         self.branch = module
 
-    def rope(self, order: Order) -> Tensor:
+    def rope(self, order: Order, prefix_length: int) -> Tensor:
         """Rotation table [P + N, E // 2, 2] of a sequence in this order."""
-        backbone = self.config.backbone
-        return _rope(order, self.config.prefix.length, backbone.head_dim, backbone.rope_base, self.device)
+        return rope_table(self.config.backbone, order, prefix_length, self.device)
 
-    def new_cache(self, batch: int) -> KVCache:
-        """An empty cache for one picture per row: backbone blocks first, then those of the branch."""
+    def new_cache(self, num_rows: int, length: int) -> KVCache:
+        """An empty cache for sequences of this length: backbone blocks first, then those of the branch."""
         backbone = self.config.backbone
         num_layers = backbone.num_layers + (len(self.branch.blocks) if self.branch else 0)
-        length = self.config.prefix.length + self.config.order_grid.num_cells
-        kv = (backbone.num_kv_heads, length, backbone.head_dim)
-        return KVCache(num_layers, batch, *kv, self.device, self.dtype)
+        return KVCache(num_layers, num_rows, backbone.num_kv_heads, length, backbone.head_dim, self.device, self.dtype)
 
     def hidden_states(
         self,
@@ -129,29 +121,21 @@ class FlasharModel(nn.Module):
         blocks, layers = list(self.backbone.blocks), cache.layers if cache else None
 
         def run(part: Iterable[nn.Module], x_BSD: Tensor, first: int) -> Tensor:
-            return run_blocks(part, x_BSD, rope, mask, layers[first:] if layers else None, start)[-1]
+            return run_blocks(part, x_BSD, rope, mask, layers[first:] if layers else None, start)
 
         if not use_branch:
             return HiddenStates(self.backbone.norm(run(blocks, x_BSD, 0)), None)
         branch = self.branch
         assert branch is not None, "the order needs a vertical branch"
         shared_BSD = run(blocks[: branch.layer], x_BSD, 0)
-        aside = self.fork()
         horizontal = self.backbone.norm(run(blocks[branch.layer :], shared_BSD, branch.layer))
-        vertical = aside(lambda: branch.norm(run(branch.blocks, shared_BSD, len(blocks))))
-        return HiddenStates(horizontal, vertical)
-
-    def fork(self) -> Aside:
-        """How to run the branch, which reads what the backbone has computed so far: after the backbone's other blocks.
-        Decoding may set another way.
-        """
-        return _afterwards
+        return HiddenStates(horizontal, branch.norm(run(branch.blocks, shared_BSD, len(blocks))))
 
     def fuse(self, hidden: HiddenStates, targets: Targets) -> Prediction:
         """Predicts target cells: ``g * l_horizontal + (1 - g) * l_vertical`` (paper: fusion gate).
 
-        Row 0 takes the horizontal, column 0 the vertical prediction alone; the corner fuses both from the last prefix
-        token with a gate of its own. ``hidden`` holds the tokens that ``targets`` counts its sources in.
+        Row 0 takes the horizontal prediction alone, column 0 the vertical one. The corner fuses both, from the last
+        prefix token. ``hidden`` has the positions that the sources in ``targets`` are indices of.
         """
         h_BCD, v_BCD = hidden.sources(targets)
         logits_h = self.backbone.head(h_BCD).float()
@@ -164,8 +148,8 @@ class FlasharModel(nn.Module):
         return Prediction(torch.lerp(logits_v, logits_h, gate), logits_h, logits_v, gate, targets)
 
     def guided_logits(self, hidden: HiddenStates, targets: Targets, cfg_scale: Tensor | None) -> Tensor:
-        """Fused logits [B, C, V]; with a guidance scale (float32, no dimension) those of its two halves of rows, the
-        conditional and the unconditional one, in one.
+        """Fused logits [B, C, V]. With a guidance scale (float32, no dimension) the rows of ``hidden`` are conditional
+        in the first half and unconditional in the second, and both are guided into one.
         """
         logits = self.fuse(hidden, targets).logits
         if cfg_scale is None:
@@ -173,33 +157,37 @@ class FlasharModel(nn.Module):
         conditional, unconditional = logits.chunk(2)
         return guide(conditional, unconditional, cfg_scale)
 
-    def _teacher_forced_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor | BlockMask:
-        """The mask of a forward without a cache, in the form that the back-end wants."""
+    def _teacher_forced_mask(
+        self, order: Order, prefix_length: int, valid_BP: Tensor | None, length: int
+    ) -> Tensor | BlockMask:
+        """The mask of a forward without a cache, in the form that the back-end takes."""
         if self.attention != "flex":
-            return self.attention_mask(order, valid_BP, length)
+            return self.attention_mask(order, prefix_length, valid_BP, length)
         if valid_BP is None:
-            return _order_block_mask(order, self.config.prefix.length, length, self.device)
-        steps = sequence_steps(order, self.config.prefix.length, self.device)[:length]
-        return order_block_mask(steps, F.pad(valid_BP, (0, length - valid_BP.shape[1]), value=True))
+            return _order_block_mask(order, prefix_length, length, self.device)
+        steps = sequence_steps(order, prefix_length, self.device)[:length]
+        return order_block_mask(steps, F.pad(valid_BP, (0, length - prefix_length), value=True))
 
-    def attention_mask(self, order: Order, valid_BP: Tensor | None, length: int) -> Tensor:
-        """bool mask of the first ``length`` positions of a sequence in this order; ``valid_BP`` marks real captions."""
-        mask = _order_mask(order, self.config.prefix.length, self.device)[:length, :length]
+    def attention_mask(self, order: Order, prefix_length: int, valid_BP: Tensor | None, length: int) -> Tensor:
+        """The mask of the first ``length`` positions in this order, bool [length, length]. ``valid_BP`` bool [B, P] are
+        the prefix positions that may be attended to; with it the mask is bool [B, 1, length, length].
+        """
+        mask = order_mask(order, prefix_length, self.device)[:length, :length]
         if valid_BP is None:
             return mask
-        image = valid_BP.new_ones(len(valid_BP), length - valid_BP.shape[1])
-        return with_valid_keys(mask, torch.cat([valid_BP, image], dim=1))
+        return with_valid_keys(mask, F.pad(valid_BP, (0, length - prefix_length), value=True))
 
     def embed(
-        self, codes_BN: Tensor, conditions: Conditions, drop: Tensor, blank_BN: Tensor | None = None
+        self, tokens_BN: Tensor, conditions: Conditions, drop: Tensor, blank_BN: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The input sequence of a teacher-forced forward: prefix and all cells but the last, [B, P + N - 1, D].
+        """The input sequence of a teacher-forced forward, [B, P + N - 1, D]: the prefix and all cells but the last; and
+        which prefix positions are valid, bool [B, P] (None: all).
 
-        Under autocast it has autocast's dtype, and so has the residual stream of every block after it, wherever the
-        weights are: as in a model that decodes in that dtype.
+        Under autocast the sequence, and so the residual stream of every block, has autocast's dtype, as in a model that
+        decodes in that dtype.
         """
         prefix_BPD, valid_BP = self.prefix(conditions, drop)
-        tokens_BND = self.backbone.embedding(codes_BN[:, :-1])
+        tokens_BND = self.backbone.embedding(tokens_BN[:, :-1])
         if blank_BN is not None:
             tokens_BND = tokens_BND.masked_fill(blank_BN[:, :-1, None], 0)
         x_BSD = torch.cat([prefix_BPD, tokens_BND], dim=1)
@@ -208,63 +196,50 @@ class FlasharModel(nn.Module):
 
     def forward(
         self,
-        codes_BN: Tensor,
+        tokens_BN: Tensor,
         conditions: Conditions,
         order: Order,
         drop: Tensor | None = None,
         blank_BN: Tensor | None = None,
         read: Reader | None = None,
     ) -> Any:
-        """Teacher-forced prediction of all N cells, in the given order; or what ``read`` makes of the hidden states of
-        the tokens that predict them, computed here because sharded heads are whole only while a forward lasts.
+        """Teacher-forced prediction of all N cells in the given order, or what ``read`` returns for the hidden states
+        that predict them. ``read`` is called in here because sharded heads are whole only during a forward.
 
-        ``codes_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional,
-        ``blank_BN`` bool [B, N] context tokens whose embedding is zero.
+        ``tokens_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional,
+        ``blank_BN`` bool [B, N] marks context tokens whose embedding is set to zero.
         """
         if drop is None:
-            drop = torch.zeros(len(codes_BN), dtype=torch.bool, device=codes_BN.device)
-        x_BSD, valid_BP = self.embed(codes_BN, conditions, drop, blank_BN)
+            drop = torch.zeros(len(tokens_BN), dtype=torch.bool, device=tokens_BN.device)
+        x_BSD, valid_BP = self.embed(tokens_BN, conditions, drop, blank_BN)
         length = x_BSD.shape[1]
+        prefix_length = length - tokens_BN.shape[1] + 1
         targets = grid_targets(order, x_BSD.device)
-        mask = self._teacher_forced_mask(order, valid_BP, length)
-        hidden = self.hidden_states(x_BSD, self.rope(order)[:length], mask, targets.uses_branch)
-        return (read or self.fuse)(hidden.since(self.config.prefix.length - 1), targets)
+        mask = self._teacher_forced_mask(order, prefix_length, valid_BP, length)
+        hidden = self.hidden_states(x_BSD, self.rope(order, prefix_length)[:length], mask, targets.uses_branch)
+        return (read or self.fuse)(hidden.since(prefix_length - 1), targets)
 
 
-def initialise(model: FlasharModel, seed: int) -> None:
-    """Fresh weights as LlamaGen starts: N(0, 0.02^2) everywhere, gains 1, output head 0."""
+def initialise(model: FlasharModel, seed: int, zero_head: bool = True) -> None:
+    """New weights as LlamaGen's start: N(0, 0.02^2) everywhere, but gains are 1 and the last matrix of the output head
+    is 0 unless ``zero_head`` is False.
+    """
     generator = torch.Generator(model.device).manual_seed(seed)
+    last = [name for name, part in model.named_parameters() if name.startswith("backbone.head.") and part.dim() > 1][-1]
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)
-        elif name == "backbone.head.weight":
+        elif name == last and zero_head:
             nn.init.zeros_(parameter)
         else:
             nn.init.normal_(parameter, std=0.02, generator=generator)
-
-
-def _afterwards(work: Callable[[], Tensor]) -> Tensor:
-    return work()
 
 
 def _select(hidden_BKD: Tensor, index: Tensor | None) -> Tensor:
     return hidden_BKD if index is None else hidden_BKD.index_select(1, index)
 
 
-# Tables are made once and shared by decoding and training, so never as inference tensors, which autograd refuses.
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _rope(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    return rope_table_2d(order, prefix_length, head_dim, base, device)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _order_mask(order: Order, prefix_length: int, device: torch.device) -> Tensor:
-    return order_mask(order, prefix_length, device)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # shared with decoding
 def _order_block_mask(order: Order, prefix_length: int, length: int, device: torch.device) -> BlockMask:
     return order_block_mask(sequence_steps(order, prefix_length, device)[:length], None)

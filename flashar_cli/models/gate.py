@@ -6,6 +6,7 @@ Letters: B batch, C target cells, D model dim, V codebook size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +27,20 @@ class Gate(nn.Module):
 class GateMLP(nn.Module):
     """``Linear(no bias) -> SiLU -> Linear(-> 1, bias)``."""
 
-    def __init__(self, in_dim: int, inner_dim: int) -> None:
+    def __init__(self, in_dim: int, inner_dim: int | None) -> None:
         super().__init__()
+        assert inner_dim is not None, "checked by BranchConfig"
         self.fc1 = nn.Linear(in_dim, inner_dim, bias=False)
         self.fc2 = nn.Linear(inner_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(nn.functional.silu(self.fc1(x)))
 
-    def initialise(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.fc1.weight, std=1 / math.sqrt(self.fc1.in_features), generator=generator)
-        nn.init.zeros_(self.fc2.weight)
-        nn.init.zeros_(self.fc2.bias)
-
 
 class HiddenGate(Gate):
-    """An MLP on ``[h; v]``, the normed hidden states (the paper's gate)."""
+    """An MLP on ``[h; v]``, the normed hidden states [.., dim] of both heads (the paper's gate)."""
 
-    def __init__(self, dim: int, inner_dim: int) -> None:
+    def __init__(self, dim: int, inner_dim: int | None) -> None:
         super().__init__()
         self.mlp = GateMLP(2 * dim, inner_dim)
 
@@ -51,18 +48,16 @@ class HiddenGate(Gate):
         return self.mlp(torch.cat([h_BCD, v_BCD], dim=-1))
 
     def initialise(self, generator: torch.Generator) -> None:
-        self.mlp.initialise(generator)
+        nn.init.normal_(self.mlp.fc1.weight, std=1 / math.sqrt(self.mlp.fc1.in_features), generator=generator)
+        nn.init.zeros_(self.mlp.fc2.weight)
+        nn.init.zeros_(self.mlp.fc2.bias)
 
 
-class LogitsGate(Gate):
-    """An MLP on the normalised logits of both heads.
+class LogitsGate(HiddenGate):
+    """An MLP on the normalised logits [.., dim] of both heads.
 
     Kept for parity: lxazjk/LlamaGen-FlashAR autoregressive/models/gpt.py _hv_gate.
     """
-
-    def __init__(self, vocab_size: int, inner_dim: int) -> None:
-        super().__init__()
-        self.mlp = GateMLP(2 * vocab_size, inner_dim)
 
     def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
         features = torch.cat([logits_h_BCV, logits_v_BCV], dim=-1).detach().float()
@@ -71,9 +66,6 @@ class LogitsGate(Gate):
         rms = centred.square().mean(dim=-1, keepdim=True).clamp_min(1e-6).sqrt()
         with torch.autocast(features.device.type, enabled=False):
             return self.mlp((centred / rms).clamp(-6.0, 6.0).to(self.mlp.fc1.weight.dtype))
-
-    def initialise(self, generator: torch.Generator) -> None:
-        self.mlp.initialise(generator)
 
 
 class ScalarGate(Gate):
@@ -97,13 +89,15 @@ class MeanGate(Gate):
         return h_BCD.new_zeros(*h_BCD.shape[:2], 1)
 
 
+# One module for each kind in config.GATES.
+MODULES: dict[str, Callable[[BranchConfig, BackboneConfig], Gate]] = {
+    "hidden": lambda branch, backbone: HiddenGate(backbone.dim, branch.gate_dim),
+    "logits": lambda branch, backbone: LogitsGate(backbone.vocab_size, branch.gate_dim),
+    "scalar": lambda branch, backbone: ScalarGate(),
+    "mean": lambda branch, backbone: MeanGate(),
+}
+
+
 def build_gate(branch: BranchConfig, backbone: BackboneConfig) -> Gate:
     """The gate a branch config names."""
-    if branch.gate == "mean":
-        return MeanGate()
-    if branch.gate == "scalar":
-        return ScalarGate()
-    assert branch.gate_dim is not None, "checked by ModelConfig"
-    if branch.gate == "hidden":
-        return HiddenGate(backbone.dim, branch.gate_dim)
-    return LogitsGate(backbone.vocab_size, branch.gate_dim)
+    return MODULES[branch.gate](branch, backbone)

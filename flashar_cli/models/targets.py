@@ -16,12 +16,12 @@ from flashar_cli.grid import NO_SOURCE, Order
 
 
 class Targets(NamedTuple):
-    """Sources of C target cells, as indices into the hidden states of the tokens that predict them.
+    """Which hidden states predict C target cells, as indices into those of the tokens before them.
 
-    ``horizontal`` and ``vertical`` are int64 [C] (0 where a head has no part), None where source k predicts target k;
-    ``has_horizontal`` and ``has_vertical`` are bool [C]; ``uses_branch`` is False where no target has a vertical
-    source. ``gated`` bool [C, 1] is where both heads take part; elsewhere ``fixed_gate`` float32 [C, 1] is in place of
-    the gate's logit: +inf for the horizontal, -inf for the vertical head alone.
+    ``horizontal`` and ``vertical`` are int64 [C] (0 where that head does not predict the cell), or None where source k
+    predicts target k. ``has_horizontal`` and ``has_vertical`` bool [C] say which heads predict a cell; ``uses_branch``
+    is False where the vertical head predicts none. ``gated`` bool [C, 1] is True where both predict the cell; elsewhere
+    ``fixed_gate`` float32 [C, 1] replaces the gate's logit: +inf for the horizontal, -inf for the vertical head alone.
     """
 
     horizontal: Tensor | None
@@ -39,7 +39,7 @@ def grid_targets(order: Order, device: torch.device) -> Targets:
 
 
 def step_targets(order: Order, step: int, device: torch.device) -> Targets:
-    """The cells of one step, from the hidden states of the step before it (of the last prefix token for step 0)."""
+    """The cells of one step, from the hidden states of the previous step (step 0: of the last prefix token)."""
     starts = order.step_starts
     if step == 0:
         return _targets(order, 0, starts[1], 0, 1, device)
@@ -47,7 +47,7 @@ def step_targets(order: Order, step: int, device: torch.device) -> Targets:
 
 
 def aligned_targets(has_horizontal: Tensor, has_vertical: Tensor, uses_branch: bool) -> Targets:
-    """Some cells, from hidden states that stand where their targets do; who predicts each is bool [C]."""
+    """Targets whose sources are already in the same order; bool [C] each say which heads predict a cell."""
     return Targets(
         horizontal=None,
         vertical=None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.config import BackboneConfig
@@ -23,10 +24,50 @@ class Transformer(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding = build_embedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.head = build_head(config)
+
+
+class MLPEmbedding(nn.Embedding):
+    """A narrow table, then ``Linear -> GELU -> Linear`` to the width of the model, with biases."""
+
+    def __init__(self, vocab_size: int, table_dim: int, dim: int) -> None:
+        super().__init__(vocab_size, table_dim)
+        self.fc1 = nn.Linear(table_dim, dim)
+        self.fc2 = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [..] -> [.., D]."""
+        return self.fc2(F.gelu(self.fc1(super().forward(tokens))))
+
+
+class MLPHead(nn.Module):
+    """``Linear -> GELU -> Linear`` to logits, with biases."""
+
+    def __init__(self, dim: int, hidden_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, vocab_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., D] -> [.., V]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def build_embedding(config: BackboneConfig) -> nn.Embedding:
+    """The token embedding that a config describes."""
+    if config.embedding_dim is None:
+        return nn.Embedding(config.vocab_size, config.dim)
+    return MLPEmbedding(config.vocab_size, config.embedding_dim, config.dim)
+
+
+def build_head(config: BackboneConfig) -> nn.Module:
+    """The output head that a config describes; the vertical branch has one of the same shape."""
+    if config.head_hidden_dim is None:
+        return nn.Linear(config.dim, config.vocab_size, bias=False)
+    return MLPHead(config.dim, config.head_hidden_dim, config.vocab_size)
 
 
 def run_blocks(
@@ -36,9 +77,8 @@ def run_blocks(
     mask: Tensor | BlockMask | None,
     caches: list[LayerCache] | None,
     start: int,
-) -> list[Tensor]:
-    """The hidden state before each block and after the last, number of blocks + 1 tensors [B, S, D]."""
-    states = [x_BSD]
+) -> Tensor:
+    """The hidden state after the last of these blocks, [B, S, D]."""
     for index, block in enumerate(blocks):
-        states.append(block(states[-1], rope, mask, caches[index] if caches else None, start))
-    return states
+        x_BSD = block(x_BSD, rope, mask, caches[index] if caches else None, start)
+    return x_BSD

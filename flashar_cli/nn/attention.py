@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 AttentionBackend = Literal["sdpa", "flex", "eager"]
 BACKENDS: tuple[AttentionBackend, ...] = ("sdpa", "flex", "eager")
-# What a compiled decode may put in a module's back-end's place.
-DecodingBackend = Literal["flex_decoding"]
-# SDPA's kernels while decoding, the first that can run. Not cuDNN's, PyTorch's first choice on Hopper: it builds a plan
-# for every new pair of numbers of queries and keys, and each step of a decode has another pair.
+# SDPA's kernels while decoding, in order of preference. cuDNN's, PyTorch's first choice on Hopper, is left out: it
+# builds a plan for every new pair of numbers of queries and keys, and each step of a decode has another pair.
 DECODING_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
@@ -36,26 +34,19 @@ def attention_kernels(kernels: Sequence[SDPBackend] = DECODING_KERNELS) -> Abstr
 
 
 def attend(
-    q_BAQE: Tensor,
-    k_BGKE: Tensor,
-    v_BGKE: Tensor,
-    mask: Tensor | BlockMask | None,
-    backend: AttentionBackend | DecodingBackend,
+    q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | BlockMask | None, backend: AttentionBackend
 ) -> Tensor:
     """Softmax attention with scale 1 / sqrt(E); returns [B, A, Q, E].
 
     ``mask`` broadcasts to [B, A, Q, K] and is bool (True: may attend) or of the queries' dtype (added to the scores);
-    or it is None for no mask at all, or a BlockMask.
-    ``sdpa`` is PyTorch's fused kernel, ``eager`` the written-out reference in float32. ``flex`` is FlexAttention where
-    there is a BlockMask, as in training, and ``sdpa`` elsewhere. ``flex_decoding``, for code that ``torch.compile``
-    runs, is FlexAttention where there is no mask, and ``sdpa`` elsewhere.
+    or it is a BlockMask, or None for no mask.
+    ``sdpa`` is PyTorch's fused kernel, ``eager`` a plain reference in float32. ``flex`` is FlexAttention for a
+    BlockMask, as in training, and ``sdpa`` otherwise.
     """
     grouped = q_BAQE.shape[1] != k_BGKE.shape[1]
     if mask is not None and not isinstance(mask, Tensor):
         return _flex_attention(q_BAQE.is_cuda)(q_BAQE, k_BGKE, v_BGKE, block_mask=mask, enable_gqa=grouped)
-    if backend == "flex_decoding" and mask is None:
-        return _flex_decoding(q_BAQE, k_BGKE, v_BGKE, grouped)
-    if backend in ("sdpa", "flex", "flex_decoding"):
+    if backend in ("sdpa", "flex"):
         return F.scaled_dot_product_attention(q_BAQE, k_BGKE, v_BGKE, attn_mask=mask, enable_gqa=grouped)
     if backend == "eager":
         groups = q_BAQE.shape[1] // k_BGKE.shape[1]
@@ -82,17 +73,6 @@ def check_backend(backend: AttentionBackend, device: torch.device, head_dim: int
 def flex_takes(head_dim: int) -> bool:
     """Whether FlexAttention's CUDA kernels take heads of this size."""
     return head_dim >= 16 and not head_dim & (head_dim - 1)
-
-
-def _flex_decoding(q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, grouped: bool) -> Tensor:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # On CUDA the kernel that shares out the keys of few queries is chosen only where the batch size is known at compile
-    # time (PyTorch 2.11 to 2.13: torch/_inductor/kernel/flex/flex_decoding.py, _use_flex_decoding).
-    for tensor in (q_BAQE, k_BGKE, v_BGKE):
-        torch._dynamo.mark_static(tensor, 0)
-    # The C++ kernel reads the sizes of what lies under a view of the queries, so they must be no view.
-    return flex_attention(q_BAQE.contiguous(), k_BGKE, v_BGKE, enable_gqa=grouped)
 
 
 @cache

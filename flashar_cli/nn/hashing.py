@@ -1,4 +1,4 @@
-"""Uniform numbers as a pure function of integer keys: no generator state to carry, save or synchronise."""
+"""Uniform numbers as a pure function of integer keys, so that no generator's state has to be kept."""
 
 from __future__ import annotations
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one attention layer, filled front to back in contiguous slices."""
+    """Keys and values of one attention layer [B, A, S, E], filled from the front in contiguous slices."""
 
     def __init__(self, keys_BASE: Tensor, values_BASE: Tensor) -> None:
         self.keys = keys_BASE
         self.values = values_BASE
 
     def update(self, start: int, keys_BACE: Tensor, values_BACE: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores C new positions at ``start`` and returns everything stored up to them, [B, A, start + C, E]."""
+        """Stores C new positions from ``start`` on and returns all that is stored up to them, [B, A, start + C, E]."""
         end = start + keys_BACE.shape[2]
         self.keys[:, :, start:end] = keys_BACE
         self.values[:, :, start:end] = values_BACE

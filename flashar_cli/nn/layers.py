@@ -6,7 +6,7 @@ Parameter names follow upstream LlamaGen (FoundationVision/LlamaGen autoregressi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, gain included computed in float32; the output has the input's dtype."""
+    """Root-mean-square norm with a gain, computed in float32; the output has the input's dtype."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -56,8 +56,11 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.wqkv = nn.Linear(config.dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wqkv = nn.Linear(config.dim, config.qkv_dim, bias=config.attention_bias)
+        self.wo = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.halves = config.rope == "1d"
         self.backend: AttentionBackend = "sdpa"
 
     def forward(
@@ -68,21 +71,28 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
     ) -> Tensor:
-        """``rope`` [S, E // 2, 2] are the rows of the queries; with a cache the S positions are stored at ``start``."""
-        # Queries and keys, X heads together, are turned at once: half the operations of a decoding step's rotation.
-        turned = (self.num_heads + self.num_kv_heads, self.num_kv_heads)
-        x_BSXE, v_BSGE = self.wqkv(x_BSD).unflatten(-1, (-1, self.head_dim)).split(turned, dim=2)
-        q_BASE, k_BGSE = apply_rope(x_BSXE, rope).transpose(1, 2).split((self.num_heads, self.num_kv_heads), dim=1)
+        """``rope`` [S, E // 2, 2] are the table's rows of these positions; a cache stores them from ``start`` on."""
+        # Queries and keys, X heads together, are rotated at once, which halves a decoding step's operations for it.
+        rotated = self.num_heads + self.num_kv_heads
+        x_BSXE, v_BSGE = self.wqkv(x_BSD).unflatten(-1, (-1, self.head_dim)).split((rotated, self.num_kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BSAE, k_BSGE = x_BSXE.split((self.num_heads, self.num_kv_heads), dim=2)
+            x_BSXE = torch.cat([self.q_norm(q_BSAE), self.k_norm(k_BSGE)], dim=2)
+        x_BXSE = apply_rope(x_BSXE, rope, self.halves).transpose(1, 2)
+        q_BASE, k_BGSE = x_BXSE.split((self.num_heads, self.num_kv_heads), dim=1)
         v_BGSE = v_BSGE.transpose(1, 2)
         if cache is not None:
             k_BGSE, v_BGSE = cache.update(start, k_BGSE, v_BGSE)
-        out_BASE = attend(q_BASE, k_BGSE, v_BGSE, mask, self.backend)
-        return self.wo(out_BASE.transpose(1, 2).flatten(2))
+        return self.wo(self.attend(q_BASE, k_BGSE, v_BGSE, mask).transpose(1, 2).flatten(2))
+
+    def attend(self, q_BASE: Tensor, k_BGSE: Tensor, v_BGSE: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        """Softmax attention by the module's back-end; decoding may put another function in its place."""
+        return attend(q_BASE, k_BGSE, v_BGSE, mask, self.backend)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. ``dropout`` acts on both residual branches while training; with ``recompute`` the
-    backward pass computes activations again instead of keeping them.
+    """Pre-norm transformer block. ``dropout`` acts on both residual branches while training. With ``recompute`` the
+    backward pass computes the activations again, so they are not kept.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -102,15 +112,18 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
     ) -> Tensor:
+        inputs = (x_BSD, None, rope, mask, cache, start)
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x_BSD, rope, mask, cache, start, use_reentrant=False)
-        return self._forward(x_BSD, rope, mask, cache, start)
-
-    def _forward(
-        self, x_BSD: Tensor, rope: Tensor, mask: Tensor | BlockMask | None, cache: LayerCache | None, start: int
-    ) -> Tensor:
-        x_BSD, update_BSD = self.without_last_sum(x_BSD, None, rope, mask, cache, start)
+            x_BSD, update_BSD = checkpoint(self.without_last_sum, *inputs, use_reentrant=False)
+        else:
+            x_BSD, update_BSD = self.without_last_sum(*inputs)
         return x_BSD + update_BSD
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the block inside the checkpoint that recomputes it: PyTorch 2.13 refuses attention the other way
+        round.
+        """
+        self.__dict__["without_last_sum"] = torch.compile(self.without_last_sum, *args, **kwargs)
 
     def without_last_sum(
         self,
@@ -121,8 +134,8 @@ class Block(nn.Module):
         cache: LayerCache | None,
         start: int,
     ) -> tuple[Tensor, Tensor]:
-        """The block on ``x + update``; its own output is the sum of the two that it returns. Compiled, the sum is
-        then part of the next block's norm rather than a kernel of its own.
+        """Runs the block on ``x + update`` and returns two tensors whose sum is its output. When compiled, the next
+        block makes that sum as part of its norm, so it needs no kernel of its own.
         """
         if update_BSD is not None:
             x_BSD = x_BSD + update_BSD

@@ -5,6 +5,7 @@ Letters: B batch, P prefix tokens, S = P + N sequence. True means: may attend.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,21 +18,23 @@ if TYPE_CHECKING:
 
 
 def sequence_steps(order: Order, prefix_length: int, device: torch.device) -> Tensor:
-    """int64 [S]: the step of every position; each prefix token is a step of its own before the image's first."""
+    """int64 [S]: the step of every position. Each prefix token is a step of its own, before step 0 of the image."""
     return torch.tensor([*range(-prefix_length, 0), *order.step_of_position], device=device)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # shared with training, and autograd refuses inference tensors
 def order_mask(order: Order, prefix_length: int, device: torch.device) -> Tensor:
-    """bool [S, S]: prefix tokens are causal among themselves; an image token attends to the whole prefix and to every
-    image token whose step is not after its own (paper: section 3, the diagonal mask). With the raster order this is
-    the ordinary causal mask.
+    """bool [S, S], made once and shared: prefix tokens are causal among themselves; an image token attends to the whole
+    prefix and to every image token of its own step or an earlier one (paper: section 3, the diagonal mask). In the
+    raster order this is the ordinary causal mask.
     """
     steps = sequence_steps(order, prefix_length, device)
     return steps[None, :] <= steps[:, None]
 
 
 def with_valid_keys(mask_SS: Tensor, valid_BS: Tensor) -> Tensor:
-    """bool [B, 1, S, S]: ``mask_SS`` without the keys that are not valid; the diagonal is kept, so that a padded
+    """bool [B, 1, S, S]: ``mask_SS`` without the keys that are not valid, but with the diagonal, so that a padded
     position attends to itself.
     """
     # Kept for parity: FoundationVision/LlamaGen autoregressive/models/generate.py masks caption padding this way.

@@ -5,33 +5,61 @@ Letters: B batch, S sequence, A heads, E head dim, P prefix tokens, N = H*W cell
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from flashar_cli.config import BackboneConfig
 from flashar_cli.grid import Order
 
 
-def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """Rotation angles of a sequence ``[prefix, cells in the given order]`` as (cos, sin) pairs.
-
-    The first half of the head dim turns with the row, the second with the column. Returns float32
-    ``[P + N, E // 2, 2]``.
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # shared with training, and autograd refuses inference tensors
+def rope_table(config: BackboneConfig, order: Order, prefix_length: int, device: torch.device) -> Tensor:
+    """Rotation angles of a sequence ``[prefix, cells in the given order]`` as (cos, sin) pairs: float32
+    ``[P + N, E // 2, 2]``, made once and shared.
     """
-    frequencies = 1.0 / (base ** (torch.arange(0, head_dim // 2, 2).float() / (head_dim // 2)))
+    table = rope_table_2d if config.rope == "2d" else rope_table_1d
+    return table(order, prefix_length, config.head_dim, config.rope_base, device)
+
+
+def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
+    """Positions by cell: the first half of the head dim is rotated by the row, the second by the column."""
+    frequencies = _frequencies(head_dim // 2, base)
     cells = torch.tensor(order.cells)
     rows, cols = cells // order.grid.width, cells % order.grid.width
     angles = torch.cat([torch.outer(rows.float(), frequencies), torch.outer(cols.float(), frequencies)], dim=-1)
-    image = torch.stack([angles.cos(), angles.sin()], dim=-1)
     # Kept for parity: FoundationVision/LlamaGen autoregressive/models/gpt.py precompute_freqs_cis_2d gives the prefix
-    # (cos, sin) = (0, 0), so that its queries and keys become exactly zero. The released weights rely on it.
-    prefix = torch.zeros(prefix_length, *image.shape[1:])
-    return torch.cat([prefix, image]).to(device)
+    # (cos, sin) = (0, 0), which makes its queries and keys exactly zero. The released weights rely on it.
+    prefix = torch.zeros(prefix_length, head_dim // 2, 2)
+    return torch.cat([prefix, _pairs(angles)]).to(device)
 
 
-def apply_rope(x_BSAE: Tensor, table: Tensor) -> Tensor:
-    """Rotates interleaved pairs of the last axis by ``table`` [S, E // 2, 2], computed in float32, dtype kept."""
+def rope_table_1d(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
+    """Positions by raster index: those of the prefix, then those of the cells row by row, whatever the order."""
+    places = torch.cat([torch.arange(prefix_length), prefix_length + torch.tensor(order.cells)])
+    return _pairs(torch.outer(places.float(), _frequencies(head_dim, base))).to(device)
+
+
+def _frequencies(dim: int, base: float) -> Tensor:
+    return 1.0 / (base ** (torch.arange(0, dim, 2).float() / dim))
+
+
+def _pairs(angles: Tensor) -> Tensor:
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def apply_rope(x_BSAE: Tensor, table: Tensor, halves: bool = False) -> Tensor:
+    """Rotates pairs of the last axis by ``table`` [S, E // 2, 2]; computes in float32 and keeps the dtype. Pairs are
+    neighbours (2k, 2k + 1) or, with ``halves``, (k, k + E / 2), as in Hugging Face's layout of Llama.
+    """
+    if halves:
+        cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+        first, second = x_BSAE.float().chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(x_BSAE)
     pairs = x_BSAE.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # Inductor, which makes one kernel of this, makes none of complex numbers
+    if torch.compiler.is_compiling():  # Inductor fuses this into one kernel, and can't compile complex numbers
         cos, sin = table[:, None, :, 0], table[:, None, :, 1]
         even, odd = pairs[..., 0], pairs[..., 1]
         rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)

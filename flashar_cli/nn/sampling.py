@@ -1,4 +1,4 @@
-"""Stateless sampling: logits and one uniform number per token in, codes out.
+"""Stateless sampling: logits and one uniform number per token in, tokens out.
 
 Letters: B batch, C cells, V codebook size, N = H*W cells.
 """
@@ -12,78 +12,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashar_cli import bounds
-from flashar_cli.errors import FlasharError
+from flashar_cli.config import Sampling
 from flashar_cli.nn.hashing import hash_uniform
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How codes are drawn. ``temperature`` 0 is argmax; ``top_k`` 0 and ``top_p`` 1 are off; ``cfg_scale`` 1 is no
-    guidance; ``cfg_interval`` is the part of the cells, in decoding order, on which guidance acts.
-    """
-
-    cfg_scale: float = 1.0
-    cfg_interval: tuple[float, float] = (0.0, 1.0)
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        start, end = self.cfg_interval
-        bounds.CFG_SCALE.check("--cfg-scale", self.cfg_scale)
-        bounds.TEMPERATURE.check("--temperature", self.temperature)
-        bounds.TOP_K.check("--top-k", self.top_k)
-        bounds.TOP_P.check("--top-p", self.top_p)
-        if not 0 <= start < end <= 1:  # NaN fails every comparison
-            raise FlasharError(f"--cfg-interval is {start}:{end}; expected A:B with 0 <= A < B <= 1")
-
-    @property
-    def guided(self) -> bool:
-        return self.cfg_scale != 1.0
-
-    @property
-    def kind(self) -> SamplingKind:
-        return SamplingKind(
-            guided=self.guided,
-            greedy=self.temperature == 0,
-            tempered=self.temperature not in (0, 1),
-            top_k=self.top_k,
-            nucleus=self.top_p < 1.0,
-        )
-
-    def guides_cell(self, position: int, num_cells: int) -> bool:
-        """Whether guidance acts on the step that starts at this position of the order."""
-        start, end = self.cfg_interval
-        return self.guided and start <= position / num_cells and (position / num_cells < end)
-
-
-@dataclass(frozen=True)
 class SamplingKind:
-    """What of ``SamplingParams`` decides which operations run. Everything else are numbers: ``SamplingValues``."""
+    """The part of ``Sampling`` that decides which operations run. The rest are numbers: ``SamplingValues``."""
 
     guided: bool = False
     greedy: bool = False
     tempered: bool = False
     top_k: int = 0
     nucleus: bool = False
+    min_p: bool = False
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> SamplingKind:
+        return cls(
+            guided=sampling.guided,
+            greedy=sampling.temperature == 0,
+            tempered=sampling.temperature not in (0, 1),
+            top_k=sampling.top_k,
+            nucleus=sampling.top_p < 1.0,
+            min_p=sampling.min_p > 0.0,
+        )
 
 
 class SamplingValues(NamedTuple):
-    """The numbers that sampling reads, float32 tensors of no dimension, so that they change without new operations."""
+    """The numbers that sampling reads: float32 tensors of no dimension, so that a captured graph can get others."""
 
     temperature: Tensor
     top_p: Tensor
+    min_p: Tensor
 
     @classmethod
-    def of(cls, params: SamplingParams, device: torch.device | str = "cpu") -> SamplingValues:
-        return cls(*(torch.tensor(value, device=device) for value in (params.temperature, params.top_p)))
+    def of(cls, sampling: Sampling, device: torch.device | str = "cpu") -> SamplingValues:
+        return cls(*(torch.tensor(float(getattr(sampling, name)), device=device) for name in cls._fields))
+
+    def fill(self, sampling: Sampling) -> None:
+        """Copies in the numbers of other settings."""
+        for name in self._fields:
+            getattr(self, name).fill_(getattr(sampling, name))
 
 
 def uniform_table(seed: int, first_image: int, num_images: int, num_cells: int) -> Tensor:
-    """float32 [num_images, N] in [0, 1), raster order: one number for each (seed, image index, cell).
-
-    A number depends on nothing but its own three indices: not on batch size, order, device or restart.
+    """float32 [num_images, N] in [0, 1), raster order: one number for each (seed, image index, cell). It depends on
+    these three alone, not on batch size, order, device or a restart.
     """
     images = np.arange(first_image, first_image + num_images)[:, None]
     return torch.from_numpy(hash_uniform(seed, images, np.arange(num_cells)[None, :]))
@@ -94,9 +69,10 @@ def guide(logits_cond: Tensor, logits_uncond: Tensor, scale: float | Tensor) -> 
     return torch.lerp(logits_uncond, logits_cond, scale)
 
 
-def filter_logits(logits_BCV: Tensor, top_k: int, top_p: Tensor | None) -> Tensor:
-    """Sets to -inf what is not among the ``top_k`` best (ties with the k-th are kept), then what lies beyond the
-    smallest set of best codes whose probability reaches ``top_p`` (float32, no dimension; None: off).
+def filter_logits(logits_BCV: Tensor, top_k: int, top_p: Tensor | None = None, min_p: Tensor | None = None) -> Tensor:
+    """Excludes tokens by logits of -inf: those not among the ``top_k`` best (ties with the k-th are kept), then those
+    outside the smallest set of best tokens whose probability reaches ``top_p``, then those less than ``min_p`` times as
+    likely as the best (arXiv 2407.01082). ``top_p`` and ``min_p``: float32, no dimension; None: off.
     """
     if 0 < top_k < logits_BCV.shape[-1]:
         kth = logits_BCV.topk(top_k, dim=-1).values[..., -1:]
@@ -107,6 +83,9 @@ def filter_logits(logits_BCV: Tensor, top_k: int, top_p: Tensor | None) -> Tenso
         before = _cumulative(probabilities) - probabilities
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits_BCV = torch.full_like(logits_BCV, -torch.inf).scatter(-1, index, ordered)
+    if min_p is not None:
+        best = logits_BCV.amax(dim=-1, keepdim=True)
+        logits_BCV = logits_BCV.masked_fill(logits_BCV < best + min_p.log(), -torch.inf)
     return logits_BCV
 
 
@@ -117,18 +96,18 @@ def sample(logits_BCV: Tensor, uniform_BC: Tensor, kind: SamplingKind, values: S
     """
     if kind.greedy:
         return logits_BCV.argmax(dim=-1)
-    top_p = values.top_p if kind.nucleus else None
+    top_p, min_p = values.top_p if kind.nucleus else None, values.min_p if kind.min_p else None
     logits_BCV = logits_BCV.float()
     if kind.tempered:
         logits_BCV = logits_BCV / values.temperature
-    cdf = _cumulative(filter_logits(logits_BCV, kind.top_k, top_p).softmax(dim=-1))
-    # The code found lies before the last step of the cdf: a float32 u < 1 is at most 1 - 2^-24, so u * total, rounded
-    # to nearest, is below total.
+    cdf = _cumulative(filter_logits(logits_BCV, kind.top_k, top_p, min_p).softmax(dim=-1))
+    # The search always ends before the last step of the cdf: a float32 u < 1 is at most 1 - 2^-24, so u * total,
+    # rounded to nearest, is below total.
     return torch.searchsorted(cdf, uniform_BC[..., None] * cdf[..., -1:], right=True).squeeze(-1)
 
 
 def _cumulative(rows_BCV: Tensor) -> Tensor:
-    # A single row is summed on CUDA by a scan whose rounding differs from run to run; two rows or more are not.
+    # CUDA sums a single row by a scan whose rounding differs from run to run, but not two rows or more.
     if rows_BCV.is_cuda and rows_BCV.numel() == rows_BCV.shape[-1]:
         return rows_BCV.repeat(2, 1, 1).cumsum(dim=-1)[:1]
     return rows_BCV.cumsum(dim=-1)

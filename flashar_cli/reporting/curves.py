@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashar_cli.reporting.figures import COLOURS, INK, add_legend, new_figure, whole_numbers
-from flashar_cli.reporting.records import Record
+from flashar_cli.training.metrics import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +20,8 @@ Series = tuple[list[float], list[float]]
 
 
 def series(records: Sequence[Record], kind: str, key: str) -> Series:
-    """Steps done and values of ``key`` in the records of this kind that have it.
-
-    A ``step`` record counts from 0 and is written when its step is done, so one is added.
-    """
+    """Steps done and values of ``key`` in the records of this kind that have it."""
+    # A step record counts from 0 and is written when its step is done, so one is added.
     found = [record for record in records if record["kind"] == kind and key in record]
     return [float(record["step"] + (kind == "step")) for record in found], [float(record[key]) for record in found]
 
@@ -33,7 +31,8 @@ def thinned(line: Series, most: int = MOST_POINTS) -> Series:
     xs, ys = line
     if len(xs) <= most:
         return line
-    return tuple([float(part.mean()) for part in np.array_split(np.array(values), most)] for values in (xs, ys))  # type: ignore[return-value]
+    means = [[float(part.mean()) for part in np.array_split(np.array(values), most)] for values in (xs, ys)]
+    return means[0], means[1]
 
 
 def stage_starts(records: Sequence[Record]) -> dict[str, int]:
@@ -74,22 +73,16 @@ def gate_figure(records: Sequence[Record]) -> Figure:
     figure, axes = new_figure()
     xs, means = thinned(series(records, "step", "gate_mean"))
     _, spreads = thinned(series(records, "step", "gate_std"))
-    axes.fill_between(
-        xs,
-        [mean - spread for mean, spread in zip(means, spreads, strict=True)],
-        [mean + spread for mean, spread in zip(means, spreads, strict=True)],
-        color=COLOURS["fused"],
-        alpha=0.2,
-        linewidth=0,
-        label="± one standard deviation",
-    )
+    low, high = np.subtract(means, spreads), np.add(means, spreads)
+    style: Any = {"color": COLOURS["fused"], "alpha": 0.2, "linewidth": 0}
+    axes.fill_between(xs, low, high, label="± one standard deviation", **style)
     axes.plot(xs, means, color=COLOURS["fused"], linewidth=1.2, label="mean")
     axes.set_ylim(0, 1)
     return _finished(figure, axes, records, "gate, 1 = horizontal")
 
 
 def speed_figure(records: Sequence[Record]) -> Figure:
-    """Pictures trained on per second."""
+    """Images trained on per second."""
     figure, axes = new_figure()
     _line(axes, series(records, "step", "images_per_s"), COLOURS["fused"])
     axes.set_ylim(bottom=0)
@@ -120,9 +113,8 @@ def _finished(figure: Figure, axes: Axes, records: Sequence[Record], unit: str) 
     """Marks where stages begin and runs were resumed, and names the axes."""
     for name, step in stage_starts(records).items():
         axes.axvline(step, color=INK, linewidth=1, alpha=0.5)
-        axes.annotate(
-            f" {name}", (step, 1), xycoords=("data", "axes fraction"), color=INK, fontsize=8, va="bottom", ha="left"
-        )
+        place: Any = {"xycoords": ("data", "axes fraction"), "va": "bottom", "ha": "left"}
+        axes.annotate(f" {name}", (step, 1), color=INK, fontsize=8, **place)
     for index, step in enumerate(resumptions(records)):
         axes.axvline(step, color=INK, linewidth=1, alpha=0.4, linestyle="--", label=None if index else "resumed")
     axes.set_xlabel("optimizer steps")

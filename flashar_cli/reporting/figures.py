@@ -90,7 +90,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text, count=1)
-    text = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1)
+    for side in ("width", "height"):
+        text = re.sub(rf'<svg ([^>]*?){side}="[^"]*"', r"<svg \1", text, count=1)
     label = f'<svg role="img" aria-label="{html.escape(description)}" '
     return text.replace("<svg ", label, 1).replace(INK, "currentColor").strip()

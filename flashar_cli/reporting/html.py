@@ -1,6 +1,6 @@
 """Building blocks of one self-contained HTML page: no network, no scripts, light and dark, fit to print.
 
-Every function returns markup and escapes the text that it is given; what is markup already says so in its name.
+Every function returns markup and escapes the text that it is given, but for arguments named ``*_html``.
 """
 
 from __future__ import annotations
@@ -132,27 +132,25 @@ def figure(svg_html: str, title: str, caption: str = "", narrow: bool = False) -
     return f"<figure{kind}><h3>{escape(title)}</h3>{svg_html}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def picture_pairs(
+def image_pairs(
     left: NDArray[np.uint8], right: NDArray[np.uint8], names: Sequence[str], sides: tuple[str, str], most_pixels: int
 ) -> str:
-    """uint8 [B, h, w, 3] each, picture by picture beside the other, ``names`` [B] below; ``sides`` say what left and
-    right are. Pictures wider than ``most_pixels`` are made smaller.
+    """uint8 [B, h, w, 3] each, side by side, ``names`` [B] below; ``sides`` say what left and right are. Images wider
+    than ``most_pixels`` are made smaller.
     """
     figures = []
     for name, *pair in zip(names, left, right, strict=True):
-        images = "".join(
-            _picture(pixels, f"{name}, {side}", most_pixels) for pixels, side in zip(pair, sides, strict=True)
-        )
-        figures.append(f"<figure>{images}<figcaption>{escape(name)}</figcaption></figure>")
+        images = [_image(pixels, f"{name}, {side}", most_pixels) for pixels, side in zip(pair, sides, strict=True)]
+        figures.append(f"<figure>{''.join(images)}<figcaption>{escape(name)}</figcaption></figure>")
     return '<div class="pairs">' + "\n".join(figures) + "</div>"
 
 
-def _picture(pixels: NDArray[np.uint8], description: str, most_pixels: int) -> str:
+def _image(pixels: NDArray[np.uint8], description: str, most_pixels: int) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((most_pixels, most_pixels))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    # Enlarged, a picture of few pixels shall show them rather than a blur.
+    # A small image is enlarged with sharp pixels rather than blurred.
     kind = ' class="small"' if image.width < most_pixels // 2 else ""
     return f'<img{kind} src="data:image/png;base64,{data}" alt="{escape(description)}">'

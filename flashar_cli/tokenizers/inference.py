@@ -1,6 +1,6 @@
-"""The tokenizer's decoder where nothing is trained: the same weights and results, other layouts and algorithms.
+"""The tokenizer's decoder for inference: the same weights and results, but other layouts and algorithms.
 
-Letters: B pictures, H and W codes, h and w pixels, K codebook size, F feature channels.
+Letters: B images, H and W tokens, h and w pixels, K codebook size, F feature channels.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashar_cli.tokenizers.vq import Decoder, Upsample, VQTokenizer
+from flashar_cli.tokenizers.vq import Upsample, VQTokenizer
 
-# From how many input channels and positions on Winograd's algorithm pays, which transforms weights and maps first.
-# Measured on two EPYC cores with AVX2 (benchmarks/pixels_rate.py). NNPACK has no AVX-512, which oneDNN has.
+# Winograd's algorithm first transforms weights and maps, so it pays only from so many input channels and positions on.
+# Measured on two EPYC cores with AVX2 (benchmarks/pixels_rate.py). With AVX-512 oneDNN is faster: NNPACK has none.
 MIN_CHANNELS, MIN_POSITIONS = 128, 1024
 WINOGRAD_CAPABILITY = "AVX2"
 
 
 class InferenceDecoder(nn.Module):
-    """Codes int64 [B, H, W], not checked -> [B, 3, h, w] of its dtype, about [-1, 1] and not clamped.
+    """Tokens int64 [B, H, W], not checked -> [B, 3, h, w] of its dtype, about [-1, 1] and not clamped.
 
-    Takes no gradients. Holds the weights of the tokenizer itself where they are of ``dtype`` and on a CPU, which
-    therefore must not be moved or cast while this lives; elsewhere a copy of them in channels-last layout.
+    Takes no gradients. On a CPU it shares the tokenizer's weights where they have this ``dtype``, so the tokenizer must
+    not be moved or cast meanwhile; elsewhere it holds a copy in channels-last layout.
     """
 
     latents_KF: Tensor
@@ -32,17 +32,22 @@ class InferenceDecoder(nn.Module):
         super().__init__()
         weight = tokenizer.post_quant_conv.weight.detach()
         on_cpu = weight.device.type == "cpu"
-        self.decoder = _copied(tokenizer.decoder, on_cpu and weight.dtype == dtype)
-        if not on_cpu or weight.dtype != dtype:
+        shared = on_cpu and weight.dtype == dtype
+        # Its modules are copied, to be replaced one by one, and its tensors too unless they are shared.
+        memo = {id(tensor): tensor for tensor in tokenizer.decoder.parameters()} if shared else None
+        self.decoder = copy.deepcopy(tokenizer.decoder, memo)
+        if not shared:
             self.decoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # What a code becomes before the first 3x3 convolution depends on the code alone: [K, F].
-        latents_KF = F.linear(tokenizer.quantize.codebook().float(), weight[:, :, 0, 0].float(), _float_bias(tokenizer))
+        # What a token becomes before the first 3x3 convolution depends on the token alone: [K, F].
+        bias = tokenizer.post_quant_conv.bias
+        bias = None if bias is None else bias.float()
+        latents_KF = F.linear(tokenizer.quantize.codebook().float(), weight[:, :, 0, 0].float(), bias)
         self.register_buffer("latents_KF", latents_KF.detach().to(dtype))
         _replace(self.decoder, on_cpu)
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         # The permuted view is a map in channels-last layout, and what follows keeps to the layout that it gets.
-        return self.decoder(F.embedding(codes, self.latents_KF).permute(0, 3, 1, 2))
+        return self.decoder(F.embedding(tokens, self.latents_KF).permute(0, 3, 1, 2))
 
 
 class CpuConvolution(nn.Module):
@@ -68,29 +73,19 @@ def has_winograd() -> bool:
 
 
 def _winograd_pays(features: Tensor) -> bool:
-    """Also decided by the batch: NNPACK has its fast path for one picture only."""
+    """The batch matters too: NNPACK has a fast path for one image only."""
     batch, channels, height, width = features.shape
     fits = batch == 1 and channels >= MIN_CHANNELS and height * width >= MIN_POSITIONS
     return fits and features.dtype == torch.float32 and has_winograd()
 
 
-def _copied(decoder: Decoder, share: bool) -> Decoder:
-    """Its modules, to be replaced one by one, with or without its tensors."""
-    return copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()} if share else None)
-
-
 def _replace(module: nn.Module, on_cpu: bool) -> None:
     for name, child in module.named_children():
         if isinstance(child, Upsample):
-            # Unlike what training upsamples by, this keeps the layout.
+            # Unlike the Upsample that training uses, this keeps the layout.
             module.add_module(name, nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), child.conv))
             _replace(module.get_submodule(name), on_cpu)
         elif on_cpu and isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3):
             module.add_module(name, CpuConvolution(child))
         else:
             _replace(child, on_cpu)
-
-
-def _float_bias(tokenizer: VQTokenizer) -> Tensor | None:
-    bias = tokenizer.post_quant_conv.bias
-    return None if bias is None else bias.detach().float()

@@ -1,6 +1,6 @@
-"""LlamaGen's image tokenizer: pictures to code grids and back.
+"""LlamaGen's image tokenizer: images to token grids and back.
 
-Shapes: B batch, h x w pixels, H x W codes (h = H * downsample), K codebook size, Z codebook dim, F feature channels.
+Shapes: B batch, h x w pixels, H x W tokens (h = H * downsample), K codebook size, Z codebook dim, F feature channels.
 Parameter names are the upstream ones, so published files load without a key table.
 Upstream: FoundationVision/LlamaGen tokenizer/tokenizer_image/vq_model.py
 """
@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.config import VQConfig
-from flashar_cli.errors import FlasharError
+from flashar_cli.tokenizers.base import IMAGE_CHANNELS, ImageTokenizer
 
 NORM_GROUPS = 32
-PICTURE_CHANNELS = 3
 SEARCH_ROWS = 8192  # latents compared with the codebook at a time: bounds the [rows, K] score table
 
 
@@ -27,18 +26,18 @@ class VQOutput:
     """What a training forward returns."""
 
     reconstruction: Tensor  # float [B, 3, h, w], not clamped
-    codebook_loss: Tensor  # scalar: moves codes towards latents
-    commitment_loss: Tensor  # scalar: moves latents towards codes
-    codes: Tensor  # int64 [B, H, W]
+    codebook_loss: Tensor  # scalar: moves codebook vectors towards latents
+    commitment_loss: Tensor  # scalar: moves latents towards codebook vectors
+    tokens: Tensor  # int64 [B, H, W]
     latent: Tensor  # float [B, Z, H, W], unit length along Z
 
 
-class VQTokenizer(nn.Module):
-    """Convolutional encoder, nearest-code quantizer, convolutional decoder."""
+class VQTokenizer(ImageTokenizer):
+    """Convolutional encoder, nearest-neighbour quantizer, convolutional decoder."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: VQConfig = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Quantizer(config.codebook_size, config.codebook_dim)
@@ -48,89 +47,59 @@ class VQTokenizer(nn.Module):
     def latent(self, images: Tensor) -> Tensor:
         """float [B, 3, h, w] in [-1, 1] -> float [B, Z, H, W] before normalisation.
 
-        Raises FlasharError for a picture whose sides are not multiples of ``config.downsample``.
+        Raises FlasharError for an image whose sides are not multiples of ``config.downsample``.
         """
-        self._check_images(images)
+        self.check_images(images)
         return self.quant_conv(self.encoder(images))
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """float [B, 3, h, w] in [-1, 1] -> codes int64 [B, H, W] in 0 .. codebook_size-1. Raises as ``latent``."""
-        return self.quantize.nearest(self.latent(images))
+    def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            latent = self.latent(images)
+        return self.quantize.nearest(latent.float())  # the search stays in float32
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes int64 [B, H, W] -> float [B, 3, h, w], about [-1, 1] and not clamped.
-
-        Raises FlasharError for a code outside 0 .. codebook_size-1.
-        """
-        self.check_codes(codes)
-        return self.decode_unchecked(codes)
-
-    def decode_unchecked(self, codes: Tensor) -> Tensor:
-        """``decode`` without the range check, which waits for the device."""
-        return self.decoder(self.post_quant_conv(self.quantize.lookup(codes)))
+    def decode_unchecked(self, tokens: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(self.quantize.lookup(tokens)))
 
     def forward(self, images: Tensor, strength: float | Tensor = 1.0) -> VQOutput:
         """Training forward with straight-through gradients. float [B, 3, h, w] in [-1, 1].
 
-        ``strength`` in 0 .. 1 is how far the decoder's input moves from the latent (0) to its code (1).
+        ``strength`` in 0 .. 1 moves the decoder's input from the latent (0) to its codebook vector (1).
         """
         latent = F.normalize(self.latent(images).float(), dim=1)
-        codes = self.quantize.nearest(latent.detach())
-        quantized = self.quantize.lookup(codes)
+        tokens = self.quantize.nearest(latent.detach())
+        quantized = self.quantize.lookup(tokens)
         codebook_loss = F.mse_loss(quantized, latent.detach())
         commitment_loss = F.mse_loss(latent, quantized.detach())
         passed = latent + strength * (quantized - latent).detach()
         reconstruction = self.decoder(self.post_quant_conv(passed))
-        return VQOutput(reconstruction, codebook_loss, commitment_loss, codes, latent)
-
-    def _check_images(self, images: Tensor) -> None:
-        factor = self.config.downsample
-        if images.ndim != 4 or images.shape[1] != PICTURE_CHANNELS:
-            raise FlasharError(f"pictures have shape {tuple(images.shape)}; expected [B, 3, height, width]")
-        height, width = images.shape[-2:]
-        if height < factor or width < factor or height % factor or width % factor:
-            raise FlasharError(
-                f"pictures are {height}x{width} pixels; this tokenizer needs multiples of {factor}; crop or resize them"
-            )
-
-    def check_codes(self, codes: Tensor) -> None:
-        """Raises FlasharError for what is no batch of code grids, or has a code outside 0 .. codebook_size-1."""
-        if codes.ndim != 3 or codes.is_floating_point():
-            raise FlasharError(f"codes are {codes.dtype} {tuple(codes.shape)}; expected integers [B, height, width]")
-        if codes.numel() == 0:
-            return
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.config.codebook_size:
-            raise FlasharError(
-                f"codes range over {low} .. {high}; this tokenizer has 0 .. {self.config.codebook_size - 1}; "
-                "were they made with another tokenizer?"
-            )
+        return VQOutput(reconstruction, codebook_loss, commitment_loss, tokens, latent)
 
 
 class Quantizer(nn.Module):
-    """Nearest code on the unit sphere."""
+    """The nearest codebook vector on the unit sphere; its index is the token."""
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size, dim)
 
     def codebook(self) -> Tensor:
-        """float [K, Z], unit rows. Kept for parity: upstream normalises latent and codebook, in the search and in
-        decoding alike (VectorQuantizer, codebook_l2_norm)."""
+        """float [K, Z], unit rows. Kept for parity: upstream normalises latent and codebook, both in the search and in
+        decoding (VectorQuantizer, codebook_l2_norm).
+        """
         return F.normalize(self.embedding.weight, dim=-1)
 
     def nearest(self, latent: Tensor) -> Tensor:
-        """[B, Z, H, W] of any length -> int64 [B, H, W]; between unit vectors the nearest has the largest product."""
+        """[B, Z, H, W] of any length -> int64 [B, H, W]. Of unit vectors the nearest has the largest dot product."""
         batch, dim, height, width = latent.shape
         rows = F.normalize(latent.permute(0, 2, 3, 1).reshape(-1, dim).float(), dim=-1)
         codebook_t = self.codebook().float().t()
-        codes = [(chunk @ codebook_t).argmax(dim=-1) for chunk in rows.split(SEARCH_ROWS)]
-        return torch.cat(codes).reshape(batch, height, width)
+        tokens = [(chunk @ codebook_t).argmax(dim=-1) for chunk in rows.split(SEARCH_ROWS)]
+        return torch.cat(tokens).reshape(batch, height, width)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def lookup(self, tokens: Tensor) -> Tensor:
         """int64 [B, H, W] -> unit vectors [B, Z, H, W]."""
-        return F.embedding(codes, self.codebook()).permute(0, 3, 1, 2)
+        return F.embedding(tokens, self.codebook()).permute(0, 3, 1, 2)
 
 
 class Encoder(nn.Module):
@@ -139,7 +108,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         channels = config.channels
-        self.conv_in = _conv3(PICTURE_CHANNELS, channels)
+        self.conv_in = _conv3(IMAGE_CHANNELS, channels)
         self.conv_blocks = nn.ModuleList()
         last = len(config.encoder_multipliers) - 1
         for level, multiplier in enumerate(config.encoder_multipliers):
@@ -180,7 +149,7 @@ class Decoder(nn.Module):
             )
             channels = width
         self.norm_out = _norm(channels)
-        self.conv_out = _conv3(channels, PICTURE_CHANNELS)
+        self.conv_out = _conv3(channels, IMAGE_CHANNELS)
 
     def forward(self, latent: Tensor) -> Tensor:
         features = self.conv_in(latent)
@@ -192,9 +161,8 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then the change to the next one.
-
-    Attention stands at the lowest resolution only (upstream: Encoder, Decoder).
+    """The blocks of one resolution, then the change to the next one. Only at the lowest resolution is there attention
+    (upstream: Encoder, Decoder).
     """
 
     def __init__(
@@ -219,7 +187,7 @@ class Level(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv, twice, around a skip connection."""
+    """Twice norm, swish and convolution, beside a skip connection."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -233,13 +201,13 @@ class ResBlock(nn.Module):
         inner = self.conv1(_swish(self.norm1(features)))
         inner = self.conv2(_swish(self.norm2(inner)))
         skip = features if self.nin_shortcut is None else self.nin_shortcut(features)
-        # In place where nothing needs the gradient: the largest of these maps don't fit into a CPU's caches.
+        # In place where no gradient is needed, because the largest of these maps don't fit into a CPU's caches.
         in_place = not torch.is_grad_enabled() and inner.dtype == skip.dtype
         return inner.add_(skip) if in_place else skip + inner
 
 
 class AttentionBlock(nn.Module):
-    """One-head attention over all positions, around a skip connection."""
+    """One-head attention over all positions, beside a skip connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -265,7 +233,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, features: Tensor) -> Tensor:
-        # Kept for parity: a zero column at the right, a zero row at the bottom, no other padding (upstream Downsample).
+        # Kept for parity: pads one zero column at the right and one zero row at the bottom (upstream Downsample).
         return self.conv(F.pad(features, (0, 1, 0, 1)))
 
 
@@ -292,7 +260,7 @@ def _conv3(channels_in: int, channels: int) -> nn.Conv2d:
 
 
 def _swish(features: Tensor) -> Tensor:
-    """Overwrites its argument where nothing needs the gradient."""
+    """Overwrites its argument where no gradient is needed."""
     return F.silu(features, inplace=not torch.is_grad_enabled())
 
 

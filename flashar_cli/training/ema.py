@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages of a model's parameters, each where and as its parameter is: sharded ones stay sharded.
+    """Averages of a model's parameters. Each has the device, dtype and sharding of its parameter.
 
-    The decay of update k is ``min(decay, (1 + k) / (10 + k))``, so that early averages follow the weights.
+    The decay of update k is ``min(decay, (1 + k) / (10 + k))``, so that the first averages follow the weights closely.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,14 +23,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
-        """Takes one optimizer step in; ``num_updates`` is the number of steps before it."""
+        """Adds the weights after an optimizer step; ``num_updates`` is the number of steps before it."""
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
         for name, parameter in self.model.named_parameters():
             self.averages[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The model has the averages for weights while the context lasts."""
+        """Within the context, the averages are the model's weights."""
         self.swap()
         try:
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from flashar_cli.training.parallel import sum_over_processes
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class DeferredInterrupt:
-    """While active, the first SIGINT or SIGTERM is only noted in ``requested``; a second SIGINT interrupts at once."""
+    """Within the context, the first SIGINT or SIGTERM is only kept in ``requested``; a second SIGINT interrupts."""
 
     def __init__(self) -> None:
         self.requested: int | None = None
@@ -25,14 +25,12 @@ class DeferredInterrupt:
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def of_any_process(self) -> BaseException | None:
-        """What to raise once a signal has reached any of the processes; all of them call this at the same step."""
+        """The exception for a signal to any of the processes, if there was one. All call this at the same step."""
         interrupted, terminated = sum_over_processes([float(self.requested == number) for number in SIGNALS])
         return KeyboardInterrupt() if interrupted else Terminated() if terminated else None
 

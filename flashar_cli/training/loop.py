@@ -1,4 +1,4 @@
-"""The training loop: stages of optimizer steps over a set of codes, resumable at any step, in one process or several.
+"""The training loop: stages of optimizer steps over token grids, resumable at any step, in one process or several.
 
 Letters: B batch, N = H*W cells.
 """
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from flashar_cli.data.codes import CodeSet
+from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
+from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
@@ -26,14 +27,12 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import Targets
 from flashar_cli.nn.attention import check_backend
 from flashar_cli.nn.layers import Block
-from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.interrupt import DeferredInterrupt
 from flashar_cli.training.losses import SCALARS, Losses, losses_of
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from flashar_cli.training.parallel import Parallel, gather_objects, sum_over_processes
-from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_codes, token_drop
-from flashar_cli.training.stages import Stage
+from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_tokens, token_drop
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
 
@@ -42,13 +41,13 @@ Report = Callable[[str, dict[str, Any]], None]
 
 @dataclass
 class TrainingRun:
-    """Everything a run needs. ``report(kind, record)`` gets records of kind ``step`` and ``validation``;
-    ``stage_done(name)`` is called after each stage and its validation, by all processes.
+    """The inputs of a run. ``report(kind, record)`` gets records of kind ``step`` and ``validation``; all processes
+    call ``stage_done(name)`` after each stage and its validation.
     """
 
     model: FlasharModel
-    train: CodeSet
-    validation: CodeSet
+    train: TokenSet
+    validation: TokenSet
     stages: list[Stage]
     optim: OptimSettings
     seed: int
@@ -62,24 +61,25 @@ class TrainingRun:
 
 
 def run_stages(run: TrainingRun) -> None:
-    """Trains all stages in turn, from where ``run.state`` stands; at the end the model has the averaged weights where
-    the run keeps averages.
+    """Trains the stages that ``run.state`` does not have yet; then the model has the averaged weights where the run
+    keeps averages.
 
-    Raises FlasharError on a loss that is not finite, KeyboardInterrupt and Terminated once a signal's state is saved.
+    Raises FlasharError for a loss that is not finite; KeyboardInterrupt and Terminated, for which the state is saved.
     """
     check_backend(run.engine.attention, run.model.device, run.model.config.backbone.head_dim)
     run.model.set_attention(run.engine.attention)
-    for block in run.model.modules():
-        if isinstance(block, Block):
-            block.dropout = run.optim.dropout
-            block.recompute = run.engine.activation_checkpointing
-    if run.engine.compile:
-        for module in _compiled_modules(run.model):
+    blocks = [module for module in run.model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.dropout = run.optim.dropout
+        block.recompute = run.engine.activation_checkpointing
+    if run.engine.compile:  # heads are compiled with their losses
+        norms = [run.model.backbone.norm, *([] if run.model.branch is None else [run.model.branch.norm])]
+        for module in (*blocks, *norms):
             module.compile(dynamic=False)
     parallel = Parallel(run.model, run.engine, run.dtype)
     if run.optim.batch_size < parallel.world.size:
         raise FlasharError(
-            f"a batch of {run.optim.batch_size} pictures is too small for {parallel.world.size} processes; "
+            f"a batch of {run.optim.batch_size} images is too small for {parallel.world.size} processes; "
             "raise --batch-size, or start fewer"
         )
     ema = Ema(run.model, run.optim.ema_decay) if run.optim.ema_decay else None
@@ -92,7 +92,7 @@ def run_stages(run: TrainingRun) -> None:
             _validate(run, ema, stage.name, first_step + stage.steps)
             with _evaluating(run, ema):
                 run.stage_done(stage.name)
-            # Only now is the stage behind us: a run killed before this validates and samples again.
+            # A run that is killed before this save validates and samples again.
             run.state.save(index, stage.steps, run.model, None, ema)
         first_step += stage.steps
     run.state.finish()
@@ -133,15 +133,11 @@ def _run_stage(run: TrainingRun, parallel: Parallel, ema: Ema | None, index: int
 
 
 def _optimizer_step(
-    run: TrainingRun,
-    parallel: Parallel,
-    stage: StageSettings,
-    optimizer: torch.optim.Optimizer,
-    step: int,
+    run: TrainingRun, parallel: Parallel, stage: StageSettings, optimizer: torch.optim.Optimizer, step: int
 ) -> dict[str, float]:
     """One step over the global batch, of which each process takes a share; returns its losses and gradient norm."""
     run.model.train()
-    # Dropout is the one user of torch's generator; seeded by the step, a resumed run draws what it would have drawn.
+    # Only dropout uses torch's generator; seeded by the step, it is the same in a resumed run.
     torch.manual_seed((run.seed * 1_000_003 + step) * parallel.world.size + parallel.world.rank)
     rows, epochs = batch_rows(len(run.train), run.optim.batch_size, run.seed, step)
     parts = _micro_batches(len(rows), run.engine.micro_batch_size, parallel)
@@ -150,12 +146,12 @@ def _optimizer_step(
     for number, part in enumerate(parts):
         with parallel.accumulating() if number < len(parts) - 1 else nullcontext():
             losses = batch_losses(run, parallel, stage, rows[part], epochs[part])
-            # Gradients are averaged over processes, so each weighs its share as if it were one of equals.
+            # Gradients are averaged over processes, so the factor undoes that average.
             (losses.total * (len(part) / len(rows) * parallel.world.size)).backward()
         values = [getattr(losses, name) for name in SCALARS]
         sums += len(part) / len(rows) * torch.stack([losses.total.new_zeros(()) if v is None else v for v in values])
         totals.append(losses.total.detach())
-    # Read once all is under way: the device runs from one micro-batch to the next without a word from here.
+    # Read after the last micro-batch, so that the device never waits for this process.
     finite = torch.stack(totals).isfinite().tolist()
     bad = [name for part, fine in zip(parts, finite, strict=True) if not fine for name in run.train.ids[rows[part]]]
     *means, num_bad = sum_over_processes([*sums.tolist(), len(bad)])
@@ -169,7 +165,7 @@ def _optimizer_step(
 
 
 def _micro_batches(batch_size: int, micro_batch_size: int, parallel: Parallel) -> list[NDArray[np.int64]]:
-    """Places in the global batch for each forward of this process. All processes make equally many forwards."""
+    """Indices into the global batch for each forward of this process. All processes make as many forwards."""
     size = parallel.world.size
     num_parts = min(batch_size // size, math.ceil(math.ceil(batch_size / size) / micro_batch_size))
     share = np.array_split(np.arange(batch_size), size)[parallel.world.rank]
@@ -190,7 +186,7 @@ def batch_losses(
     """Losses of some rows of the training set, with dropped conditions and tokens and corrupted context."""
     model, optim = run.model, run.optim
     views = choose_view(run.train.num_views, run.seed, epochs, rows)
-    codes_BHW, conditions = run.train.take(rows).tensors(model.device, views)
+    tokens_BHW, conditions = run.train.take(rows).tensors(model.device, views)
     grid = model.config.order_grid
     order = grid.raster() if model.branch is None else grid.diagonal()
     drop = torch.from_numpy(condition_drop(optim.class_drop, run.seed, epochs, rows)).to(model.device)
@@ -198,15 +194,18 @@ def batch_losses(
     if optim.token_drop:
         blank = token_drop(optim.token_drop, grid.num_cells, run.seed, epochs, rows)
         blank_BN = torch.from_numpy(blank[:, order.cells]).to(model.device)
-    inputs_BHW = _corrupted(run, codes_BHW, rows, epochs)
-    codes_BN, inputs_BN = order.from_raster(codes_BHW), order.from_raster(inputs_BHW)
+    tokens_BN = inputs_BN = order.from_raster(tokens_BHW)
+    if optim.corruption:
+        flat, vocab_size = tokens_BHW.flatten(1).cpu().numpy(), model.config.backbone.vocab_size
+        noisy = corrupt_tokens(flat, optim.corruption, vocab_size, run.seed, epochs, rows)
+        inputs_BN = torch.from_numpy(noisy[:, order.cells]).to(model.device)
     with torch.autocast(model.device.type, run.dtype, enabled=run.dtype != torch.float32):
         teacher_BND = None
         if model.branch is not None and stage.distill_weight:
-            teacher_BND = _teacher_states(parallel, codes_BHW, conditions, drop, order)
+            teacher_BND = _teacher_states(parallel, tokens_BHW, conditions, drop, order)
 
         def read(hidden: HiddenStates, targets: Targets) -> Losses:
-            return losses_of(model, hidden, targets, codes_BN, stage, teacher_BND, run.engine.compile)
+            return losses_of(model, hidden, targets, tokens_BN, stage, teacher_BND, run.engine.compile)
 
         losses: Losses = parallel(inputs_BN, conditions, order, drop, blank_BN, read)
         return losses
@@ -214,16 +213,14 @@ def batch_losses(
 
 @torch.no_grad()
 def _teacher_states(
-    parallel: Parallel, codes_BHW: Tensor, conditions: Conditions, drop: Tensor, order: Order
+    parallel: Parallel, tokens_BHW: Tensor, conditions: Conditions, drop: Tensor, order: Order
 ) -> Tensor:
-    """Normed hidden states [B, N, D] from which the base, which a stage that distills keeps frozen, predicts the cells
-    of this order in raster order.
-    """
+    """Normed hidden states [B, N, D] from which the frozen base, in raster order, predicts the cells of ``order``."""
     model = parallel.model
     raster = model.config.order_grid.raster()
     model.eval()
     states: Tensor = model(
-        raster.from_raster(codes_BHW), conditions, raster, drop, read=lambda hidden, targets: hidden.horizontal
+        raster.from_raster(tokens_BHW), conditions, raster, drop, read=lambda hidden, targets: hidden.horizontal
     )
     model.train()
     return states.index_select(1, _cells(order, states.device))
@@ -234,15 +231,6 @@ def _cells(order: Order, device: torch.device) -> Tensor:
     return torch.tensor(order.cells, device=device)
 
 
-def _corrupted(run: TrainingRun, codes_BHW: Tensor, rows: Any, epochs: Any) -> Tensor:
-    if run.optim.corruption == 0:
-        return codes_BHW
-    flat = codes_BHW.flatten(1).cpu().numpy()
-    vocab_size = run.model.config.backbone.vocab_size
-    noisy = corrupt_codes(flat, run.optim.corruption, vocab_size, run.seed, epochs, rows)
-    return torch.from_numpy(noisy).to(codes_BHW.device).reshape(codes_BHW.shape)
-
-
 def _validate(run: TrainingRun, ema: Ema | None, stage: str, step: int) -> None:
     with _evaluating(run, ema):
         losses = validation_losses(run.model, run.validation, run.engine.micro_batch_size, run.dtype)
@@ -251,8 +239,8 @@ def _validate(run: TrainingRun, ema: Ema | None, stage: str, step: int) -> None:
 
 @contextmanager
 def _evaluating(run: TrainingRun, ema: Ema | None) -> Iterator[None]:
-    """The averaged weights where there are any; nothing compiled, which is for the shapes of training steps alone, and
-    so no FlexAttention either: uncompiled, it computes and stores every score.
+    """Averaged weights where there are any, and nothing compiled, as the shapes are not those of training. So there is
+    no FlexAttention either, which computes and stores every score where it is not compiled.
     """
     run.model.set_attention("sdpa")
     try:
@@ -260,9 +248,3 @@ def _evaluating(run: TrainingRun, ema: Ema | None) -> Iterator[None]:
             yield
     finally:
         run.model.set_attention(run.engine.attention)
-
-
-def _compiled_modules(model: FlasharModel) -> list[nn.Module]:
-    """Blocks and final norms. Heads are compiled with their losses."""
-    norms = [model.backbone.norm, *([] if model.branch is None else [model.branch.norm])]
-    return [*(module for module in model.modules() if isinstance(module, Block)), *norms]

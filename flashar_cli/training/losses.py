@@ -1,4 +1,4 @@
-"""Losses of a forward, from its hidden states: heads and losses of a few targets at a time.
+"""Losses from the hidden states of a forward. Heads and losses are computed for a few targets at a time.
 
 Letters: B batch, N = H*W cells in the order of the forward, C of them at a time, D model dim, V codebook size, K terms.
 """
@@ -12,21 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashar_cli.config.recipe import StageSettings
 from flashar_cli.models.flashar import FlasharModel, HiddenStates, Prediction
 from flashar_cli.models.targets import Targets, aligned_targets
-from flashar_cli.recipe import StageSettings
 from flashar_cli.training.parts import PartSums, weighted_sums
 
-# Logits [B, N, V] of all heads would be most of a step's memory. So many targets fill a matrix product, and their
-# float32 logits are small beside the weights.
+# Logits [B, N, V] of all heads would take most of a step's memory. This many targets are enough for a fast matrix
+# product, and their float32 logits are small compared to the weights.
 TARGETS_AT_ONCE = 1024
 NOT_COUNTED = -100
 
 
 class Losses(NamedTuple):
-    """Scalars, nats per token; None where there is no branch or the term is off. ``total`` is what is minimised.
-    ``gate_mean`` and ``gate_std`` are of the gate values at cells that both heads predict; ``gate`` [B, N] are all of
-    them, without gradients.
+    """Scalars, nats per token; None where there is no branch or the term is off. ``total`` is minimised.
+    ``gate_mean`` and ``gate_std`` are over the cells that both heads predict; ``gate`` [B, N] has the gates of all
+    cells, without gradients.
     """
 
     total: Tensor
@@ -47,7 +47,7 @@ def losses_of(
     model: FlasharModel,
     hidden: HiddenStates,
     targets: Targets,
-    codes_BN: Tensor,
+    tokens_BN: Tensor,
     settings: StageSettings,
     teacher_BND: Tensor | None = None,
     compiled: bool = False,
@@ -55,24 +55,24 @@ def losses_of(
     """Cross-entropy of the next token; with the branch, of the fused prediction plus the weighted auxiliary terms
     (paper: training objective).
 
-    To be called by the model's forward, as its ``read``. ``teacher_BND`` are the normed hidden states from which the
-    frozen base predicts the same cells in raster order. No term waits for the device.
+    The model's forward calls this as its ``read``. ``teacher_BND`` are the normed hidden states from which the frozen
+    base predicts the same cells in raster order. Nothing waits for the device.
     """
     h_BND, v_BND = hidden.sources(targets)
     across, below = targets.has_horizontal[None], targets.has_vertical[None]
-    tensors = (h_BND, v_BND, codes_BN, across, below, teacher_BND)
+    tensors = (h_BND, v_BND, tokens_BN, across, below, teacher_BND)
     modules: list[nn.Module] = [model.backbone.head]
-    counts, weights = [torch.full((), codes_BN.numel(), device=codes_BN.device)], [1.0]
+    counts, weights = [torch.full((), tokens_BN.numel(), device=tokens_BN.device)], [1.0]
     if model.branch is not None and targets.uses_branch:
         modules += [model.branch.head, model.branch.gate]
-        counts += [len(codes_BN) * counted.sum() for counted in (below, across, below, across & below)]
+        counts += [len(tokens_BN) * counted.sum() for counted in (below, across, below, across & below)]
         weights += [settings.vertical_weight, settings.horizontal_weight, settings.distill_weight]
         weights += [-settings.gate_entropy_weight]
     counts_K = torch.stack(counts)
     weights_K = torch.stack([weight / count for weight, count in zip(weights, counts, strict=True)])
     compute: PartSums = partial(_compiled_sums() if compiled else part_sums, model, settings)
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    part_length = max(1, TARGETS_AT_ONCE // len(codes_BN))
+    part_length = max(1, TARGETS_AT_ONCE // len(tokens_BN))
     total, sums_K, gate_BN = weighted_sums(compute, weights_K, tensors, parameters, part_length)
     if len(modules) == 1:
         return Losses(total, total.detach())
@@ -94,38 +94,38 @@ def part_sums(
     settings: StageSettings,
     h_BCD: Tensor,
     v_BCD: Tensor | None,
-    codes_BC: Tensor,
+    tokens_BC: Tensor,
     across_1C: Tensor,
     below_1C: Tensor,
     teacher_BCD: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Sums [K] of the terms over some targets, given the hidden states that predict each, and their gates [B, C].
 
-    ``across_1C`` and ``below_1C`` say which targets the horizontal and the vertical head have a part in.
+    ``across_1C`` and ``below_1C`` say which targets the horizontal and the vertical head predict.
     """
     targets = aligned_targets(across_1C[0], below_1C[0], v_BCD is not None)
     prediction = model.fuse(HiddenStates(h_BCD, v_BCD), targets)
-    fused = cross_entropy(prediction.logits, codes_BC)
+    fused = cross_entropy(prediction.logits, tokens_BC)
     if prediction.vertical is None or prediction.gate is None:
-        return fused[None], torch.ones_like(codes_BC, dtype=torch.float32)
+        return fused[None], torch.ones_like(tokens_BC, dtype=torch.float32)
     logits_h = prediction.horizontal if settings.horizontal_weight else prediction.horizontal.detach()
     gate_BC = prediction.gate[..., 0]
     off = torch.zeros_like(fused)
     terms = (
         fused,
-        cross_entropy(prediction.vertical, codes_BC, below_1C),
-        cross_entropy(logits_h, codes_BC, across_1C),
+        cross_entropy(prediction.vertical, tokens_BC, below_1C),
+        cross_entropy(logits_h, tokens_BC, across_1C),
         _distillation(model, settings, prediction, teacher_BCD, below_1C) if settings.distill_weight else off,
         _gate_entropy(gate_BC, across_1C & below_1C) if settings.gate_entropy_weight else off,
     )
     return torch.stack(terms), gate_BC
 
 
-def cross_entropy(logits_BCV: Tensor, codes_BC: Tensor, counted_1C: Tensor | None = None) -> Tensor:
+def cross_entropy(logits_BCV: Tensor, tokens_BC: Tensor, counted_1C: Tensor | None = None) -> Tensor:
     """Summed cross-entropy of the targets for which ``counted_1C`` is true (all where None)."""
     if counted_1C is not None:
-        codes_BC = codes_BC.masked_fill(~counted_1C, NOT_COUNTED)
-    return F.cross_entropy(logits_BCV.flatten(0, 1), codes_BC.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
+        tokens_BC = tokens_BC.masked_fill(~counted_1C, NOT_COUNTED)
+    return F.cross_entropy(logits_BCV.flatten(0, 1), tokens_BC.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
 
 
 def gate_statistics(gate_BN: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""How much memory training takes on each device, before it starts.
+"""The memory that training takes on each device, estimated before it starts.
 
-Letters: B pictures of a micro-batch, P prefix tokens, N = H*W cells, D model dim, L backbone blocks, V codebook size.
+Letters: B images of a micro-batch, P prefix tokens, N = H*W cells, D model dim, L backbone blocks, V codebook size.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from flashar_cli.config import BackboneConfig, BranchConfig, CaptionPrefix, GridConfig, ModelConfig
+from flashar_cli.config import BackboneConfig, BranchConfig, GridConfig, ModelConfig
+from flashar_cli.config.recipe import EngineSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
-from flashar_cli.models.prefix import Conditions
-from flashar_cli.recipe import EngineSettings, StageSettings
 from flashar_cli.training.losses import TARGETS_AT_ONCE, part_sums
 
 T = TypeVar("T")
 WEIGHT_BYTES = 4  # float32
 ADAM_BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two moments
-# Share of a device that weights, gradients and moments may take before they are sharded.
+# Where weights, gradients and moments take a larger share of a device, they are sharded.
 MOST_UNSHARDED = 0.6
-# Share of a device that a plan may fill: the rest is for what the allocator can't use and the libraries keep.
+# Share of a device that a plan may fill. The rest is for fragmentation and for the libraries.
 MOST_FILLED = 0.9
 
 
 def training_bytes(num_trained: int, num_parameters: int) -> int:
-    """Weights, and gradients and moments of those that are trained."""
+    """Bytes of all weights, and of gradients and moments of the trained ones."""
     return ADAM_BYTES_PER_WEIGHT * num_trained + WEIGHT_BYTES * (num_parameters - num_trained)
 
 
@@ -39,9 +38,8 @@ def needs_sharding(num_parameters: int, device_bytes: int) -> bool:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device in stage 2, which trains everything. ``copies`` are what PyTorch keeps of weights beside
-    them: low-precision copies under autocast, gathered shards under FSDP. ``loss_bytes`` are heads and losses of as
-    many targets as are computed at once.
+    """Bytes on each device in stage 2, which trains everything. ``copies_bytes``: PyTorch's copies of weights, of low
+    precision under autocast, or gathered under FSDP. ``loss_bytes``: heads and losses of the targets computed at once.
     """
 
     strategy: str
@@ -53,7 +51,7 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int:
-        """All of it, at ``images_per_forward``."""
+        """Everything, for ``images_per_forward``."""
         return self._fixed_bytes + self.images_per_forward * self.activation_bytes_per_image
 
     @property
@@ -61,11 +59,11 @@ class MemoryEstimate:
         return self.weights_and_optimizer_bytes + self.copies_bytes + self.loss_bytes
 
     def largest_micro_batch(self, device_bytes: int) -> int:
-        """Pictures a forward that a device of this size has room for; 0 where not even one."""
+        """The most images a forward on a device of this size; 0 where one has no room."""
         return max(0, int((MOST_FILLED * device_bytes - self._fixed_bytes) // self.activation_bytes_per_image))
 
     def document(self) -> dict[str, object]:
-        """For JSON."""
+        """As JSON holds it."""
         return asdict(self) | {"total_bytes": self.total_bytes, "total_gib": round(self.total_bytes / 2**30, 2)}
 
 
@@ -77,7 +75,7 @@ def estimate_memory(
     device_bytes: int,
     dtype: torch.dtype,
 ) -> MemoryEstimate:
-    """For a model with its branch, and ``batch_size`` pictures a step over ``num_processes`` devices of this size."""
+    """The estimate for a model with a branch, and ``batch_size`` images a step over ``num_processes`` such devices."""
     with torch.device("meta"):
         model = FlasharModel(config)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -89,7 +87,7 @@ def estimate_memory(
     )
     narrow = 0 if dtype == torch.float32 else dtype.itemsize
     if sharded:
-        # One block is used while the next is gathered; its gradient is whole until it is reduced.
+        # While one block is computed, the next is gathered; a block's gradient is whole until it is reduced.
         copies = (narrow or WEIGHT_BYTES) * (2 * block + rest) + WEIGHT_BYTES * (block + rest)
     else:
         copies = narrow * size
@@ -105,15 +103,15 @@ def estimate_memory(
 
 
 def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -> int:
-    """What the backward pass of one picture finds stored, and the gradients it starts from; heads and losses apart.
+    """Bytes that one image stores for the backward pass, and the gradients it starts from, without heads and losses.
 
-    Measured, not modelled: on models of one and two blocks of this width, a 4x4 grid, one and two pictures. Everything
-    is linear in blocks, tokens and pictures, as no attention kernel stores its scores.
+    Measured on models of one and two blocks of this width, on a 4x4 grid, with one and two images. Everything is linear
+    in blocks, tokens and images, as no attention kernel stores its scores.
     """
     branch = config.branch
     assert branch is not None
     num_blocks = config.backbone.num_layers + branch.depth
-    tokens = config.prefix.length + config.order_grid.num_cells - 1
+    tokens = config.prefix.longest + config.order_grid.num_cells - 1
     one, two = (_stored_bytes_per_token(config, layers, dtype) for layers in (1, 2))
     block, rest = two - one, one - (two - one) * (1 + branch.depth)
     stored = block * num_blocks
@@ -123,8 +121,8 @@ def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -
 
 
 def loss_bytes(config: ModelConfig, num_images: int, dtype: torch.dtype) -> int:
-    """What heads and losses of the targets that are computed at once store, with the gradients of those targets' logits
-    and of the heads. Measured on one and two rows of targets.
+    """Bytes of heads and losses of the targets computed at once, with the gradients of logits and heads. Measured with
+    one and two targets.
     """
     model = _zeros(_shallow(config, 1))
     assert model.branch is not None
@@ -162,18 +160,18 @@ def _stored_bytes_per_token(config: ModelConfig, num_layers: int, dtype: torch.d
     shallow = _shallow(config, num_layers)
     model = _zeros(shallow)
     one, two = (_stored_bytes(model, count, dtype) for count in (1, 2))
-    return (two - one) / (config.prefix.length + shallow.order_grid.num_cells - 1)
+    length = model.prefix.length(model.prefix.example(1, seed=0))
+    return (two - one) / (length + shallow.order_grid.num_cells - 1)
 
 
 def _stored_bytes(model: FlasharModel, num_images: int, dtype: torch.dtype) -> int:
-    """Bytes that one forward keeps for its backward, and what the losses read with its gradients; weights apart."""
+    """Bytes that a forward keeps for its backward, and its outputs with their gradients, without weights."""
     order = model.config.order_grid.diagonal()
-    codes = torch.zeros(num_images, order.grid.num_cells, dtype=torch.int64)
+    tokens = torch.zeros(num_images, order.grid.num_cells, dtype=torch.int64)
 
     def forward() -> HiddenStates:
-        sources: HiddenStates = model(
-            codes, _example(model, num_images), order, read=lambda hidden, targets: hidden.sources(targets)
-        )
+        conditions = model.prefix.example(num_images, seed=0)
+        sources: HiddenStates = model(tokens, conditions, order, read=lambda hidden, targets: hidden.sources(targets))
         return sources
 
     kept, sources = _kept(model, forward, dtype)
@@ -181,21 +179,21 @@ def _stored_bytes(model: FlasharModel, num_images: int, dtype: torch.dtype) -> i
 
 
 def _stored_by_loss(model: FlasharModel, num_targets: int, dtype: torch.dtype) -> int:
-    """Bytes that heads and losses of some targets keep, weights apart."""
+    """Bytes that heads and losses of some targets keep for the backward, without weights."""
     h_BCD, v_BCD = (torch.zeros(1, num_targets, model.config.backbone.dim, dtype=dtype) for _ in range(2))
     h_BCD.requires_grad_(), v_BCD.requires_grad_()
-    codes, counted = torch.zeros(1, num_targets, dtype=torch.int64), torch.ones(1, num_targets, dtype=torch.bool)
-    tensors = (h_BCD, v_BCD, codes, counted, counted, None)
+    tokens, counted = torch.zeros(1, num_targets, dtype=torch.int64), torch.ones(1, num_targets, dtype=torch.bool)
+    tensors = (h_BCD, v_BCD, tokens, counted, counted, None)
     return _kept(model, lambda: part_sums(model, StageSettings(), *tensors), dtype)[0]
 
 
 def _kept(model: FlasharModel, compute: Callable[[], T], dtype: torch.dtype) -> tuple[int, T]:
-    """Bytes of the distinct tensors that autograd keeps of a computation, weights apart, and its result."""
+    """Bytes of the distinct tensors that autograd keeps of a computation, without weights, and its result."""
     weights = {_storage(parameter) for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> None:
-        # Given back to autograd, an operation's own output would hold the operation, and neither would be freed.
+        # Detached, as an operation's own output would refer to the operation, and neither would be freed.
         if _storage(tensor) not in weights:
             kept[_storage(tensor)] = tensor.detach()
 
@@ -205,14 +203,6 @@ def _kept(model: FlasharModel, compute: Callable[[], T], dtype: torch.dtype) -> 
     ):
         result = compute()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), result
-
-
-def _example(model: FlasharModel, num_images: int) -> Conditions:
-    prefix = model.config.prefix
-    if isinstance(prefix, CaptionPrefix):
-        features = torch.zeros(num_images, prefix.length, prefix.feature_dim)
-        return Conditions(features=features, mask=torch.ones(num_images, prefix.length))
-    return Conditions(labels=torch.zeros(num_images, dtype=torch.int64))
 
 
 def _storage(tensor: Tensor) -> int:

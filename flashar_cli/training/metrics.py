@@ -1,4 +1,4 @@
-"""Metrics as JSON lines."""
+"""Metrics of a run, as JSON lines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pydantic import Field, RootModel
 
 from flashar_cli.config import Config, validated
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
-from flashar_cli.reading import decode_text, parse_json, read_lines
+from flashar_cli.files.writing import atomic_file
+from flashar_cli.inputs.reading import decode_text, parse_json, read_lines
 
+ECHO_EVERY = 20  # steps
+Record = dict[str, Any]  # as JSON holds it
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int | float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Stamped(Config):
-    """What every record has: steps done, or for a step its number from 0 on; seconds since 1970 and the most memory
-    used, where a run notes them.
+    """Fields of every record: ``step``, the number of steps done, or of a step record its number from 0 on; the time in
+    seconds since 1970 and the peak memory, where a run records them.
     """
 
     step: Count
@@ -29,7 +31,7 @@ class Stamped(Config):
 
 
 class StartRecord(Stamped):
-    """A process begins or resumes a run: what it is about to do, and on what."""
+    """A run begins or is resumed: what it will do, and on how fast a machine."""
 
     kind: Literal["start"]
     stage_steps: dict[str, Annotated[int, Field(gt=0)]] = Field(min_length=1)
@@ -40,7 +42,7 @@ class StartRecord(Stamped):
 
 
 class StepRecord(Stamped, extra="allow", allow_inf_nan=True):
-    """An optimizer step, with its losses. These are measured, so they may be infinite or no numbers."""
+    """An optimizer step with its losses, which may be infinite or NaN."""
 
     __pydantic_extra__: dict[str, float] = Field(init=False)
     kind: Literal["step"]
@@ -50,7 +52,7 @@ class StepRecord(Stamped, extra="allow", allow_inf_nan=True):
 
 
 class ValidationRecord(Stamped, extra="allow", allow_inf_nan=True):
-    """Losses on validation pictures."""
+    """Losses on validation images."""
 
     __pydantic_extra__: dict[str, float] = Field(init=False)
     kind: Literal["validation"]
@@ -70,16 +72,18 @@ class MetricsRecord(RootModel[StartRecord | StepRecord | ValidationRecord]):
 class MetricsFile:
     """Appends one JSON object per record to ``path``, ``kind`` first.
 
-    ``resume_at`` is the number of steps that a resumed run has behind it: what the file says of later ones, and a line
-    torn by a kill, are dropped; 0 starts a new file. ``records`` holds all validations; ``echo`` gets a readable line
-    for each of them and for every ``echo_every``-th step. Raises FlasharError where the file to go on with is damaged.
+    ``resume_at`` is the number of steps that a resumed run has done: later records, and a line that a kill has cut off,
+    are dropped; 0 starts a new file. ``validations`` holds all records of that kind; ``echo`` gets a readable line for
+    each of them and for every 20th step. Raises FlasharError where the file to resume is damaged.
     """
 
-    def __init__(self, path: Path, resume_at: int = 0, echo: TextIO | None = None, echo_every: int = 20) -> None:
+    def __init__(self, path: Path, resume_at: int = 0, echo: TextIO | None = None) -> None:
         self.path = path
         self.validations: list[dict[str, Any]] = []
-        self._echo, self._echo_every = echo, echo_every
-        kept = [record for record in read_records(path) if _is_past(record, resume_at)] if resume_at else []
+        self._echo = echo
+        # ``step`` is a step's own number, and of other records the number of steps done.
+        past = read_records(path) if resume_at else []
+        kept = [record for record in past if record["step"] < resume_at + (record["kind"] != "step")]
         with atomic_file(path) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
         for record in kept:
@@ -92,7 +96,7 @@ class MetricsFile:
         line = MetricsRecord.model_validate({"kind": kind, **record}).document()
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self._echo is not None and (kind != "step" or record["step"] % self._echo_every == 0):
+        if self._echo is not None and (kind != "step" or record["step"] % ECHO_EVERY == 0):
             values = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
             print(f"{kind}: {values}", file=self._echo, flush=True)
 
@@ -107,13 +111,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         try:
             document = parse_json(decode_text(line, where), where, allow_nan=True)
         except FlasharError:
-            if not line.endswith(b"\n"):  # torn by a kill, and so the last
+            if not line.endswith(b"\n"):  # cut off by a kill: the last line
                 break
             raise
         records.append(validated(document, MetricsRecord, where, "a record of metrics").document())
     return records
-
-
-def _is_past(record: dict[str, Any], resume_at: int) -> bool:
-    """A step is past once it is done, a validation once the steps before it are."""
-    return record["step"] < resume_at if record["kind"] == "step" else record["step"] <= resume_at

@@ -8,14 +8,13 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from flashar_cli.config.recipe import OptimSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.recipe import OptimSettings, StageSettings
 
 
 def build_optimizer(model: FlasharModel, stage: StageSettings, optim: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over what this stage trains; frozen weights get ``requires_grad = False``.
-
-    Each group carries ``lr_factor``, its share of the stage's learning rate.
+    """AdamW over the weights that this stage trains; the others get ``requires_grad = False``. Each group has an
+    ``lr_factor``, its learning rate / the stage's.
     """
     groups = []
     for name, part in model.named_children():

@@ -1,6 +1,6 @@
-"""One model trained by several processes: PyTorch's DDP or FSDP2, and the few exchanges that the loop needs.
+"""One model trained by several processes: PyTorch's DDP or FSDP2, and the few collectives that the loop needs.
 
-Everything here also works in a single process without a process group, where it does nothing.
+In a single process without a process group, all of this does nothing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from flashar_cli.config.recipe import EngineSettings
 from flashar_cli.errors import FlasharError
+from flashar_cli.machine.world import World, current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.layers import Block
-from flashar_cli.recipe import EngineSettings
 from flashar_cli.training.memory import needs_sharding
-from flashar_cli.world import World, current_world
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
-    """The process group of the processes that `torchrun` or ``--nproc`` started, while the context lasts.
-
-    CPU tensors go over gloo and CUDA tensors over NCCL. Raises FlasharError where another process is gone.
+    """Within the context, the process group of the processes that `torchrun` or ``--nproc`` started: gloo for CPU
+    tensors, NCCL for CUDA tensors. Raises FlasharError where another process is gone.
     """
     world = current_world()
     if world.size == 1:
@@ -43,8 +42,8 @@ def process_group(device: torch.device) -> Iterator[World]:
     try:
         yield world
     except BaseException as error:
-        # The frames of the traceback hold the DDP model, which must not outlive its process group: at the end of the
-        # process the group's threads would abort it.
+        # The traceback refers to the DDP model, which must not outlive its process group: the group's threads would
+        # abort the process at its end.
         traceback.clear_frames(error.__traceback__)
         if not _is_lost_connection(error):
             raise
@@ -53,7 +52,7 @@ def process_group(device: torch.device) -> Iterator[World]:
             "run the same command again to resume"
         ) from None
     finally:
-        gc.collect()  # a DDP model is part of reference cycles
+        gc.collect()  # a DDP model is in reference cycles
         dist.destroy_process_group()
 
 
@@ -81,7 +80,7 @@ def barrier() -> None:
 
 
 class Parallel:
-    """A model as the processes of a run train it together. ``world`` says which of them this one is."""
+    """A model that the processes of a run train together. ``world`` says which of them this one is."""
 
     def __init__(self, model: FlasharModel, engine: EngineSettings, dtype: torch.dtype) -> None:
         self.world = current_world() if dist.is_initialized() else World()
@@ -92,7 +91,7 @@ class Parallel:
             _shard(model, dtype)
 
     def start_stage(self) -> None:
-        """To be called once ``requires_grad`` says what the stage trains: DDP looks at it only when it starts."""
+        """Call this once ``requires_grad`` is set for the stage: DDP reads it only when it is created."""
         if self.world.size > 1 and not self.sharded:
             device_ids = [self.model.device.index] if self.model.device.type == "cuda" else None
             self._forward = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -102,7 +101,7 @@ class Parallel:
         return self._forward(*arguments)
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """For all but the last micro-batch of a step: gradients stay on this process meanwhile."""
+        """For all micro-batches of a step but the last: their gradients are not averaged over processes yet."""
         if isinstance(self._forward, DistributedDataParallel):
             return self._forward.no_sync()
         if self.sharded:
@@ -119,32 +118,19 @@ class Parallel:
             self.model.set_requires_gradient_sync(True)
 
 
-def whole_state(model: FlasharModel) -> dict[str, torch.Tensor] | None:
-    """All weights on the first process, on the CPU where they were sharded; None on the others. All must call it."""
-    if not is_sharded(model):
-        return model.state_dict() if current_world().is_main else None
-    state: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    return state if current_world().is_main else None
-
-
 def whole_model(model: FlasharModel) -> FlasharModel | None:
-    """A model to generate with on the first process: itself, or an unsharded copy; None on the others. All must call
-    it.
-    """
-    state = whole_state(model)
-    if state is None or not is_sharded(model):
-        return model if state is not None else None
+    """On the first process a model to generate with, unsharded; None on the others. All must call it."""
+    is_main = current_world().is_main
+    if not isinstance(model, FSDPModule):
+        return model if is_main else None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
+    if not is_main:
+        return None
     with torch.device("meta"):
         copy = FlasharModel(model.config)
     copy.load_state_dict({name: tensor.to(model.device) for name, tensor in state.items()}, assign=True)
     return copy.eval()
-
-
-def is_sharded(model: FlasharModel) -> bool:
-    """Whether FSDP2 holds the weights."""
-    return isinstance(model, FSDPModule)
 
 
 def _choose_sharding(model: FlasharModel, engine: EngineSettings) -> bool:
@@ -159,11 +145,11 @@ def _choose_sharding(model: FlasharModel, engine: EngineSettings) -> bool:
 def _shard(model: FlasharModel, dtype: torch.dtype) -> None:
     """Each block by itself, then the rest. Gradients are reduced in float32."""
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
-    # Inputs stay as they are: rotation tables are float32, and autocast has the products in ``dtype`` anyway.
+    # Inputs are not cast: rotation tables must be float32, and autocast computes products in ``dtype`` anyway.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Resharded after a forward even at the root, so that a validation leaves the weights as the optimizer knows them.
+    # The root is resharded too, so that after a validation the weights are those that the optimizer refers to.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 

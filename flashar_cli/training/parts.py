@@ -1,4 +1,4 @@
-"""A sum over parts of a sequence, of which no part's activations outlive its own gradients.
+"""A sum over parts of a sequence that frees the activations of each part before it computes the next.
 
 Letters: B batch, N sequence, C length of a part, K terms.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Sums [K] of a part's terms, and what is to be kept of each of its positions, [B, C], from its tensors [.., C, ..].
+# From the tensors [.., C, ..] of a part: the sums [K] of its terms, and a value [B, C] to be kept for each position.
 PartSums = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -25,9 +25,9 @@ def weighted_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``compute`` over all parts of ``part_length`` positions of ``tensors`` [.., N, ..], cut along their second axis.
 
-    Returns the sums weighted and added up, the sums [K] themselves, and what was kept, [B, N]. Only the first has
-    gradients, for ``tensors`` and for the ``parameters`` that ``compute`` reads. They are computed in the forward, part
-    by part: what fused linear cross-entropies do (Liger kernel, arXiv 2410.10989), without computing anything twice.
+    Returns the total of the weighted sums, the sums [K] themselves, and the kept values [B, N]. Only the total has
+    gradients, of ``tensors`` and of the ``parameters`` that ``compute`` reads. The forward computes them, part by part,
+    as fused linear cross-entropies do (Liger kernel, arXiv 2410.10989), so that nothing is computed twice.
     """
     given = (*tensors, *parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
@@ -44,7 +44,7 @@ class _WeightedSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         tensors, parameters = given[:num_tensors], [p for p in given[num_tensors:] if p is not None and p.requires_grad]
         gradients = [torch.empty_like(t) if t is not None and t.requires_grad else None for t in tensors]
-        # Those of weights are added up over the parts, which low precision is too coarse for.
+        # Gradients of weights are summed over the parts, for which low precision is too coarse.
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         done = []
         leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
@@ -54,7 +54,7 @@ class _WeightedSums(torch.autograd.Function):
                 sums_K, kept_BC = compute(*given_part)
             inputs = [tensor for tensor in given_part if tensor is not None and tensor.requires_grad]
             into = [place for place in _cut(gradients, part) if place is not None]
-            # As in any backward pass, autocast has had its say in the forward.
+            # A backward pass runs without autocast, with the dtypes of the forward.
             with torch.autocast(weights_K.device.type, enabled=False):
                 found = torch.autograd.grad(sums_K, [*inputs, *parameters], weights_K)
                 for place, gradient in zip(into, found[: len(into)], strict=True):
@@ -74,7 +74,7 @@ class _WeightedSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # In place: beside the heads there is no room for their gradients twice.
+        # In place, as a second copy of the heads' gradients would need much memory.
         scaled = (gradient.mul_(total).to(dtype) for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
         return None, None, None, None, *(next(scaled) if wanted else None for wanted in ctx.wanted)
 

@@ -1,5 +1,5 @@
-"""All randomness of training, as pure functions of (seed, epoch, sample): the same after a restart and for any number
-of processes.
+"""All randomness of training, as pure functions of (seed, epoch, row): the same after a restart and for any number of
+processes.
 
 Letters: B batch, N = H*W cells.
 """
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from flashar_cli.nn.hashing import hash_bits, hash_uniform
 
-_CLASS_DROP, _CORRUPT, _CORRUPT_CODE, _VIEW, _TOKEN_DROP = 1, 2, 3, 4, 5
+_CLASS_DROP, _CORRUPT, _CORRUPT_TOKEN, _VIEW, _TOKEN_DROP = 1, 2, 3, 4, 5
 
 
 def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows int64 [B] of the global batch of a step, and the epoch each comes from. Every epoch is its own shuffle, and
-    a batch may straddle two.
+    """Rows int64 [B] of the global batch of a step, and the epoch of each. Every epoch has its own order, and a batch
+    may contain rows of two.
     """
     place = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
     epochs, within = place // num_samples, place % num_samples
@@ -47,18 +47,16 @@ def token_drop(
     return hash_uniform(seed, _TOKEN_DROP, epochs[:, None], rows[:, None], cells) < probability
 
 
-def corrupt_codes(
-    codes_BN: NDArray[np.int64],
+def corrupt_tokens(
+    tokens_BN: NDArray[np.int64],
     probability: float,
     vocab_size: int,
     seed: int,
     epochs: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Codes with each one replaced, with this probability, by a uniformly drawn code."""
-    if probability == 0:
-        return codes_BN
-    cells = np.arange(codes_BN.shape[1])[None, :]
+    """Tokens int64 [B, N], of which each is replaced, with this probability, by one sampled uniformly."""
+    cells = np.arange(tokens_BN.shape[1])[None, :]
     keys = (epochs[:, None], rows[:, None], cells)
-    replacement = (hash_bits(seed, _CORRUPT_CODE, *keys) % np.uint64(vocab_size)).astype(np.int64)
-    return np.where(hash_uniform(seed, _CORRUPT, *keys) < probability, replacement, codes_BN)
+    replacement = (hash_bits(seed, _CORRUPT_TOKEN, *keys) % np.uint64(vocab_size)).astype(np.int64)
+    return np.where(hash_uniform(seed, _CORRUPT, *keys) < probability, replacement, tokens_BN)

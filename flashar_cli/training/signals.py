@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived and nothing is lost by leaving. Not an Exception, as KeyboardInterrupt is none."""
+    """SIGTERM arrived, and all work is saved. As KeyboardInterrupt, this is not an Exception."""
 
 
 def raise_terminated(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
-"""Training state on disk: what a killed run resumes from. It never becomes part of a checkpoint.
+"""Training state on disk, from which a killed run is resumed. It never becomes part of a checkpoint.
 
-Written with torch.distributed.checkpoint, so that another number of processes can read it.
+It is written by torch.distributed.checkpoint, so that another number of processes can read it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from flashar_cli.config import Config, validated
+from flashar_cli.config.recipe import Stage
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
+from flashar_cli.files.writing import atomic_file
+from flashar_cli.inputs.reading import check_file, read_json
+from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.reading import check_file, read_json
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.parallel import barrier
-from flashar_cli.training.stages import Stage
-from flashar_cli.world import current_world
 
-# Without a process group it says at every call that it assumes a single process, which no_dist tells it already.
+# Without a process group every call warns that it assumes a single process, although no_dist already says so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 FOLDER = "state"
@@ -43,7 +43,7 @@ PREFIX, UNFINISHED = "saved-", ".unfinished-"
 
 
 class Progress(Config):
-    """What a state says of the run: its settings, the stage it is in, the steps done in that stage."""
+    """The progress of a run: its settings, its stage, and the steps done in that stage."""
 
     settings: dict[str, Any]
     stage: int = Field(ge=0)
@@ -52,14 +52,14 @@ class Progress(Config):
 
     @property
     def name(self) -> str:
-        """Of the state's folder, without what says whether it is whole."""
+        """The name of the state's folder, after PREFIX or UNFINISHED."""
         return f"{self.stage:02d}-{self.step:08d}"
 
 
 class TrainingState:
-    """The last ``keep`` states of a run in ``directory / "state"``, each a folder: stage, steps done in it, model,
-    optimizer, averages. ``settings`` identifies the run; state of another run is refused, or ignored with
-    ``discard_other``. Every process of the run holds one; ``asynchronous`` writes while training goes on.
+    """The last ``keep`` states of a run in ``directory / "state"``, each a folder with progress, model, optimizer and
+    averages. ``settings`` identifies the run; the state of another run is refused, or ignored with ``discard_other``.
+    Every process of the run has this object; ``asynchronous`` writes while training continues.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TrainingState:
         self.settings, self.keep, self.asynchronous = settings, keep, asynchronous
         self.loaded: Progress | None = None
         self._pending: tuple[Future[Any], Path] | None = None
-        self._discard = False  # what is there, before the first save: other processes may still be reading it
+        self._discard = False  # at the first save, as other processes may still read what is there
         finished = self._finished()
         if not finished:
             return
@@ -91,18 +91,18 @@ class TrainingState:
 
     @property
     def last(self) -> Path | None:
-        """The newest state of this run that is whole."""
+        """The newest complete state of this run."""
         finished = [] if self._discard else self._finished()
         return finished[-1] if finished else None
 
     def is_behind(self, stage: int) -> bool:
-        """Whether a stage is done with, its validation included: then no optimizer was saved with it."""
+        """Whether a stage and its validation are done: then the state was saved without an optimizer."""
         if self.loaded is None:
             return False
         return stage < self.loaded.stage or (stage == self.loaded.stage and not self.loaded.has_optimizer)
 
     def steps_done(self, stage: int) -> int:
-        """Steps already done of a stage that is not behind."""
+        """Steps already done of a stage that ``is_behind`` denies."""
         return self.loaded.step if self.loaded is not None and self.loaded.stage == stage else 0
 
     def total_steps(self, stages: Sequence[Stage]) -> int:
@@ -112,7 +112,7 @@ class TrainingState:
         )
 
     def load_model(self, model: FlasharModel, ema: Ema | None) -> bool:
-        """Puts saved weights and averages back; False where nothing was saved."""
+        """Restores saved weights and averages; False where there are none."""
         if self.loaded is None:
             return False
         saved: dict[str, Any] = {"model": get_model_state_dict(model)}
@@ -123,7 +123,7 @@ class TrainingState:
         return True
 
     def load_optimizer(self, stage: int, model: FlasharModel, optimizer: torch.optim.Optimizer) -> None:
-        """Puts the saved optimizer of this stage back, where there is one."""
+        """Restores the saved optimizer of this stage, where there is one."""
         if self.loaded is None or self.loaded.stage != stage or not self.loaded.has_optimizer:
             return
         saved = {"optimizer": get_optimizer_state_dict(model, optimizer)}
@@ -133,8 +133,8 @@ class TrainingState:
     def save(
         self, stage: int, step: int, model: FlasharModel, optimizer: torch.optim.Optimizer | None, ema: Ema | None
     ) -> None:
-        """Writes a new state and then removes the oldest; all processes call it together. Raises FlasharError where
-        the disk refuses.
+        """Writes a new state and then removes the oldest; all processes call it together. Raises FlasharError for
+        errors of the disk.
         """
         self.finish()
         progress = Progress(settings=self.settings, stage=stage, step=step, has_optimizer=optimizer is not None)
@@ -163,12 +163,12 @@ class TrainingState:
             raise _not_written(self.folder, error) from None
 
     def poll(self) -> None:
-        """Gives a state that is written by now its name. To be called often while training goes on."""
+        """Publishes a state whose asynchronous writing is done. Call this often while training continues."""
         if self._pending is not None and self._pending[0].done():
             self.finish()
 
     def finish(self) -> None:
-        """Waits for a state that is still being written. Raises FlasharError where the disk refused."""
+        """Waits for a state that is still being written. Raises FlasharError for errors of the disk."""
         if self._pending is None:
             return
         (writing, target), self._pending = self._pending, None
@@ -219,7 +219,7 @@ def _unreadable(state: Path, reason: str) -> FlasharError:
 
 
 def _not_written(folder: Path, error: BaseException) -> FlasharError:
-    """The disk's own words, where torch.distributed.checkpoint wraps them."""
+    """The error with the disk's own reason, which torch.distributed.checkpoint wraps."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip().split("\n")[0]

@@ -1,52 +1,82 @@
-"""Validation losses of a model under both orders."""
+"""Validation losses of a model under each of its decoders."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from flashar_cli.data.codes import CodeSet
-from flashar_cli.grid import Order
+from flashar_cli.config.recipe import StageSettings
+from flashar_cli.data.tokens import TokenSet
+from flashar_cli.decoding.decoder import Decoder
+from flashar_cli.decoding.decoders import decoders_of
+from flashar_cli.decoding.static import RASTER, StaticDecoder
+from flashar_cli.errors import FlasharError
+from flashar_cli.machine.world import World, current_world
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.targets import Targets
-from flashar_cli.recipe import StageSettings
 from flashar_cli.training.losses import Losses, gate_statistics, losses_of
 from flashar_cli.training.parallel import sum_over_processes
-from flashar_cli.world import World, current_world
+
+CHECKED_IMAGES = 64
+# A model of other tokens has a loss of ln V or more; published models have far less.
+MARGIN_BELOW_CHANCE = 0.2
+# Nats per token above the recorded loss that are accepted as the same data.
+MARGIN_ABOVE_RECORDED = 0.5
 
 
 @torch.no_grad()
 def validation_losses(
     model: FlasharModel,
-    data: CodeSet,
+    data: TokenSet,
     batch_size: int,
     dtype: torch.dtype = torch.float32,
-    raster_only: bool = False,
+    decoders: Iterable[Decoder] | None = None,
 ) -> dict[str, float]:
-    """Nats per token on all pictures of ``data``: ``raster``; with a branch also ``fused``, ``horizontal`` and
-    ``vertical`` (each over the cells it predicts), and ``gate_mean``, ``gate_std``, ``gate_entropy_bits`` and
-    ``gate_corner``. ``raster_only`` leaves the branch out. Several processes share the batches; all get the result.
+    """Nats per token on all images of ``data`` under each of the ``decoders`` (None: all that the model has). With one
+    head this is the decoder's name, ``raster``; with two ``fused``, ``horizontal`` and ``vertical`` (each over the
+    cells it predicts), and ``gate_mean``, ``gate_std``, ``gate_entropy_bits`` and ``gate_corner``. Several processes
+    share the batches; all get the result.
     """
     model.eval()
     world = current_world() if dist.is_initialized() else World()
-    grid = model.config.order_grid
-    orders = [grid.raster()]
-    if model.branch is not None and not raster_only:
-        orders.append(grid.diagonal())
     sums: dict[str, float] = {}
     for rows, weight in _turns(len(data), batch_size, world):
-        for order in orders:
-            for name, value in _batch_losses(model, data, rows, order, dtype).items():
+        for decoder in decoders or decoders_of(model.config):
+            if not isinstance(decoder, StaticDecoder):  # the others choose cells by the tokens that they sample
+                continue
+            for name, value in _batch_losses(model, data, rows, decoder, dtype).items():
                 sums[name] = sums.get(name, 0.0) + weight * value
     return dict(zip(sums, sum_over_processes([value / len(data) for value in sums.values()]), strict=True))
 
 
+def check_base(model: FlasharModel, data: TokenSet, batch_size: int, dtype: torch.dtype) -> float:
+    """The base's raster loss on 64 images, nats per token.
+
+    Raises FlasharError where it is near ln V, or far above the loss that the config records.
+    """
+    loss = validation_losses(model, data.take(slice(0, CHECKED_IMAGES)), batch_size, dtype, [RASTER])[RASTER.name]
+    chance = math.log(model.config.backbone.vocab_size)
+    recorded = model.config.raster_loss
+    fix = "check that --data was encoded with this model's tokenizer and that its labels are this model's classes"
+    if not loss < chance - MARGIN_BELOW_CHANCE:
+        raise FlasharError(
+            f"the base's raster loss here is {loss:.2f} nats per token, no better than chance ({chance:.2f}); {fix}"
+        )
+    if recorded is not None and loss > recorded + MARGIN_ABOVE_RECORDED:
+        raise FlasharError(
+            f"the base's raster loss here is {loss:.2f} nats per token, its config records {recorded:.2f}; {fix}"
+        )
+    return loss
+
+
 def _turns(total: int, batch_size: int, world: World) -> list[tuple[slice, int]]:
-    """The batches of this process with the number of pictures each counts for. Sharded models need every process in
-    every forward, so one that has run out repeats the first batch for nothing.
+    """The batches of this process, each with its number of images. Sharded models need every process in every forward,
+    so a process without a batch left repeats the first one, which counts 0 images.
     """
     batches = [slice(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     rounds = -(-len(batches) // world.size)
@@ -58,14 +88,15 @@ def _turns(total: int, batch_size: int, world: World) -> list[tuple[slice, int]]
 
 
 def _batch_losses(
-    model: FlasharModel, data: CodeSet, rows: slice, order: Order, dtype: torch.dtype
+    model: FlasharModel, data: TokenSet, rows: slice, decoder: StaticDecoder, dtype: torch.dtype
 ) -> dict[str, float]:
-    codes_BHW, conditions = data.take(rows).tensors(model.device)
-    codes_BN = order.from_raster(codes_BHW)
+    tokens_BHW, conditions = data.take(rows).tensors(model.device)
+    order = decoder.order(model.config.order_grid)
+    tokens_BN = order.from_raster(tokens_BHW)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        losses, targets = model(codes_BN, conditions, order, read=partial(_read, model, codes_BN))
+        losses, targets = model(tokens_BN, conditions, order, read=partial(_read, model, tokens_BN))
     if losses.gate is None or losses.horizontal is None or losses.vertical is None:
-        return {"raster": float(losses.fused)}
+        return {decoder.name: float(losses.fused)}
     mean, deviation, entropy = gate_statistics(losses.gate, targets)
     return {
         "fused": float(losses.fused),
@@ -78,5 +109,5 @@ def _batch_losses(
     }
 
 
-def _read(model: FlasharModel, codes_BN: Tensor, hidden: HiddenStates, targets: Targets) -> tuple[Losses, Targets]:
-    return losses_of(model, hidden, targets, codes_BN, StageSettings()), targets
+def _read(model: FlasharModel, tokens_BN: Tensor, hidden: HiddenStates, targets: Targets) -> tuple[Losses, Targets]:
+    return losses_of(model, hidden, targets, tokens_BN, StageSettings()), targets

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from flashar_cli.adaptation.job import choose_branch
+from flashar_cli.config.recipe import BranchSettings
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
-from flashar_cli.recipe import BranchSettings
 
-XL = PRESETS["llamagen-xl"].backbone  # 36 blocks of width 1280, 16384 codes
+XL = PRESETS["llamagen-xl"].backbone  # 36 blocks of width 1280, 16384 tokens
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Names of arms, what they launch, and batch sizes up to the limit of memory."""
+"""Names of arms, what they launch, and what happens where memory ends."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flashar_cli.benchmarking import arms, run, sweep
-from flashar_cli.benchmarking.launches import OperatorCounter
-from flashar_cli.benchmarking.memory import ArmMemory
-from flashar_cli.benchmarking.plan import example_conditions, num_runs
-from flashar_cli.decoding.decoder import choose_order
+from flashar_cli.benchmarking import arms, run
+from flashar_cli.benchmarking.plan import Batch
+from flashar_cli.benchmarking.reports.document import best_common_level
+from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
-from flashar_cli.machine import free_bytes
-from flashar_cli.nn.sampling import SamplingParams
-from tests.benchmarking.test_run import RATES, plan, subject
+from flashar_cli.machine.launches import OperatorCounter
+from flashar_cli.machine.memory import free_bytes
+from flashar_cli.machine.peaks import ArmMemory
+from flashar_cli.models.prefix.by_class import ClassEmbedder
+from tests.benchmarking.test_run import RATES, arm_of, plan, subject
 
 CPU = torch.device("cpu")
 FOUR_ARMS = ("raster-packed", "flashar-packed", "raster-eager", "flashar-eager")
@@ -47,7 +48,7 @@ def test_speedups_compare_the_same_level() -> None:
     names = ("raster-eager", "flashar-packed", "flashar-eager")
     batch = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0]
     assert [(ratio.arm, ratio.over) for ratio in batch.speedups] == [("flashar-eager", "raster-eager")]
-    assert batch.best_level == "eager"
+    assert best_common_level(batch.arms) == "eager"
 
 
 @pytest.mark.parametrize("names", [FOUR_ARMS, FOUR_ARMS[::-1], FOUR_ARMS[2:] + FOUR_ARMS[:2]])
@@ -55,30 +56,24 @@ def test_the_headline_is_of_the_level_at_which_flashar_is_fastest(names: tuple[s
     batch = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0]
     times = {arm.name: arm.token_generation_s.median_s for arm in batch.arms}
     best = min(("eager", "packed"), key=lambda level: times[f"flashar-{level}"])
-    assert batch.best_level == best
+    assert best_common_level(batch.arms) == best
     assert batch.speedup == pytest.approx(times[f"raster-{best}"] / times[f"flashar-{best}"])
 
 
-@pytest.mark.parametrize("decoder", arms.DECODERS)
-def test_packed_weights_draw_the_same_tokens(decoder: str) -> None:
-    bench_model = subject()
-    order = choose_order(bench_model.model, decoder)
-    conditions, params = example_conditions(bench_model.model.config, 2, 0), SamplingParams(cfg_scale=2.0)
-    uniform = torch.rand(2, len(order.cells), generator=torch.Generator().manual_seed(0))
-    marks: list[int] = []
-    drawn = []
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_packed_weights_sample_the_same_tokens(decoder: str) -> None:
+    benched, marks, sampled = subject(), [], []
+    batch = Batch.of(plan(cfg_scale=2.0), benched.model, Grid(3, 5), 2)
     for level in ("eager", "packed"):
-        sampler = arms.prepare(bench_model, level, order, conditions, params, uniform)
-        drawn.append(sampler.draw(lambda: marks.append(1)))
-    assert torch.equal(*drawn) and len(marks) == 2
+        sampler = arms.prepare(benched, f"{decoder}-{level}", batch)
+        sampled.append(sampler.sample(lambda: marks.append(1)))
+    assert torch.equal(*sampled) and len(marks) == 2
 
 
 def test_a_level_that_would_fall_back_is_refused() -> None:
-    bench_model = subject()
-    order = choose_order(bench_model.model, "raster")
-    conditions = example_conditions(bench_model.model.config, 1, 0)
+    benched = subject()
     with pytest.raises(FlasharError, match="CUDA graphs need a CUDA device"):
-        arms.prepare(bench_model, "graph", order, conditions, SamplingParams(), torch.zeros(1, len(order.cells)))
+        arms.prepare(benched, "raster-graph", Batch.of(plan(), benched.model, Grid(3, 5), 1))
 
 
 def test_one_arm_alone_has_no_speedup() -> None:
@@ -99,8 +94,8 @@ def test_operators_are_counted_without_views() -> None:
 
 
 def test_launches_grow_with_the_forwards() -> None:
-    batch = run.bench(subject(4, 4), plan(repeats=1), RATES).batches[0]
-    raster, flashar = batch.raster.launches, batch.flashar.launches
+    batch = run.bench(subject(4, 4), plan(repeats=1, grid=Grid(4, 4)), RATES).batches[0]
+    raster, flashar = arm_of(batch, "raster").launches, arm_of(batch, "flashar").launches
     assert raster is not None and flashar is not None
     assert raster.unit == "operators" and raster.num_kernels is None
     assert raster.count > flashar.count > 7 * 10
@@ -110,33 +105,21 @@ def test_several_grids_in_one_report() -> None:
     grids = (Grid(2, 2), Grid(4, 4))
     report = run.bench(subject(), replace(plan(repeats=1), grids=grids), RATES)
     assert report.model.grid == "2x2, 4x4"
-    assert [(batch.grid, batch.flashar.forwards_per_image) for batch in report.batches] == [("2x2", 3), ("4x4", 7)]
-    assert num_runs(replace(plan(repeats=1), grids=grids)) == 12
-
-
-def test_sweep_stops_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    benched, params = subject(), SamplingParams(cfg_scale=1.5)
-    grid = benched.model.config.order_grid
-    each = sweep.bytes_per_image(benched, grid, params, 2)
-    assert each > sweep.bytes_per_image(replace(benched, tokenizer=None), grid, params, 2), "pictures take memory"
-    assert each > sweep.bytes_per_image(benched, grid, SamplingParams(), 2), "guidance doubles the rows"
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 11 * each)
-    assert sweep.sizes_that_fit(benched, params, (), 2)[0] == (1, 2, 4, 8)
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 0)
-    sizes, end = sweep.sizes_that_fit(benched, params, (), 2)
-    assert sizes == (1,) and "batch 2" in end
+    forwards = [(batch.grid, arm_of(batch, "flashar").forwards_per_image) for batch in report.batches]
+    assert forwards == [("2x2", 3), ("4x4", 7)]
+    assert replace(plan(repeats=1), grids=grids).num_runs == 12
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("x: can't allocate memory: you tried")])
 def test_running_out_of_memory_ends_the_batch_sizes(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
-    real = run.example_conditions
+    real = ClassEmbedder.example
 
-    def small_memory(config, batch_size, seed):  # type: ignore[no-untyped-def]
-        if batch_size > 2:
+    def small_memory(prefix, batch, seed):  # type: ignore[no-untyped-def]
+        if batch > 2:
             raise error
-        return real(config, batch_size, seed)
+        return real(prefix, batch, seed)
 
-    monkeypatch.setattr(run, "example_conditions", small_memory)
+    monkeypatch.setattr(ClassEmbedder, "example", small_memory)
     chosen, kept = plan((1, 2, 4, 8), repeats=1), []
     report = run.bench(subject(), chosen, RATES, on_batch=kept.append)
     assert [batch.batch_size for batch in report.batches] == [1, 2]
@@ -153,15 +136,6 @@ def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(run, "prepared", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run.bench(subject(), plan(repeats=1), RATES)
-
-
-def test_what_cannot_fit_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    benched = subject()
-    each = sweep.bytes_per_image(benched, benched.model.config.order_grid, plan().params, 2)
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 5 * each)
-    sweep.refuse_what_cannot_fit(benched, plan((1, 5)))
-    with pytest.raises(FlasharError, match="--batch-sizes has 6, .* enough for 5"):
-        sweep.refuse_what_cannot_fit(benched, plan((6, 1)))
 
 
 class CountedMemory:
@@ -225,14 +199,11 @@ def test_running_out_of_memory_while_preparing_is_not_a_fall_back(monkeypatch: p
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device")
-@pytest.mark.parametrize("decoder", arms.DECODERS)
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_forwards_of_a_graph_are_counted_while_it_is_captured(decoder: str) -> None:
-    benched = subject(4, 4)
+    benched, grid = subject(4, 4), Grid(4, 4)
     benched.model.cuda()
     assert benched.tokenizer is not None
     benched.tokenizer.cuda()
-    order = choose_order(benched.model, decoder)
-    conditions = example_conditions(benched.model.config, 1, 0).to(benched.model.device)
-    uniform = torch.rand(1, 16, device="cuda")
-    sampler = arms.prepare(benched, "graph", order, conditions, SamplingParams(), uniform)
-    assert sampler.forwards == order.num_steps
+    sampler = arms.prepare(benched, f"{decoder}-graph", Batch.of(plan(), benched.model, grid, 1))
+    assert sampler.forwards == DECODERS[decoder].num_forwards(grid)

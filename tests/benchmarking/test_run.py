@@ -7,15 +7,18 @@ import torch
 
 from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.estimate import expected_s
-from flashar_cli.benchmarking.floor import Rates
-from flashar_cli.benchmarking.plan import Plan, example_conditions, num_runs
+from flashar_cli.benchmarking.plan import Plan
+from flashar_cli.benchmarking.reports.document import ArmReport, BatchReport, best_common_level
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch, random_tokenizer
-from flashar_cli.config import CaptionPrefix
+from flashar_cli.config import CaptionPrefix, Sampling, TextPrefix
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.grid import Grid
+from flashar_cli.machine.rates import Rates
 from tests.tiny_models import build_model, random_config
 
-RATES = Rates(1e10, 1e11)
+RATES = Rates(copy_bytes_per_s=1e10, matmul_flops_per_s=1e11)
+ARMS = ("raster-eager", "flashar-eager")
+GRID = Grid(3, 5)
 
 
 def subject(height: int = 3, width: int = 5, tokenizer: bool = True, branch: bool = True) -> BenchModel:
@@ -25,15 +28,21 @@ def subject(height: int = 3, width: int = 5, tokenizer: bool = True, branch: boo
     return BenchModel("tiny", model, vq, "random weights", ensure_branch(model, 0))
 
 
-def plan(batch_sizes: tuple[int, ...] = (1,), repeats: int = 2, cfg_scale: float = 1.5) -> Plan:
-    return Plan(batch_sizes, repeats, 1, SamplingParams(cfg_scale=cfg_scale), 0)
+def plan(batch_sizes: tuple[int, ...] = (1,), repeats: int = 2, cfg_scale: float = 1.5, grid: Grid = GRID) -> Plan:
+    return Plan(batch_sizes, repeats, 1, Sampling(cfg_scale=cfg_scale), 0, ARMS, (grid,))
+
+
+def arm_of(batch: BatchReport, decoder: str) -> ArmReport:
+    """The arm of a decoder at the level of the headline."""
+    level = best_common_level(batch.arms)
+    return next(arm for arm in batch.arms if (arm.decoder, arm.level) == (decoder, level))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)])
 def test_forwards_are_counted_while_running(height: int, width: int) -> None:
-    batch = run.bench(subject(height, width), plan(repeats=1), RATES).batches[0]
-    assert batch.raster.forwards_per_image == height * width
-    assert batch.flashar.forwards_per_image == height + width - 1
+    batch = run.bench(subject(height, width), plan(repeats=1, grid=Grid(height, width)), RATES).batches[0]
+    assert arm_of(batch, "raster").forwards_per_image == height * width
+    assert arm_of(batch, "flashar").forwards_per_image == height + width - 1
 
 
 def test_document_is_consistent() -> None:
@@ -43,7 +52,7 @@ def test_document_is_consistent() -> None:
     assert report.model.branch == "layer 1, depth 1, gate hidden"
     assert not report.model.branch_added
     for batch in report.batches:
-        raster, flashar = batch.raster, batch.flashar
+        raster, flashar = arm_of(batch, "raster"), arm_of(batch, "flashar")
         assert batch.speedup == pytest.approx(raster.token_generation_s.median_s / flashar.token_generation_s.median_s)
         assert batch.speedup_with_token_decode is not None
         for arm in (raster, flashar):
@@ -61,40 +70,49 @@ def test_arms_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = Engine.decode
 
-    def spy(engine, conditions, order, *rest):  # type: ignore[no-untyped-def]
-        seen.append(order.name)
-        return real(engine, conditions, order, *rest)
+    def spy(engine, decoder, *rest):  # type: ignore[no-untyped-def]
+        seen.append(decoder.name)
+        return real(engine, decoder, *rest)
 
     monkeypatch.setattr(Engine, "decode", spy)
     num_calls = []
     run.bench(subject(), plan(repeats=2), RATES, on_run=lambda: num_calls.append(1))
-    assert seen == ["raster", "diagonal"] + ["raster", "diagonal"] + 2 * ["raster", "diagonal"] + ["raster", "diagonal"]
-    assert len(num_calls) == num_runs(plan(repeats=2)) == 8
+    assert seen == (1 + 1 + 2 + 1) * ["raster", "flashar"]
+    assert len(num_calls) == plan(repeats=2).num_runs == 8
 
 
 def test_without_tokenizer_there_is_no_token_decode() -> None:
     batch = run.bench(subject(tokenizer=False), plan(), RATES).batches[0]
-    assert batch.raster.token_decode_s is None
+    assert arm_of(batch, "raster").token_decode_s is None
     assert batch.speedup_with_token_decode is None
 
 
 def test_base_gets_a_fresh_branch() -> None:
     report = run.bench(subject(branch=False), plan(repeats=1, cfg_scale=1.0), RATES)
     assert report.model.branch_added
-    assert report.batches[0].flashar.forwards_per_image == 7
+    assert arm_of(report.batches[0], "flashar").forwards_per_image == 7
 
 
 def test_floor_and_share_follow_from_the_rates() -> None:
-    arm = run.bench(subject(), plan(repeats=1), RATES).batches[0].raster
+    arm = arm_of(run.bench(subject(), plan(repeats=1), RATES).batches[0], "raster")
     assert arm.times_floor == pytest.approx(arm.token_generation_s.median_s / arm.floor_s)
     assert arm.share_of_copy == pytest.approx(arm.read_bytes_per_s / RATES.copy_bytes_per_s)
 
 
-def test_conditions_of_captions_fit_the_model() -> None:
-    config = random_config().model_copy(update={"prefix": CaptionPrefix(feature_dim=6, length=7)})
-    conditions = example_conditions(config, 3, 0)
-    assert conditions.features is not None and conditions.features.shape == (3, 7, 6)
-    build_model(config).prefix.check(conditions)
+@pytest.mark.parametrize("prefix", (CaptionPrefix(feature_dim=6, length=7), TextPrefix(vocab_size=11, max_length=9)))
+def test_floors_count_the_prefix_that_is_there(prefix: CaptionPrefix | TextPrefix) -> None:
+    """Its length is that of the examples, and every position of it goes through every block."""
+    model = build_model(random_config().model_copy(update={"prefix": prefix}))
+    benched = BenchModel("tiny", model, None, "random weights", False)
+    report = run.bench(benched, plan((1, 2), repeats=1, grid=Grid(4, 4)), RATES)
+    model.prefix.check(model.prefix.example(2, 0))
+    length = model.prefix.length(model.prefix.example(2, 0))
+    backbone = model.config.backbone
+    for batch in report.batches:
+        heads = 16 * backbone.head_weights
+        products = backbone.num_layers * backbone.block_weights * (length + 15) + heads
+        products += prefix.read_weights(backbone.dim) * length
+        assert arm_of(batch, "raster").flops == 2 * 2 * batch.batch_size * products
 
 
 def test_expected_time_is_positive_and_grows_with_the_plan() -> None:
@@ -106,4 +124,4 @@ def test_launches_are_counted_where_they_are_to_be(monkeypatch: pytest.MonkeyPat
     """As on CUDA: at the last batch size alone."""
     monkeypatch.setattr(run, "counts_at", lambda device, is_last: is_last)
     batches = run.bench(subject(), plan((1, 3), repeats=1), RATES).batches
-    assert [batch.raster.launches is not None for batch in batches] == [False, True]
+    assert [arm_of(batch, "raster").launches is not None for batch in batches] == [False, True]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flashar_cli.benchmarking import subject
+from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
@@ -31,7 +32,10 @@ def test_base_gets_a_branch_that_copies_the_backbone(write_tiny_checkpoint: Call
     assert loaded.branch_added
     model = loaded.model
     assert model.branch is not None
-    assert model.config.branch == subject.fresh_branch(model.config.backbone)
+    backbone = model.config.backbone
+    gate_dim = default_gate_dim("hidden", backbone.dim, backbone.vocab_size)
+    fresh = BranchConfig(layer=backbone.num_layers - 1, depth=1, gate="hidden", gate_dim=gate_dim)
+    assert model.config.branch == fresh
     assert torch.equal(model.branch.head.weight, model.backbone.head.weight)
 
 
@@ -79,3 +83,4 @@ def test_random_models_follow_the_seed(write_tiny_checkpoint: Callable[..., Path
     pairs = zip(first.tokenizer.parameters(), second.tokenizer.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert all(bool(torch.isfinite(parameter).all()) for parameter in first.model.parameters())
+    assert first.model.backbone.head.weight.std() > 0.01, "a head of zeros would have every decoder sample token 0"

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_rate
-from flashar_cli.recipe import EngineSettings
+from flashar_cli.config.recipe import EngineSettings
 from tests.tiny_models import random_config
 
 CPU = torch.device("cpu")

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from flashar_cli import checkpoint, hub, preflight
+from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import read_config
 from flashar_cli.errors import FlasharError
-from tests.data.pictures import shape_folder
+from flashar_cli.training import validation
+from tests.data.images import shape_folder
 
 SMALL_RUN = (
     "--data",
@@ -42,7 +43,7 @@ def few_samples(monkeypatch):
 @pytest.fixture
 def small_base(write_tiny_checkpoint, monkeypatch):
     """A random base of 4x4 tokens, which takes a tenth of the time of the embedded one."""
-    monkeypatch.setattr(preflight, "MARGIN_BELOW_CHANCE", -10.0)  # or it would be refused as no better than chance
+    monkeypatch.setattr(validation, "MARGIN_BELOW_CHANCE", -10.0)  # or it would be refused as no better than chance
     return write_tiny_checkpoint(branch=False)
 
 
@@ -64,8 +65,8 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     assert (
         "llamagen-tiny" in report and "Probe losses" in report and report.count("data:image/png") >= 20
     )  # ten pairs of samples
-    with Image.open(out / "gate-map.png") as picture:
-        gates = json.loads(picture.text["flashar"])["gate_mean"]
+    with Image.open(out / "gate-map.png") as image:
+        gates = json.loads(image.text["flashar"])["gate_mean"]
     assert len(gates) == 16 and gates[0][1] == 1 and gates[1][0] == 0
     assert validation["stage"] == "stage2" and validation["step"] == 4
     assert set(validation) >= {"raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std"}
@@ -163,7 +164,7 @@ def test_dry_run_of_a_preset_needs_no_weights(run_cli, tmp_path):
     arguments = ("adapt", "llamagen-b", "--out", tmp_path / "out", "--batch-size", 256, "--dry-run")
     alone, shared = (json.loads(run_cli(*arguments, *more).out) for more in ((), ("--nproc", 8)))
     assert alone["processes"] == 1 and alone["forwards_per_step"] == 4 and shared["forwards_per_step"] == 1
-    # 12 + 1 blocks of 12 * 768^2, two heads and a table of 16384 codes: 0.13 G parameters of 16 bytes.
+    # 12 + 1 blocks of 12 * 768^2, two heads and a table of 16384 tokens: 0.13 G parameters of 16 bytes.
     assert 2.05e9 < alone["memory_per_device"]["weights_and_optimizer_bytes"] < 2.2e9
     sharded = json.loads(run_cli(*arguments, "--nproc", 8, "--set", "engine.strategy=fsdp").out)["memory_per_device"]
     whole = shared["memory_per_device"]
@@ -184,7 +185,7 @@ def test_probe(run_cli, tmp_path, head):
     assert "GiB" in result.err
     with Image.open(tmp_path / "probe.png") as plot:
         assert plot.width > 500
-    from flashar_cli.probing import read_recommendation
+    from flashar_cli.probing.report import read_recommendation
 
     config, sha256 = read_config(hub.resolve("llamagen-tiny")), report["model_sha256"]
     assert read_recommendation(tmp_path / "probe.json", config, sha256, 1) == report["recommended_layer"]
@@ -199,42 +200,70 @@ def test_probe(run_cli, tmp_path, head):
 
 
 def test_probe_of_a_big_model_says_its_memory_first(run_cli, tmp_path, monkeypatch):
-    from flashar_cli import probing
     from flashar_cli.families import PRESETS
+    from flashar_cli.probing.run import memory_bytes
+    from flashar_cli.probing.settings import ProbeSettings
 
     config = PRESETS["llamagen-xl"].config()
-    full = probing.memory_bytes(config, probing.ProbeSettings(layers=tuple(range(37))))
-    low = probing.memory_bytes(config, probing.ProbeSettings(layers=tuple(range(37)), head="low-rank"))
+    full = memory_bytes(config, ProbeSettings(layers=tuple(range(37))))
+    low = memory_bytes(config, ProbeSettings(layers=tuple(range(37)), head="low-rank"))
     assert full == 16 * 2 * 37 * 1280 * 16384 and low < full / 15
 
 
 def test_recommendation_is_the_best_layer_that_adds_no_depth():
-    from flashar_cli.probing import recommend
+    from flashar_cli.probing.report import recommend
 
     rows = [{"layer": layer, "lower_loss": loss} for layer, loss in ((0, 3.0), (1, 2.0), (2, 2.5), (3, 1.0))]
     assert recommend(rows, 2) == 1
     assert recommend(rows, 3) == 3
 
 
-def test_a_folder_of_pictures(run_cli, tmp_path, small_base):
-    folder = shape_folder(tmp_path / "pictures")
+def test_a_folder_of_images(run_cli, tmp_path, small_base):
+    folder = shape_folder(tmp_path / "images")
     arguments = ("--data", folder, "--batch-size", 4, "--set", "data.num_validation=8", "--out", tmp_path / "out")
     result = run_cli("adapt", small_base, *arguments, "--steps", 2)
     assert result.code == 0, result.err
     recipe = read_config(tmp_path / "out").provenance.recipe
     assert recipe is not None and recipe["data"]["source"] == str(folder)
-    assert "20 pictures of" in result.err and "encoding 20 into" in result.err
+    assert "20 images of" in result.err and "encoding 20 into" in result.err
     again = run_cli("adapt", small_base, *arguments, "--steps", 2, "--overwrite")
-    assert again.code == 0 and "their codes are in" in again.err
+    assert again.code == 0 and "their tokens are in" in again.err
 
 
-def test_an_unreadable_picture_writes_nothing(run_cli, tmp_path):
-    folder = shape_folder(tmp_path / "pictures")
+@pytest.mark.parametrize("name", ("pics\\new", 'my"pics', "1e5", "null", "a=b # c", "'quoted'"))
+def test_options_reach_the_recipe_as_they_are_typed(run_cli, tmp_path, monkeypatch, small_base, name):
+    """A path is no TOML: it has no escapes, quotes or types."""
+    monkeypatch.chdir(tmp_path)
+    shape_folder(tmp_path / name)
+    arguments = ("--data", name, "--subset", 12, "--steps", 7, "--out", tmp_path / "out", "--dry-run")
+    result = run_cli("adapt", small_base, *arguments, "--set", "data.split=null", "--set", 'branch.gate="mean"')
+    assert result.code == 0, result.err
+    recipe = json.loads(result.out)["recipe"]
+    assert recipe["data"]["source"] == name and recipe["data"]["subset"] == 12 and recipe["steps"] == 7
+    assert recipe["data"]["split"] is None and recipe["branch"]["gate"] == "mean"
+
+
+def test_columns_reach_a_source_as_they_are_typed(run_cli, tmp_path, small_base):
+    folder = shape_folder(tmp_path / "images", 4)
+    lines = [json.dumps({'my"pic\\new': str(path), "1": 3}) for path in sorted(folder.rglob("*.png"))]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    columns = ("--image-column", 'my"pic\\new', "--label-column", "1")
+    for command in ("encode", "probe"):
+        arguments = ("--data", tmp_path / "list.jsonl", *columns, "--out", tmp_path / "out", "--dry-run")
+        result = run_cli(command, small_base, *arguments)
+        assert result.code == 0, result.err
+    typed = ("--set", 'data.image_column=my"pic\\new', "--set", 'data.label_column="1"')  # no TOML, so taken as text
+    result = run_cli("adapt", small_base, "--data", tmp_path / "list.jsonl", *typed, "--dry-run")
+    assert result.code == 0, result.err
+
+
+def test_an_unreadable_image_writes_nothing(run_cli, tmp_path):
+    folder = shape_folder(tmp_path / "images")
     (folder / "ring" / "0005.png").write_bytes((folder / "ring" / "0005.png").read_bytes()[:60])
     for command in ("adapt", "probe"):
         result = run_cli(command, "llamagen-tiny", "--data", folder, "--out", tmp_path / "out")
-        assert result.code == 2 and "ring/0005.png cannot be read as a picture" in result.err
-        assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+        assert result.code == 2 and "ring/0005.png cannot be read as an image" in result.err
+        assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_code_shards_of_many_views(run_cli, tmp_path, small_base):
@@ -244,7 +273,7 @@ def test_code_shards_of_many_views(run_cli, tmp_path, small_base):
     arguments = ("--data", shards, "--subset", 30, "--batch-size", 4, "--set", "data.num_validation=8")
     result = run_cli("adapt", small_base, *arguments, "--steps", 2, "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    assert "30 pictures" in result.err
+    assert "30 images" in result.err
     subset = read_config(tmp_path / "out").provenance.subset
     assert subset is not None and (subset.size, subset.seed) == (30, 0) and len(subset.ids_sha256) == 64
     (shards / "codes-00000.parquet").unlink()

@@ -75,7 +75,7 @@ def test_agreement_of_quantised_weights(
     assert (document["settings"]["dtype"], document["settings"]["quantize"]) == ("bfloat16", "int8")
     assert [found["arm"] for found in document["agreements"]] == ["raster-eager", "flashar-eager"]
     assert all(found["mean_abs_difference"] > 0 for found in document["agreements"])
-    assert done.err.index("one picture of each decoder in float32") < done.err.index("expected time")
+    assert done.err.index("one image of each decoder in float32") < done.err.index("expected time")
     assert done.err.index("expected time") < done.err.index("same argmax") < done.err.index("img/s   x floor")
     assert "bfloat16 with int8 weights" in done.err
     text = page.read_text()
@@ -180,9 +180,9 @@ def test_everything_at_once(run_cli: Callable, write_tiny_checkpoint: Callable[.
 
 
 def test_sweep(run_cli: Callable, write_tiny_checkpoint: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flashar_cli.benchmarking import sweep
+    from flashar_cli.benchmarking import plan
 
-    monkeypatch.setattr(sweep, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     done = run_cli("bench", write_tiny_checkpoint(), "--batch-sizes", "sweep", "--json", *QUICK)
     assert done.code == 0, done.err
     assert "batch 2" in json.loads(done.out)["sweep_end"]
@@ -232,10 +232,10 @@ def test_what_was_measured_before_memory_ended_is_kept(
 ) -> None:
     real = run._bench_batch
 
-    def small_memory(subject, plan, batch_size, *rest):  # type: ignore[no-untyped-def]
-        if batch_size > 1:
+    def small_memory(subject, plan, grid, size, *rest):  # type: ignore[no-untyped-def]
+        if size > 1:
             raise torch.OutOfMemoryError("full")
-        return real(subject, plan, batch_size, *rest)
+        return real(subject, plan, grid, size, *rest)
 
     monkeypatch.setattr(run, "_bench_batch", small_memory)
     out = tmp_path / "bench.json"

@@ -210,7 +210,7 @@ def test_a_full_output_directory_is_kept(run_cli, tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_nothing(run_cli, tmp_path, monkeypatch):
-    from flashar_cli import checkpoint
+    from flashar_cli.checkpoints import checkpoint
 
     def no_space(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")

@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from tests.data.pictures import bad_kinds, shape_folder
+from tests.data.images import bad_kinds, shape_folder
 
 
 def test_encode_writes_shards_and_says_how_fast(run_cli, write_tiny_checkpoint, tmp_path):
-    folder = shape_folder(tmp_path / "pictures", 30)
+    folder = shape_folder(tmp_path / "images", 30)
     (folder / "star" / "bad.png").write_bytes(bad_kinds()["truncated.png"])
     command = ("encode", write_tiny_checkpoint(), "--data", folder, "--max-bad", "5%", "--shard-size", 8, "--out")
     result = run_cli(*command, tmp_path / "out", "--augment", "center-flip")
     assert result.code == 0, result.err
-    assert "30 pictures, 60 views, 1 bad ones skipped" in result.out and "images/s" in result.out
+    assert "30 images, 60 views, 1 bad ones skipped" in result.out and "images/s" in result.out
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["bad"][0]["id"] == "star/bad.png" and len(manifest["shards"]) == 4
     again = run_cli(*command, tmp_path / "out", "--augment", "center-flip")
@@ -26,16 +26,16 @@ def test_encode_writes_shards_and_says_how_fast(run_cli, write_tiny_checkpoint, 
     assert document["views"] + document["bad"] == 20 and document["encoded"] == 20 and document["images_per_s"] > 0
 
 
-def test_dry_run_and_too_many_bad_pictures(run_cli, write_tiny_checkpoint, tmp_path):
-    folder = shape_folder(tmp_path / "pictures", 30)
+def test_dry_run_and_too_many_bad_images(run_cli, write_tiny_checkpoint, tmp_path):
+    folder = shape_folder(tmp_path / "images", 30)
     (folder / "star" / "bad.png").write_bytes(b"")
     command = ("encode", "--base", write_tiny_checkpoint(), "--data", folder, "--out", tmp_path / "out")
     plan = json.loads(run_cli(*command, "--subset", 20, "--dry-run").out)
-    assert (plan["subset"]["size"], plan["pictures_missing"], plan["shards"]) == (20, 20, 1)
+    assert (plan["subset"]["size"], plan["images_missing"], plan["shards"]) == (20, 20, 1)
     assert not (tmp_path / "out").exists()
     result = run_cli(*command)
-    assert result.code == 2 and "star/bad.png cannot be read as a picture" in result.err
-    assert result.err.strip().splitlines()[-1].startswith("error: 1 of 31 pictures")
+    assert result.code == 2 and "star/bad.png cannot be read as an image" in result.err
+    assert result.err.strip().splitlines()[-1].startswith("error: 1 of 31 images")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

@@ -11,11 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from flashar_cli.cli.labels import parse_labels
-from flashar_cli.errors import FlasharError
 
-
-def test_pictures_tokens_and_npz(run_cli, write_tiny_checkpoint, tmp_path):
+def test_images_tokens_and_npz(run_cli, write_tiny_checkpoint, tmp_path):
     model = write_tiny_checkpoint()
     out, npz, tokens_file = tmp_path / "out", tmp_path / "samples.npz", tmp_path / "tokens.npy"
     arguments = ("--labels", "0-2", "--num-images", 5, "--batch-size", 2, "--seed", 3)
@@ -30,9 +27,9 @@ def test_pictures_tokens_and_npz(run_cli, write_tiny_checkpoint, tmp_path):
     assert images.shape == (5, 16, 16, 3) and images.dtype == np.uint8
     pngs = sorted(out.glob("0*.png"))
     assert len(pngs) == 5 and (out / "contact-sheet.png").exists()
-    with Image.open(pngs[4]) as picture:
-        settings = json.loads(picture.text["flashar"])
-        assert np.array_equal(np.asarray(picture), images[4])
+    with Image.open(pngs[4]) as image:
+        settings = json.loads(image.text["flashar"])
+        assert np.array_equal(np.asarray(image), images[4])
     assert settings["seed"] == 3 and settings["image"] == 4 and settings["shows"] == "class 1"
     assert settings["cfg_scale"] == 1.5 and settings["top_k"] == 8  # the checkpoint's defaults
 
@@ -60,7 +57,7 @@ def test_optimisations_write_the_same_tokens(run_cli, write_tiny_checkpoint, tmp
 
 
 @pytest.mark.parametrize("scheme", ("int8", "fp8"))
-def test_quantised_pictures(run_cli, write_tiny_checkpoint, tmp_path, scheme):
+def test_quantised_images(run_cli, write_tiny_checkpoint, tmp_path, scheme):
     pytest.importorskip("torchao")
     out = tmp_path / "out"
     arguments = ("--labels", "0-2", "--optimisation", "packed", "--quantize", scheme)
@@ -68,8 +65,8 @@ def test_quantised_pictures(run_cli, write_tiny_checkpoint, tmp_path, scheme):
     assert result.code == 0, result.err
     assert result.err.count("\n") == 1 and "not quantised; decoding eagerly" in result.err
     assert json.loads(result.out)["quantize"] == scheme
-    with Image.open(out / "00001.png") as picture:
-        assert json.loads(picture.text["flashar"])["quantize"] == scheme
+    with Image.open(out / "00001.png") as image:
+        assert json.loads(image.text["flashar"])["quantize"] == scheme
 
 
 @pytest.mark.parametrize("torchao_is_there", (True, False))
@@ -112,14 +109,14 @@ def test_tokens_alone_need_no_tokenizer(run_cli, write_tiny_checkpoint, tmp_path
         (("--num-images", 0), "--num-images is 0; expected a whole number from 1"),
         (("--num-images", 2**31), "GiB of disk for"),
         (("--num-images", 10**11), "--num-images is 100000000000; expected"),
-        (("--batch-size", 2**20, "--num-images", 2**20), "a batch of 1048576 pictures (--batch-size) needs"),
+        (("--batch-size", 2**20, "--num-images", 2**20), "a batch of 1048576 images (--batch-size) needs"),
         (("--threads", 10**9), "--threads is 1000000000; expected"),
         (("--temperature", "1e-46"), "--temperature is 1e-46"),
         (("--labels", "0-99999999999"), "is not within 0-9"),
         (("--prompt", "a cat"), "class-conditional"),
         (("--device", "tpu"), "--device is tpu"),
         (("--device", "cuda:99"), "CUDA devices"),
-        (("--no-images", "--npz", "x.npz"), "--npz holds pictures"),
+        (("--no-images", "--npz", "x.npz"), "--npz holds images"),
     ),
 )
 def test_bad_options_write_nothing(run_cli, write_tiny_checkpoint, tmp_path, monkeypatch, arguments, words):
@@ -170,11 +167,3 @@ def test_unknown_models(run_cli, tmp_path, monkeypatch):
     result = run_cli("generate", "llamagen-b", "--labels", 1, "--tokens-out", tmp_path / "t.npy")
     assert result.code == 2 and "c2i_B_256.pt" in result.err and "llamagen-tiny" in result.err
     assert run_cli("generate").code == 2
-
-
-def test_parse_labels():
-    names = ("circle", "square", "star")
-    assert parse_labels("2,0-1,star", 3, names) == [2, 0, 1, 2]
-    assert parse_labels(None, 40, None) == list(range(16))
-    with pytest.raises(FlasharError, match="did you mean square"):
-        parse_labels("squar", 3, names)

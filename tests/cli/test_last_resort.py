@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flashar_cli.cli import output
-from flashar_cli.text import MOST_CHARACTERS
+from flashar_cli.inputs.text import MOST_CHARACTERS
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import json
 
 import torch
 
-from flashar_cli import hub
+from flashar_cli.checkpoints import hub
+from flashar_cli.checkpoints.listing import list_models
 from flashar_cli.config import BranchConfig, read_config
 from flashar_cli.families import PRESETS
-from flashar_cli.listing import list_models
 from flashar_cli.models.flashar import FlasharModel
 
 

@@ -41,7 +41,7 @@ def test_every_command_helps_with_examples(run_cli, command):
 def test_ctrl_c_exits_130(run_cli, monkeypatch, write_tiny_checkpoint, tmp_path):
     from flashar_cli.decoding.engine import Engine
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Engine, "decode", interrupted)

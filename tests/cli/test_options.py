@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -25,5 +27,5 @@ def test_a_dtype_without_instructions_is_said_to_be_slow(dtype, monkeypatch, cap
 
 
 def test_no_dtype_is_the_one_that_a_device_computes_best():
-    assert resolve_dtype(Dtype.auto, CPU) == torch.float32 and resolve_dtype(Dtype.auto, CUDA) == torch.bfloat16
-    assert all(resolve_dtype(name, CPU) == getattr(torch, name) for name in Dtype if name is not Dtype.auto)
+    assert resolve_dtype("auto", CPU) == torch.float32 and resolve_dtype("auto", CUDA) == torch.bfloat16
+    assert all(resolve_dtype(name, CPU) == getattr(torch, name) for name in get_args(Dtype) if name != "auto")

@@ -6,15 +6,15 @@ from PIL import Image
 
 from flashar_cli.data.augment import Augmentation, center_crop
 from flashar_cli.errors import FlasharError
-from tests.data.pictures import quarters
+from tests.data.images import quarters
 
 
 @pytest.mark.parametrize("size", ((64, 64), (100, 300), (301, 97), (40, 40), (64, 65)))
 def test_center_crop_keeps_the_middle(size):
-    picture = Image.new("RGB", size, (255, 0, 0))
+    image = Image.new("RGB", size, (255, 0, 0))
     middle = Image.new("RGB", (4, 4), (0, 0, 255))
-    picture.paste(middle, (size[0] // 2 - 2, size[1] // 2 - 2))
-    cropped = center_crop(picture, 64, 64)
+    image.paste(middle, (size[0] // 2 - 2, size[1] // 2 - 2))
+    cropped = center_crop(image, 64, 64)
     assert cropped.shape == (64, 64, 3)
     assert cropped[30:34, 30:34, 2].mean() > 60
     assert cropped[:8, :, 2].mean() < 5

@@ -1,4 +1,4 @@
-"""Drawn shapes: seeded, balanced, independent of how they are asked for."""
+"""Drawn shapes: seeded, balanced, and the same in every batch."""
 
 import numpy as np
 import pytest
@@ -6,20 +6,20 @@ import pytest
 from flashar_cli.data import shapes
 
 
-def test_a_picture_depends_on_seed_and_index_alone() -> None:
-    pictures, labels = shapes.draw_batch(7, 20, 12)
-    assert pictures.dtype == np.uint8 and pictures.shape == (12, 64, 64, 3)
+def test_a_image_depends_on_seed_and_index_alone() -> None:
+    images, labels = shapes.draw_batch(7, 20, 12)
+    assert images.dtype == np.uint8 and images.shape == (12, 64, 64, 3)
     assert labels.dtype == np.int64 and labels.tolist() == [index % 10 for index in range(20, 32)]
     for row, index in enumerate(range(20, 32)):
-        assert np.array_equal(pictures[row], shapes.draw(7, index))
+        assert np.array_equal(images[row], shapes.draw(7, index))
     later, _ = shapes.draw_batch(7, 25, 3)
-    assert np.array_equal(later, pictures[5:8])
+    assert np.array_equal(later, images[5:8])
 
 
-def test_seeds_and_indices_give_different_pictures() -> None:
-    pictures, _ = shapes.draw_batch(shapes.TRAINING_SEED, 0, 40)
+def test_seeds_and_indices_give_different_images() -> None:
+    images, _ = shapes.draw_batch(shapes.TRAINING_SEED, 0, 40)
     held_out, _ = shapes.draw_batch(shapes.HELD_OUT_SEED, 0, 40)
-    together = np.concatenate([pictures, held_out]).reshape(80, -1)
+    together = np.concatenate([images, held_out]).reshape(80, -1)
     assert len(np.unique(together, axis=0)) == 80
 
 
@@ -31,8 +31,8 @@ def test_ten_in_a_row_hold_every_class(start: int) -> None:
 
 def test_the_label_changes_the_shape_and_nothing_else() -> None:
     drawn = [shapes.draw(1, 5, label=label) for label in range(10)]
-    assert len({picture.tobytes() for picture in drawn}) == 10
-    corners = {tuple(picture[0, 0]) for picture in drawn}
+    assert len({image.tobytes() for image in drawn}) == 10
+    corners = {tuple(image[0, 0]) for image in drawn}
     assert len(corners) == 1
     assert np.array_equal(shapes.draw(1, 5), drawn[5])
 
@@ -41,10 +41,10 @@ def test_the_label_changes_the_shape_and_nothing_else() -> None:
 @pytest.mark.parametrize("size", [64, 40])
 def test_the_shape_fills_part_of_the_middle_and_leaves_the_corners(label: int, size: int) -> None:
     for index in range(6):
-        picture = shapes.draw(11, index, label, size).astype(int)
-        assert picture.shape == (size, size, 3)
-        # In every row the first pixel is background, whatever the shading.
-        differs = np.abs(picture - picture[:, :1]).sum(axis=-1) > 60
+        image = shapes.draw(11, index, label, size).astype(int)
+        assert image.shape == (size, size, 3)
+        # The first pixel of every row is background, shaded or not.
+        differs = np.abs(image - image[:, :1]).sum(axis=-1) > 60
         assert 0.06 < differs.mean() < 0.5
         assert not differs[[0, 0, -1, -1], [0, -1, 0, -1]].any()
         rows, cols = np.nonzero(differs)
@@ -55,11 +55,20 @@ def test_colours_of_a_pair_are_far_apart_and_half_the_backgrounds_are_shaded() -
     for ground, ink in shapes.colour_pairs():
         distance = np.linalg.norm(np.subtract(shapes.PALETTE[ground], shapes.PALETTE[ink]))
         assert distance >= shapes.MIN_COLOUR_DISTANCE
-    pictures, _ = shapes.draw_batch(0, 0, 200)
-    shaded = (pictures[:, 0, 0].astype(int) - pictures[:, -1, 0]).sum(axis=-1) > 0
+    images, _ = shapes.draw_batch(0, 0, 200)
+    shaded = (images[:, 0, 0].astype(int) - images[:, -1, 0]).sum(axis=-1) > 0
     assert 0.35 < shaded.mean() < 0.65
 
 
+def test_a_caption_names_the_colours_that_are_seen() -> None:
+    for index in range(40):
+        words = shapes.describe(7, index).split()
+        assert words[0] == "a" and words[3] == "on" and words[2] == shapes.CLASS_NAMES[index % 10]
+        pixels = shapes.draw(7, index).reshape(-1, 3)
+        assert pixels[0].tolist() == list(shapes.PALETTE[words[4]])  # the top left corner is ground
+        assert (pixels == np.array(shapes.PALETTE[words[1]])).all(axis=1).sum() > 50
+
+
 def test_edges_are_soft() -> None:
-    picture = shapes.draw(2, 0).reshape(-1, 3)
-    assert len(np.unique(picture, axis=0)) > 20
+    image = shapes.draw(2, 0).reshape(-1, 3)
+    assert len(np.unique(image, axis=0)) > 20

@@ -1,4 +1,4 @@
-"""Code shards: what was written is read, and anything else is named."""
+"""Token shards: a round trip is the identity, and errors name missing and changed files."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import json
 import numpy as np
 import pytest
 
-from flashar_cli.config import CaptionPrefix
+from flashar_cli.config import CaptionPrefix, ClassPrefix
+from flashar_cli.data.conditions.by_class import ClassConditions
+from flashar_cli.data.conditions.caption import CaptionConditions
 from flashar_cli.data.shards import file_sha256, read_shards, shard_bytes
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
 GRID = Grid(2, 3)
-
-
+CLASSES = ClassConditions(ClassPrefix(num_classes=5))
 TOKENIZER = "ab" * 32
 
 
 def write(folder, num_views=1, vocab_size=32):
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, vocab_size, (30, num_views, 2, 3))
+    tokens = rng.integers(0, vocab_size, (30, num_views, 2, 3))
     shards = []
     for index in range(3):
         rows = range(index * 12, min(30, index * 12 + 12))
-        content = shard_bytes(codes[rows], [f"p{k}" for k in rows], [k % 5 for k in rows], False, vocab_size)
+        content = shard_bytes(tokens[rows], [f"p{k}" for k in rows], [k % 5 for k in rows], False, vocab_size)
         path = folder / f"codes-{index}.parquet"
         path.write_bytes(content)
         shards.append({"name": path.name, "sha256": file_sha256(path), "rows": len(rows) * num_views})
@@ -40,27 +41,28 @@ def write(folder, num_views=1, vocab_size=32):
         "dtype": "float32",
         "batch_size": 4,
         "shard_size": 12,
-        "source": "pictures",
+        "source": "images",
         "counts": {"pictures": 30, "views": 30 * num_views, "bad": 0},
         "bad": [],
         "shards": shards,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return codes
+    return tokens
 
 
 @pytest.mark.parametrize("num_views", (1, 10))
 @pytest.mark.parametrize(("vocab_size", "dtype"), ((32, np.uint16), (65_536, np.uint16), (65_537, np.uint32)))
 def test_round_trip(tmp_path, num_views, vocab_size, dtype):
-    codes = write(tmp_path, num_views, vocab_size)
-    back = read_shards(tmp_path, GRID, vocab_size, TOKENIZER)
-    assert back.codes.dtype == dtype and np.array_equal(back.codes, codes)
-    assert back.ids.tolist() == [f"p{k}" for k in range(30)] and back.labels.tolist() == [k % 5 for k in range(30)]
+    tokens = write(tmp_path, num_views, vocab_size)
+    back = read_shards(tmp_path, GRID, vocab_size, TOKENIZER, CLASSES)
+    assert back.tokens.dtype == dtype and np.array_equal(back.tokens, tokens)
+    assert back.ids.tolist() == [f"p{k}" for k in range(30)]
+    assert back.subjects.labels.tolist() == [k % 5 for k in range(30)]
     for wrong, words in (
-        ((Grid(3, 2), vocab_size, TOKENIZER), "grid 2x3"),
-        ((GRID, 16, TOKENIZER), "this model's are 0..15"),
-        ((GRID, vocab_size, "other"), "another tokenizer"),
-        ((GRID, vocab_size, TOKENIZER, CaptionPrefix(feature_dim=8)), "no column caption"),
+        ((Grid(3, 2), vocab_size, TOKENIZER, CLASSES), "grid 2x3"),
+        ((GRID, 16, TOKENIZER, CLASSES), "this model's are 0..15"),
+        ((GRID, vocab_size, "other", CLASSES), "another tokenizer"),
+        ((GRID, vocab_size, TOKENIZER, CaptionConditions(CaptionPrefix(feature_dim=8))), "no column caption"),
     ):
         with pytest.raises(FlasharError, match=words):
             read_shards(tmp_path, *wrong)
@@ -73,30 +75,30 @@ def test_missing_and_changed_shards_are_named(tmp_path):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(FlasharError, match=r"codes-1.parquet is corrupted"):
-        read_shards(tmp_path, GRID, 32, TOKENIZER)
+        read_shards(tmp_path, GRID, 32, TOKENIZER, CLASSES)
     path.unlink()
     with pytest.raises(FlasharError, match=r"codes-1.parquet is missing"):
-        read_shards(tmp_path, GRID, 32, TOKENIZER)
+        read_shards(tmp_path, GRID, 32, TOKENIZER, CLASSES)
 
 
 def test_manifests_without_version_and_of_other_versions(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    codes = np.arange(12).reshape(2, 6)
-    table = pa.table({"codes": list(codes.astype(np.uint32)), "label": [1, 2], "id": ["a", "b"]})
+    tokens = np.arange(12).reshape(2, 6)
+    table = pa.table({"codes": list(tokens.astype(np.uint32)), "label": [1, 2], "id": ["a", "b"]})
     pq.write_table(table, tmp_path / "codes-00000.parquet")
     old = {"grid": [2, 3], "tokenizer_sha256": None, "num_images": 2, "files": ["codes-00000.parquet"]}
     (tmp_path / "manifest.json").write_text(json.dumps(old))
-    back = read_shards(tmp_path, GRID, 32, TOKENIZER)
-    assert back.codes.reshape(2, 6).tolist() == codes.tolist() and back.labels.tolist() == [1, 2]
+    back = read_shards(tmp_path, GRID, 32, TOKENIZER, CLASSES)
+    assert back.tokens.reshape(2, 6).tolist() == tokens.tolist() and back.subjects.labels.tolist() == [1, 2]
     (tmp_path / "codes-00000.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(FlasharError, match="cannot be read"):
-        read_shards(tmp_path, GRID, 32, TOKENIZER)
+        read_shards(tmp_path, GRID, 32, TOKENIZER, CLASSES)
     for text in ("{}", "[1]", "no json", '{"format_version": 9}', '{"grid": [1, 2], "files": []}'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(FlasharError, match="manifest"):
-            read_shards(tmp_path, Grid(1, 2), 32, TOKENIZER)
+            read_shards(tmp_path, Grid(1, 2), 32, TOKENIZER, CLASSES)
 
 
 def test_views_that_are_not_whole_are_refused(tmp_path):
@@ -109,4 +111,4 @@ def test_views_that_are_not_whole_are_refused(tmp_path):
     manifest["shards"][2]["sha256"] = file_sha256(path)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FlasharError, match="views"):
-        read_shards(tmp_path, GRID, 32, TOKENIZER)
+        read_shards(tmp_path, GRID, 32, TOKENIZER, CLASSES)

@@ -1,4 +1,4 @@
-"""Every source lists the same things and hands out the pictures asked for, in order."""
+"""Every source lists the same images and returns the chosen ones, in order."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashar_cli.data.decode import BadPicture, decode
-from flashar_cli.data.sources.base import Columns, Wanted
+from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
+from flashar_cli.data.decode import BadImage, decode
+from flashar_cli.data.shapes import CLASS_NAMES
+from flashar_cli.data.sources.base import Wanted
 from flashar_cli.data.sources.folder import ImageFolder
-from flashar_cli.data.sources.open import open_pictures
+from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
-from tests.data.pictures import encoded
+from tests.data.images import encoded
 
 CLASSES = Wanted(4, ("ant", "bee", "cat", "dog"))
 CAPTIONS = Wanted(None)
 LABELS = [3, 1, 0, 1, 2, 2]
 
 
-def picture(index: int) -> Image.Image:
+def image(index: int) -> Image.Image:
     return Image.new("RGB", (12, 12), (index, 0, 0))
 
 
 def content(index: int) -> bytes:
-    return encoded(picture(index))
+    return encoded(image(index))
 
 
 def tar_file(path, samples, folder=""):
@@ -55,7 +57,7 @@ def make_source(kind, folder, wanted):
 
         shown = datasets.Value("string") if wanted.captions else datasets.ClassLabel(num_classes=4)
         features = datasets.Features({"image": datasets.Image(), name: shown})
-        rows = datasets.Dataset.from_dict({"image": [picture(i) for i in range(6)], name: text}, features=features)
+        rows = datasets.Dataset.from_dict({"image": [image(i) for i in range(6)], name: text}, features=features)
         return rows
     elif kind == "tar":
         samples = []
@@ -85,26 +87,26 @@ def test_a_source(kind, wanted, tmp_path, monkeypatch):
     if kind == "hub":
         import datasets
 
-        name = "someone/pictures"
+        name = "someone/images"
 
         def load_dataset(name, split, streaming, columns=None):
             assert streaming and split == "train"
             return (made if columns is None else made.select_columns(columns)).to_iterable_dataset()
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = open_pictures(name, wanted)
+    source = open_images(name, wanted)
     assert len(set(source.ids.tolist())) == 6 and len(source.fingerprint) == 64
     if wanted.captions:
         assert source.labels is None and list(source.captions) == [f"caption {index}" for index in range(6)]
     else:
         assert source.captions is None and source.labels.tolist() == LABELS
     for rows in ([0, 1, 2, 3, 4, 5], [1, 4], [5], []):
-        fetched = [decode(fetch()).getpixel((0, 0))[0] for fetch in source.pictures(np.array(rows, np.int64))]
+        fetched = [decode(fetch()).getpixel((0, 0))[0] for fetch in source.images(np.array(rows, np.int64))]
         assert fetched == rows
-    assert open_pictures(name, wanted).fingerprint == source.fingerprint
+    assert open_images(name, wanted).fingerprint == source.fingerprint
     missing = "caption" if not wanted.captions else "label"
     with pytest.raises(FlasharError, match=missing):
-        open_pictures(name, CAPTIONS if not wanted.captions else CLASSES)
+        open_images(name, CAPTIONS if not wanted.captions else CLASSES)
 
 
 def test_a_data_set_on_disk_streams_like_one_of_the_hub(tmp_path):
@@ -112,9 +114,9 @@ def test_a_data_set_on_disk_streams_like_one_of_the_hub(tmp_path):
 
     rows = make_source("hub", tmp_path, CLASSES)
     rows.to_parquet(tmp_path / "data.parquet")
-    source = HubDataset(str(tmp_path), Columns(), CLASSES)
+    source = HubDataset(str(tmp_path), DATA_DEFAULTS, CLASSES)
     assert source.labels.tolist() == LABELS
-    assert [decode(fetch()).getpixel((0, 0))[0] for fetch in source.pictures(np.array([2, 5]))] == [2, 5]
+    assert [decode(fetch()).getpixel((0, 0))[0] for fetch in source.images(np.array([2, 5]))] == [2, 5]
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +129,8 @@ def test_without_a_network_nothing_is_tried(monkeypatch):
 
     monkeypatch.setattr("flashar_cli.data.sources.hub.hub_unreachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the Hub was asked"))
-    with pytest.raises(FlasharError, match=r"someone/pictures is neither.*can't be reached"):
-        open_pictures("someone/pictures", CLASSES)
+    with pytest.raises(FlasharError, match=r"someone/images is neither.*can't be reached"):
+        open_images("someone/images", CLASSES)
 
 
 def test_an_unreachable_data_set(monkeypatch):
@@ -139,17 +141,17 @@ def test_an_unreachable_data_set(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(FlasharError, match="nor a data set that can be loaded"):
-        open_pictures("someone/pictures", CLASSES)
+        open_images("someone/images", CLASSES)
 
 
 def test_a_stream_that_breaks_off_is_one_line(tmp_path, monkeypatch):
     from flashar_cli.data.sources.hub import HubDataset
 
     make_source("hub", tmp_path, CLASSES).to_parquet(tmp_path / "data.parquet")
-    source = HubDataset(str(tmp_path), Columns(), CLASSES)
+    source = HubDataset(str(tmp_path), DATA_DEFAULTS, CLASSES)
     (tmp_path / "data.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(FlasharError, match="broke off|nor a data set"):
-        list(source.pictures(np.arange(6)))
+        list(source.images(np.arange(6)))
 
 
 def test_columns_splits_and_names_of_parquet(tmp_path):
@@ -158,63 +160,63 @@ def test_columns_splits_and_names_of_parquet(tmp_path):
 
     for split, label in (("train", "dog"), ("test", "ant")):
         pq.write_table(pa.table({"jpg": [content(1)], "what": [label]}), tmp_path / f"{split}-0.parquet")
-    columns = Columns("test", image="jpg", label="what")
-    assert open_pictures(str(tmp_path), CLASSES, columns).labels.tolist() == [0]
-    assert len(open_pictures(str(tmp_path), CLASSES, Columns(image="jpg", label="what")).ids) == 2
+    columns = DataSettings(split="test", image_column="jpg", label_column="what")
+    assert open_images(str(tmp_path), CLASSES, columns).labels.tolist() == [0]
+    assert len(open_images(str(tmp_path), CLASSES, DataSettings(image_column="jpg", label_column="what")).ids) == 2
     for wrong, words in (
-        (Columns("valid", "jpg", "what"), "--split valid"),
-        (Columns(None, "png", "what"), "--image-column"),
-        (Columns(None, "jpg", "label"), "--label-column"),
+        (DataSettings(split="valid", image_column="jpg", label_column="what"), "--split valid"),
+        (DataSettings(image_column="png", label_column="what"), "--image-column"),
+        (DataSettings(image_column="jpg", label_column="label"), "--label-column"),
     ):
         with pytest.raises(FlasharError, match=words):
-            open_pictures(str(tmp_path), CLASSES, wrong)
+            open_images(str(tmp_path), CLASSES, wrong)
     with pytest.raises(FlasharError, match="label 'dog', which is no class"):
-        open_pictures(str(tmp_path), Wanted(4), Columns("train", "jpg", "what"))
+        open_images(str(tmp_path), Wanted(4), DataSettings(split="train", image_column="jpg", label_column="what"))
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(FlasharError, match="cannot be read as Parquet"):
-        open_pictures(str(tmp_path), CLASSES, Columns(image="jpg", label="what"))
+        open_images(str(tmp_path), CLASSES, DataSettings(image_column="jpg", label_column="what"))
 
 
 def test_broken_tars_and_manifests(tmp_path):
     tar_file(tmp_path / "a.tar", [("x.png", content(0)), ("x.cls", b"1"), ("y.png", content(0))])
     with pytest.raises(FlasharError, match=r"sample y of .*a.tar has neither .cls nor .json"):
-        open_pictures(str(tmp_path), CLASSES)
+        open_images(str(tmp_path), CLASSES)
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(FlasharError, match="uncompressed tar"):
-        open_pictures(str(tmp_path / "a.tar"), CLASSES)
+        open_images(str(tmp_path / "a.tar"), CLASSES)
     lines = tmp_path / "list.jsonl"
     for text, words in (
         ('{"image": "a.png"}', "line 1"),
         ("{", "line 1"),
         ("", "is empty"),
-        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "two pictures 'a'"),
+        ('{"image": "a", "label": 1}\n{"image": "a", "label": 2}', "two images 'a'"),
         ('{"image": "a", "label": 1.5}', "not whole numbers"),
     ):
         lines.write_text(text)
         with pytest.raises(FlasharError, match=words):
-            open_pictures(str(lines), CLASSES)
+            open_images(str(lines), CLASSES)
 
 
 def test_named_parts_of_tars_and_options_without_use(tmp_path):
     samples = [("x.jpg", b""), ("x.png", content(3)), ("x.cls", b"1"), ("x.fine", b"2"), ("x.json", b'{"kind": "dog"}')]
     tar_file(tmp_path / "a.tar", samples)
-    source = open_pictures(str(tmp_path), CLASSES, Columns(image="png", label="fine"))
+    source = open_images(str(tmp_path), CLASSES, DataSettings(image_column="png", label_column="fine"))
     assert source.labels.tolist() == [2]
-    assert decode(next(source.pictures(np.array([0])))()).getpixel((0, 0)) == (3, 0, 0)
-    assert open_pictures(str(tmp_path), CLASSES, Columns(label="kind")).labels.tolist() == [3]
-    assert open_pictures(str(tmp_path), CLASSES).labels.tolist() == [1]
+    assert decode(next(source.images(np.array([0])))()).getpixel((0, 0)) == (3, 0, 0)
+    assert open_images(str(tmp_path), CLASSES, DataSettings(label_column="kind")).labels.tolist() == [3]
+    assert open_images(str(tmp_path), CLASSES).labels.tolist() == [1]
     for data, columns, words in (
-        (str(tmp_path), Columns("train"), "no use for --split"),
-        ("shapes:3", Columns(label="kind"), "no use for --label-column"),
+        (str(tmp_path), DataSettings(split="train"), "no use for --split"),
+        ("shapes:3", DataSettings(label_column="kind"), "no use for --label-column"),
     ):
         with pytest.raises(FlasharError, match=words):
-            open_pictures(data, CLASSES, columns)
+            open_images(data, CLASSES, columns)
 
 
-def test_a_file_that_is_missing_is_a_bad_picture_not_an_end(tmp_path):
+def test_a_file_that_is_missing_is_a_bad_image_not_an_end(tmp_path):
     for name, words in (("gone.png", "its file does not exist"), ("9" * 1000, "its file cannot be read")):
         (tmp_path / "list.jsonl").write_text(json.dumps({"image": name, "label": 1}))
-        fetch = next(iter(open_pictures(str(tmp_path / "list.jsonl"), CLASSES).pictures(np.array([0]))))
+        fetch = next(iter(open_images(str(tmp_path / "list.jsonl"), CLASSES).images(np.array([0]))))
         with pytest.raises(FlasharError, match=words):
             fetch()
 
@@ -231,13 +233,13 @@ def test_image_folder(tmp_path):
         with pytest.raises(FlasharError, match="2 class folders"):
             ImageFolder(tmp_path, num_classes, names)
     (tmp_path / "ant" / "0.png").write_bytes(b"\x89PNG")
-    with pytest.raises(BadPicture):
-        decode(next(iter(folder.pictures(np.array([0]))))())
+    with pytest.raises(BadImage):
+        decode(next(iter(folder.images(np.array([0]))))())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FlasharError, match="holds no pictures"):
-        open_pictures(str(tmp_path / "empty"), Wanted(2))
+    with pytest.raises(FlasharError, match="holds no images"):
+        open_images(str(tmp_path / "empty"), Wanted(2))
     with pytest.raises(FlasharError, match="no captions"):
-        open_pictures(str(tmp_path), CAPTIONS)
+        open_images(str(tmp_path), CAPTIONS)
     Image.new("L", (20, 10), 200).save(tmp_path / "stray.png")
     with pytest.raises(FlasharError, match="beside its class folders"):
         ImageFolder(tmp_path, 2, None)
@@ -255,13 +257,14 @@ def test_folders_named_by_class_number(tmp_path):
 @pytest.mark.parametrize("data", ("shapes:many", "./nowhere", "/no/such/folder", "gone.parquet", "shapes:0"))
 def test_unknown_sources(data):
     with pytest.raises(FlasharError, match="--data"):
-        open_pictures(data, Wanted(10))
+        open_images(data, Wanted(10))
 
 
-def test_shapes_have_no_captions():
-    assert open_pictures("shapes:3", Wanted(10)).labels.tolist() == [0, 1, 2]
-    with pytest.raises(FlasharError, match="no captions"):
-        open_pictures("shapes", CAPTIONS)
+def test_shapes_have_classes_or_captions():
+    by_class, by_caption = open_images("shapes:3", Wanted(10)), open_images("shapes:3", CAPTIONS)
+    assert by_class.labels.tolist() == [0, 1, 2] and by_class.captions is None
+    assert by_caption.labels is None and [text.split()[2] for text in by_caption.captions] == list(CLASS_NAMES[:3])
+    assert by_class.ids.tolist() == by_caption.ids.tolist()
 
 
 @pytest.mark.parametrize("label", (10**30, -(10**30), f'"{"9" * 4000}"', "1e30", '"\\u0661"'))
@@ -269,7 +272,7 @@ def test_labels_that_no_array_holds(tmp_path, label):
     lines = tmp_path / "list.jsonl"
     lines.write_text(f'{{"image": "a.png", "label": {label}}}')
     with pytest.raises(FlasharError, match="label|digits") as error:
-        open_pictures(str(lines), CLASSES)
+        open_images(str(lines), CLASSES)
     assert len(str(error.value)) < 500
 
 
@@ -277,14 +280,14 @@ def test_names_that_are_no_text(tmp_path):
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "caf\udce9.png").write_bytes(content(0))
     with pytest.raises(FlasharError, match=r"caf\\udce9.png.*expected printable Unicode"):
-        open_pictures(str(tmp_path), CLASSES)
+        open_images(str(tmp_path), CLASSES)
     (tmp_path / "list.jsonl").write_text('{"image": "\\ud800.png", "label": 1}')
     with pytest.raises(FlasharError, match="is not UTF-8|list.jsonl"):
-        open_pictures(str(tmp_path / "list.jsonl"), CLASSES)
+        open_images(str(tmp_path / "list.jsonl"), CLASSES)
 
 
 @pytest.mark.parametrize("count", ("9" * 200, "0", "-1", "1e3", "99999999999"))
 def test_shapes_that_nobody_draws(count):
     with pytest.raises(FlasharError, match="shapes|more than 18 digits") as error:
-        open_pictures(f"shapes:{count}", CLASSES)
+        open_images(f"shapes:{count}", CLASSES)
     assert "GiB" not in str(error.value)

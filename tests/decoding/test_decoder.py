@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from flashar_cli.config import CaptionPrefix, default_gate_dim
-from flashar_cli.decoding.decoder import choose_order, decode
-from flashar_cli.decoding.generate import generate_tokens
+from flashar_cli.config import CaptionPrefix, ModelConfig, Sampling, TextPrefix, default_gate_dim
+from flashar_cli.decoding.decoders import DECODERS, choose_decoder, decoders_of
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.images import Request, generate_tokens
 from flashar_cli.errors import FlasharError
-from flashar_cli.grid import Order
+from flashar_cli.grid import Grid, Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.sampling import SamplingParams, guide, uniform_table
+from flashar_cli.models.prefix.text import left_padded, unconditional
+from flashar_cli.nn.sampling import guide, uniform_table
+from tests.decoding.plain import decode
 from tests.tiny_models import build_model, random_config
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4), (16, 16)]
@@ -31,14 +35,15 @@ def make_model(
     height: int, width: int, gate: str, captions: bool = False, layer: int = 1, depth: int = 1
 ) -> FlasharModel:
     """Random weights that make gates and heads differ from cell to cell."""
-    config = random_config(height, width, tokenizer=False)
-    branch = {"layer": layer, "depth": depth, "gate": gate, "gate_dim": default_gate_dim(gate, 32, 32)}
-    changes = (
-        {"branch": branch, "prefix": CaptionPrefix(feature_dim=6, length=7).model_dump()}
-        if captions
-        else {"branch": branch}
-    )
-    model = build_model(type(config).model_validate({**config.model_dump(), **changes}))
+    config = random_config(height, width, tokenizer=False).model_dump()
+    config["branch"] = {"layer": layer, "depth": depth, "gate": gate, "gate_dim": default_gate_dim(gate, 32, 32)}
+    if captions:
+        config["prefix"] = CaptionPrefix(feature_dim=6, length=7).model_dump()
+    return scaled(build_model(ModelConfig.model_validate(config)))
+
+
+def scaled(model: FlasharModel) -> FlasharModel:
+    """Matrices of N(0, 0.3^2)."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -55,39 +60,38 @@ def make_conditions(batch: int, captions: bool) -> Conditions:
     return Conditions(features=torch.randn(batch, 7, 6, generator=torch.Generator().manual_seed(2)), mask=mask)
 
 
-def teacher_forced(model: FlasharModel, codes: torch.Tensor, conditions: Conditions, order: Order, scale: float):
+def teacher_forced(model: FlasharModel, tokens: torch.Tensor, conditions: Conditions, order: Order, scale: float):
     """Logits [B, N, V] in the order, with guidance."""
-    sequence = order.from_raster(codes)
+    sequence = order.from_raster(tokens)
     with torch.no_grad():
         cond = model(sequence, conditions, order).logits
         if scale == 1:
             return cond
-        drop = torch.ones(len(codes), dtype=torch.bool)
+        drop = torch.ones(len(tokens), dtype=torch.bool)
         return guide(cond, model(sequence, conditions, order, drop).logits, scale)
+
+
+def assert_cached_is_teacher_forced(model: FlasharModel, conditions: Conditions, scale: float, atol: float) -> None:
+    grid, sampling = model.config.order_grid, Sampling(cfg_scale=scale)
+    uniform = uniform_table(0, 0, len(conditions), grid.num_cells)
+    for order in (grid.diagonal(), grid.raster()):
+        seen = []
+        tokens = decode(model, conditions, order, sampling, uniform, lambda _, logits, seen=seen: seen.append(logits))
+        assert tokens.shape == (len(conditions), grid.height, grid.width)
+        expected = teacher_forced(model, tokens, conditions, order, scale)
+        torch.testing.assert_close(torch.cat(seen, dim=1), expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
 @pytest.mark.parametrize(("shape", "gate", "scale", "batch"), CASES)
 def test_cached_decoding_equals_teacher_forcing(shape, gate, scale, batch, captions):
-    model = make_model(*shape, gate, captions)
-    conditions = make_conditions(batch, captions)
-    uniform = uniform_table(0, 0, batch, shape[0] * shape[1])
-    for order in (model.config.order_grid.diagonal(), model.config.order_grid.raster()):
-        seen = []
-        params = SamplingParams(cfg_scale=scale)
-        codes = decode(model, conditions, order, params, uniform, lambda step, logits, seen=seen: seen.append(logits))
-        assert codes.shape == (batch, *shape)
-        expected = teacher_forced(model, codes, conditions, order, scale)
-        torch.testing.assert_close(torch.cat(seen, dim=1), expected, atol=1e-4, rtol=0)
+    assert_cached_is_teacher_forced(make_model(*shape, gate, captions), make_conditions(batch, captions), scale, 1e-4)
 
 
 @pytest.mark.parametrize(("layer", "depth"), ((0, 1), (2, 1), (1, 3), (0, 2)))
 def test_branch_anywhere_and_of_any_depth(layer, depth):
     model = make_model(3, 5, "hidden", layer=layer, depth=depth)
-    order, conditions, seen = model.config.order_grid.diagonal(), make_conditions(3, False), []
-    codes = decode(model, conditions, order, SamplingParams(), torch.rand(3, 15), lambda _, logits: seen.append(logits))
-    expected = teacher_forced(model, codes, conditions, order, 1.0)
-    torch.testing.assert_close(torch.cat(seen, dim=1), expected, atol=1e-4, rtol=0)
+    assert_cached_is_teacher_forced(model, make_conditions(3, False), 1.0, 1e-4)
 
 
 def test_one_row_decodes_as_raster_once_the_corner_gate_is_one():
@@ -95,8 +99,8 @@ def test_one_row_decodes_as_raster_once_the_corner_gate_is_one():
     with torch.no_grad():
         model.branch.gate.logit.fill_(100.0)
     uniform, conditions, grid = torch.rand(3, 6), make_conditions(3, False), model.config.order_grid
-    flashar = decode(model, conditions, grid.diagonal(), SamplingParams(), uniform)
-    assert torch.equal(flashar, decode(model, conditions, grid.raster(), SamplingParams(), uniform))
+    flashar = decode(model, conditions, grid.diagonal(), Sampling(), uniform)
+    assert torch.equal(flashar, decode(model, conditions, grid.raster(), Sampling(), uniform))
 
 
 def test_one_column_uses_the_vertical_head_alone():
@@ -112,8 +116,9 @@ def test_one_column_uses_the_vertical_head_alone():
 def test_fusion_rule_cell_by_cell():
     model = make_model(3, 4, "hidden")
     order = model.config.order_grid.diagonal()
+    tokens = torch.randint(0, 32, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        prediction = model(torch.randint(0, 32, (2, 12)), make_conditions(2, False), order)
+        prediction = model(tokens, make_conditions(2, False), order)
     fused, horizontal, vertical = (
         order.to_raster(part, trailing=1) for part in (prediction.logits, prediction.horizontal, prediction.vertical)
     )
@@ -127,31 +132,24 @@ def test_fusion_rule_cell_by_cell():
 
 
 @pytest.mark.parametrize("decoder", ("raster", "flashar"))
-def test_each_cell_is_drawn_with_its_own_number(decoder):
-    """By a walk over the probabilities: the first code at which their sum exceeds the cell's number."""
+def test_each_cell_is_sampled_with_its_own_number(decoder):
+    """By a walk over the probabilities: the first token at which their sum exceeds the cell's number."""
     model, seen = make_model(3, 5, "hidden"), []
-    order, uniform = choose_order(model, decoder), uniform_table(3, 0, 2, 15)
-    codes = decode(
-        model, make_conditions(2, False), order, SamplingParams(), uniform, lambda _, logits: seen.append(logits)
-    )
+    order, uniform = DECODERS[decoder].order(model.config.order_grid), uniform_table(3, 0, 2, 15)
+    tokens = decode(model, make_conditions(2, False), order, Sampling(), uniform, lambda _, logits: seen.append(logits))
     sums = order.to_raster(torch.cat(seen, dim=1), trailing=1).double().softmax(-1).cumsum(-1)
     near = 1e-5  # where a sum falls on the number itself, rounding decides
     numbers = uniform.reshape(2, 3, 5, 1)
-    drawn = sums.gather(-1, codes[..., None])
-    before = torch.where(codes[..., None] > 0, sums.gather(-1, (codes[..., None] - 1).clamp_min(0)), 0.0)
+    drawn = sums.gather(-1, tokens[..., None])
+    before = torch.where(tokens[..., None] > 0, sums.gather(-1, (tokens[..., None] - 1).clamp_min(0)), 0.0)
     assert bool((before - near <= numbers).all()) and bool((numbers < drawn + near).all())
 
 
 @pytest.mark.parametrize("decoder", ("raster", "flashar"))
-def test_pictures_do_not_depend_on_their_batch(decoder):
+def test_images_do_not_depend_on_their_batch(decoder):
     model = make_model(4, 4, "hidden")
-    order = choose_order(model, decoder)
-    whole = [
-        torch.cat(
-            list(generate_tokens(model, make_conditions(3, False), 8, order, SamplingParams(cfg_scale=1.5), 5, size))
-        )
-        for size in (1, 3, 8)
-    ]
+    request = Request(DECODERS[decoder], make_conditions(3, False), 8, Sampling(cfg_scale=1.5), Grid(4, 4), seed=5)
+    whole = [torch.cat(list(generate_tokens(Engine(model), replace(request, batch_size=size)))) for size in (1, 3, 8)]
     assert torch.equal(whole[0], whole[1]) and torch.equal(whole[1], whole[2])
 
 
@@ -162,9 +160,9 @@ def test_guidance_interval_counts_cells():
     logits: dict[str, list[torch.Tensor]] = {}
     for name, interval in (("all", (0.0, 1.0)), ("half", (0.0, 0.5))):
         seen = logits.setdefault(name, [])
-        params = SamplingParams(cfg_scale=3.0, cfg_interval=interval, temperature=0)
-        codes = decode(model, conditions, order, params, uniform, lambda _, step, seen=seen: seen.append(step))
-    cond = teacher_forced(model, codes, conditions, order, 1.0)
+        params = Sampling(cfg_scale=3.0, cfg_interval=interval, temperature=0)
+        tokens = decode(model, conditions, order, params, uniform, lambda _, step, seen=seen: seen.append(step))
+    cond = teacher_forced(model, tokens, conditions, order, 1.0)
     half = torch.cat(logits["half"], dim=1)
     assert torch.equal(half[:, :8], torch.cat(logits["all"], dim=1)[:, :8])
     torch.testing.assert_close(half[:, 8:], cond[:, 8:], atol=1e-4, rtol=0)
@@ -179,20 +177,77 @@ def test_number_of_forwards():
         calls += 1
 
     model.backbone.blocks[0].register_forward_hook(count)
-    decode(model, make_conditions(1, False), model.config.order_grid.diagonal(), SamplingParams(), torch.rand(1, 24))
+    decode(model, make_conditions(1, False), model.config.order_grid.diagonal(), Sampling(), torch.rand(1, 24))
     assert calls == 4 + 6 - 1
 
 
 def test_flashar_needs_a_branch():
-    with pytest.raises(FlasharError, match="no vertical branch"):
-        choose_order(build_model(random_config(branch=False)), "flashar")
+    config = random_config(branch=False)
+    with pytest.raises(FlasharError, match="this model has no vertical branch"):
+        choose_decoder(config, "flashar")
+    assert [decoder.name for decoder in decoders_of(config)] == ["raster"]
+    assert choose_decoder(config).name == "raster" and choose_decoder(random_config()).name == "flashar"
+
+
+def text_model(gate: str = "hidden") -> FlasharModel:
+    """Prompts, 1-D positions, an MLP before the blocks and two after them."""
+    config = random_config(3, 5, tokenizer=False).model_dump()
+    config["backbone"] |= {"rope": "1d", "embedding_dim": 6, "head_hidden_dim": 40}
+    config["prefix"] = TextPrefix(vocab_size=20, begin=(1,), end=(6,), kept=(1, 6), max_length=9).model_dump()
+    config["branch"] |= {"gate": gate, "gate_dim": default_gate_dim(gate, 64, 32)}
+    return scaled(build_model(ModelConfig.model_validate(config)))
+
+
+def prompts(lengths: tuple[int, ...]) -> Conditions:
+    """Prompts of these lengths, padded to the longest; prompt k is the same in any batch."""
+    rows = [[1, *((7 * k + j) % 13 + 7 for j in range(length - 2)), 6] for k, length in enumerate(lengths)]
+    ids, mask = left_padded(rows, pad_id=0)
+    config = TextPrefix(vocab_size=20, kept=(1, 6))
+    return Conditions(ids=ids, mask=mask, uncond_ids=unconditional(ids, config), uncond_mask=mask)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("scale", (1.0, 5.0))
+def test_cached_decoding_of_prompts_equals_teacher_forcing(gate, scale):
+    assert_cached_is_teacher_forced(text_model(gate), prompts((7, 3, 9)), scale, 1e-4 * scale)
+
+
+def test_an_unconditional_prompt_has_its_own_mask():
+    """Cached decoding equals teacher forcing where it is shorter than the conditional one."""
+    model, given, uniform = text_model(), prompts((7, 5)).tensors, uniform_table(0, 0, 2, 15)
+    ids, mask = left_padded([[1, 6], [1, 9, 6]], pad_id=0, length=7)
+    conditions = Conditions(**{**given, "uncond_ids": ids, "uncond_mask": mask})
+    for order in (model.config.order_grid.diagonal(), model.config.order_grid.raster()):
+        seen = []
+        sampling = Sampling(cfg_scale=3.0)
+        tokens = decode(model, conditions, order, sampling, uniform, lambda _, logits, seen=seen: seen.append(logits))
+        expected = teacher_forced(model, tokens, conditions, order, 3.0)
+        torch.testing.assert_close(torch.cat(seen, dim=1), expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_prompts_of_different_lengths_decode_as_each_alone(decoder):
+    model, lengths = text_model(), (7, 3, 9)
+    uniform, sampling = uniform_table(0, 0, 3, 15), Sampling(cfg_scale=5.0, temperature=0.0)
+
+    def logits(conditions: Conditions, uniform_BN: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        decode(model, conditions, DECODERS[decoder], sampling, uniform_BN, lambda _, step: seen.append(step))
+        return torch.cat(seen, dim=1)
+
+    together = logits(prompts(lengths), uniform)
+    for k, length in enumerate(lengths):
+        padded = prompts(lengths)[slice(k, k + 1)].tensors
+        alone = Conditions(**{name: part[:, max(lengths) - length :] for name, part in padded.items()})
+        assert bool(alone.tensors["mask"].all())
+        torch.testing.assert_close(together[k : k + 1], logits(alone, uniform[k : k + 1]), atol=5e-4, rtol=0)
 
 
 def test_eager_attention_agrees():
     model = make_model(3, 5, "hidden", captions=True)
     conditions, order = make_conditions(3, True), model.config.order_grid.diagonal()
-    codes = torch.randint(0, 32, (3, 15))
+    tokens = torch.randint(0, 32, (3, 15))
     with torch.no_grad():
-        fused = model(codes, conditions, order).logits
+        fused = model(tokens, conditions, order).logits
         model.set_attention("eager")
-        torch.testing.assert_close(model(codes, conditions, order).logits, fused, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model(tokens, conditions, order).logits, fused, atol=1e-4, rtol=0)

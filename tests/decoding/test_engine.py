@@ -13,27 +13,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch.nn.attention import flex_attention
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import ModelConfig, Sampling
 from flashar_cli.decoding import compiled, graphs
-from flashar_cli.decoding import engine as engine_module
 from flashar_cli.decoding.compiled import compiled_parts
-from flashar_cli.decoding.decoder import decode
-from flashar_cli.decoding.engine import OPTIMISATIONS, Engine, obstacle
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.failures import OptimisationFailed
-from flashar_cli.decoding.generate import generate_tokens
-from flashar_cli.decoding.packed import packed_linears
-from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.decoding.forwards import packed_linears
+from flashar_cli.decoding.images import Request, generate_tokens
+from flashar_cli.decoding.levels import LEVELS
+from flashar_cli.decoding.static import FLASHAR
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.nn import attention
 from flashar_cli.nn.attention import attend
-from flashar_cli.nn.layers import Attention, Block
-from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from flashar_cli.nn.layers import Block
+from flashar_cli.nn.sampling import uniform_table
 from flashar_cli.tokenizers.vq import VQTokenizer
+from tests.decoding.plain import by, decode, key_of, plan_of
 from tests.decoding.test_decoder import make_conditions, make_model
 from tests.tiny_models import TINY_VQ, build_model, random_config
 
-PARAMS = SamplingParams(cfg_scale=2.0, temperature=0.9, top_k=9)
+PARAMS = Sampling(cfg_scale=2.0, temperature=0.9, top_k=9)
 
 
 def uniform(first: int, batch: int, num_cells: int = 15) -> torch.Tensor:
@@ -43,19 +45,20 @@ def uniform(first: int, batch: int, num_cells: int = 15) -> torch.Tensor:
 def test_one_plan_a_key_and_no_new_buffers_for_the_next_batch():
     model = make_model(3, 5, "hidden")
     engine, order, conditions = Engine(model), model.config.order_grid.diagonal(), make_conditions(3, False)
-    first = engine.decode(conditions, order, PARAMS, uniform(0, 3))
-    plan = engine.plan(3, order, PARAMS)
+    first = engine.decode(by(order), conditions, PARAMS, uniform(0, 3))
+    plan = engine.plan(by(order), key_of(model, 3, order, PARAMS))
     addresses = [buffer.data_ptr() for buffer in plan.buffers()]
-    other = SamplingParams(cfg_scale=4.0, temperature=0.5, top_k=9)  # other numbers, the same operations
-    second = engine.decode(conditions, order, other, uniform(3, 3))
-    assert engine.plan(3, order, other) is plan
+    other = Sampling(cfg_scale=4.0, temperature=0.5, top_k=9)  # other numbers, the same operations
+    second = engine.decode(by(order), conditions, other, uniform(3, 3))
+    assert engine.plan(by(order), key_of(model, 3, order, other)) is plan
     assert [buffer.data_ptr() for buffer in plan.buffers()] == addresses
     assert torch.equal(first, decode(model, conditions, order, PARAMS, uniform(0, 3)))
     assert torch.equal(second, decode(model, conditions, order, other, uniform(3, 3)))
-    plain = SamplingParams(cfg_scale=2.0, top_k=9)  # a temperature of 1 takes no division
-    for batch, params in ((2, PARAMS), (3, replace(PARAMS, cfg_scale=1.0)), (3, replace(PARAMS, top_k=8)), (3, plain)):
-        assert engine.plan(batch, order, params) is not plan
-    assert engine.plan(3, model.config.order_grid.raster(), PARAMS) is not plan
+    plain = Sampling(cfg_scale=2.0, top_k=9)  # a temperature of 1 takes no division
+    for batch, params in ((2, PARAMS), (3, PARAMS.changed(cfg_scale=1.0)), (3, PARAMS.changed(top_k=8)), (3, plain)):
+        assert engine.plan(by(order), key_of(model, batch, order, params)) is not plan
+    raster = model.config.order_grid.raster()
+    assert engine.plan(by(raster), key_of(model, 3, raster, PARAMS)) is not plan
 
 
 class ReplayedWork:
@@ -70,7 +73,7 @@ class ReplayedWork:
 
 @pytest.mark.parametrize("order_name", ("raster", "diagonal"))
 @torch.inference_mode()
-def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
+def test_graphs_in_turn_decode_an_image(monkeypatch, order_name):
     """What is in which graph, and in which order they run; that capture itself works takes a GPU."""
     monkeypatch.setattr(graphs, "STEPS_PER_GRAPH", 4)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
@@ -84,9 +87,8 @@ def test_graphs_in_turn_decode_a_picture(monkeypatch, order_name):
 
     monkeypatch.setattr(graphs.GraphedPlan, "_capture", capture)
     model, tokenizer = make_model(3, 5, "hidden"), VQTokenizer(TINY_VQ).eval()
-    grid = model.config.order_grid
-    order = grid.raster() if order_name == "raster" else grid.diagonal()
-    plan = DecodePlan(model, PlanKey.of(model, 3, order, PARAMS.kind))
+    order = getattr(model.config.order_grid, order_name)()
+    plan = plan_of(model, 3, order, PARAMS)
     graphed = graphs.GraphedPlan(plan, tokenizer.decode_unchecked)
     assert len(captured) == 1 + -(-order.num_steps // 4) + 1
     for first in (0, 3):
@@ -108,11 +110,11 @@ def test_graphs_without_cuda_are_one_line_and_eager():
     model, lines = make_model(3, 5, "hidden"), []
     engine = Engine(model, optimisation="graph", explain=lines.append)
     order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
-    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
-    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    tokens = engine.decode(by(order), conditions, PARAMS, uniform(0, 2))
+    assert torch.equal(tokens, decode(model, conditions, order, PARAMS, uniform(0, 2)))
     assert lines == ["CUDA graphs need a CUDA device"]
     assert engine.optimisation == "eager"
-    with pytest.raises(FlasharError, match="expected one of eager, graph, forked, compile, flex, packed"):
+    with pytest.raises(FlasharError, match="expected one of eager, packed, flex, graph, compile"):
         Engine(model, optimisation="fast")
 
 
@@ -126,7 +128,7 @@ def test_parts_run_compiled_only_while_decoding(monkeypatch):
     monkeypatch.setattr(torch, "compile", compiler)
     order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
     engine = Engine(model, optimisation="compile")
-    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    tokens = engine.decode(by(order), conditions, PARAMS, uniform(0, 2))
     num_blocks = sum(isinstance(module, Block) for module in model.modules())
     expected = {
         "_embed": order.num_steps - 1,
@@ -135,7 +137,7 @@ def test_parts_run_compiled_only_while_decoding(monkeypatch):
         "guided_logits": order.num_steps,
     }
     assert Counter(calls) == expected
-    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    assert torch.equal(tokens, decode(model, conditions, order, PARAMS, uniform(0, 2)))
     assert Counter(calls) == expected  # the model itself is as it was
 
 
@@ -152,18 +154,18 @@ def test_packed_weights_give_the_same_logits(gate, captions):
     torch.testing.assert_close(logits["packed"], logits["eager"], atol=1e-4, rtol=0)
     assert not all(torch.equal(ours, theirs) for ours, theirs in zip(*logits.values(), strict=True))
     engine = Engine(model, optimisation="packed", explain=lines.append)
-    codes = engine.decode(conditions, order, PARAMS, uniform(0, 3))
-    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 3)))
+    tokens = engine.decode(by(order), conditions, PARAMS, uniform(0, 3))
+    assert torch.equal(tokens, decode(model, conditions, order, PARAMS, uniform(0, 3)))
     assert lines == []
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="a CPU without bfloat16")
-def test_packed_bfloat16_weights_draw_nearly_the_same_codes():
+def test_packed_bfloat16_weights_sample_nearly_the_same_tokens():
     model, lines = make_model(6, 6, "hidden").bfloat16(), []
     order, conditions = model.config.order_grid.diagonal(), make_conditions(3, False)
     engine = Engine(model, optimisation="packed", explain=lines.append)
-    codes = engine.decode(conditions, order, PARAMS, uniform(0, 3, 36))
-    assert (codes == decode(model, conditions, order, PARAMS, uniform(0, 3, 36))).float().mean() > 0.8
+    tokens = engine.decode(by(order), conditions, PARAMS, uniform(0, 3, 36))
+    assert (tokens == decode(model, conditions, order, PARAMS, uniform(0, 3, 36))).float().mean() > 0.8
     assert lines == []
 
 
@@ -199,12 +201,12 @@ def test_a_compiler_that_fails_is_one_line_and_eager(monkeypatch):
     model, lines = make_model(3, 5, "hidden"), []
     engine = Engine(model, optimisation="compile", explain=lines.append)
     order, conditions = model.config.order_grid.raster(), make_conditions(2, False)
-    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
-    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    tokens = engine.decode(by(order), conditions, PARAMS, uniform(0, 2))
+    assert torch.equal(tokens, decode(model, conditions, order, PARAMS, uniform(0, 2)))
     assert lines == ["torch.compile failed (no C++ compiler)"]
     again = Engine(model, optimisation="compile", explain=lines.append)
-    logits = again.teacher_forced(conditions, order, PARAMS, codes)
-    assert torch.equal(logits, Engine(model).teacher_forced(conditions, order, PARAMS, codes))
+    logits = again.teacher_forced(by(order), conditions, PARAMS, tokens)
+    assert torch.equal(logits, Engine(model).teacher_forced(by(order), conditions, PARAMS, tokens))
     assert lines[1:] == lines[:1] and again.optimisation == "eager"
 
 
@@ -226,14 +228,7 @@ CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: you tried to alloca
         (BackendCompilerFailed(str, RuntimeError(CPU_ALLOCATOR), None), "can't allocate memory"),
         (RuntimeError("what eager code would raise too"), "what eager code would raise too"),
     ),
-    ids=(
-        "cuda",
-        "cpu",
-        "cuda while compiling",
-        "cpu while compiling",
-        "cpu in the compiler",
-        "no fault of the compiler",
-    ),
+    ids=("cuda", "cpu", "cuda compiling", "cpu compiling", "cpu in the compiler", "no fault of the compiler"),
 )
 def test_what_eager_decoding_does_not_get_round_goes_up(monkeypatch, error, raised):
     failing_blocks(monkeypatch, error)
@@ -241,7 +236,7 @@ def test_what_eager_decoding_does_not_get_round_goes_up(monkeypatch, error, rais
     order, conditions = model.config.order_grid.raster(), make_conditions(2, False)
     engine = Engine(model, optimisation="compile", explain=lines.append)
     with pytest.raises(RuntimeError, match=raised) as caught:
-        engine.decode(conditions, order, PARAMS, uniform(0, 2))
+        engine.decode(by(order), conditions, PARAMS, uniform(0, 2))
     assert type(caught.value) is (torch.OutOfMemoryError if "CUDA" in raised else RuntimeError)
     assert lines == [] and engine.optimisation == "compile"
 
@@ -323,10 +318,9 @@ def cuda(monkeypatch, request):
 
 def capturing_engine(monkeypatch, model, lines):
     """An engine that captures on a CPU, with what stands in for CUDA."""
-    monkeypatch.setattr(engine_module, "obstacle", lambda model, optimisation: None)
-    engine = Engine(model, optimisation="graph", explain=lines.append)
-    engine._captures = True
-    return engine
+    monkeypatch.setitem(LEVELS, "graph", replace(LEVELS["graph"], obstacle=lambda model: None))
+    monkeypatch.setattr(Engine, "_captures", property(lambda engine: engine.level.graphed))
+    return Engine(model, optimisation="graph", explain=lines.append)
 
 
 def test_a_failed_capture_names_its_reason_and_leaves_its_stream(monkeypatch, cuda):
@@ -343,11 +337,11 @@ def test_a_failed_capture_names_its_reason_and_leaves_its_stream(monkeypatch, cu
 
     model.backbone.norm.forward = norm
     engine = capturing_engine(monkeypatch, model, lines)
-    codes = engine.decode(conditions, order, PARAMS, uniform(0, 2))
+    tokens = engine.decode(by(order), conditions, PARAMS, uniform(0, 2))
     assert lines == ["capture failed (operation not permitted when stream is capturing)"]
     assert streams == ["capture"] + ["default"] * order.num_steps and cuda.stream_now == "default"
     assert cuda.recording == [] and cuda.uses["ours"] == 0 and not cuda.generator_captures
-    assert torch.equal(codes, decode(model, conditions, order, PARAMS, uniform(0, 2)))
+    assert torch.equal(tokens, decode(model, conditions, order, PARAMS, uniform(0, 2)))
 
 
 @pytest.mark.parametrize("optimisation", ("eager", "graph", "compile", "plain"))
@@ -371,11 +365,11 @@ def test_all_attention_of_a_decode_leaves_cudnn_out(monkeypatch, optimisation):
             engine = capturing_engine(monkeypatch, model, [])
         else:
             engine = Engine(model, optimisation=optimisation)
-        codes = engine.decode(conditions, order, params, uniform(0, 2))
-        engine.teacher_forced(conditions, order, params, codes)
+        tokens = engine.decode(by(order), conditions, params, uniform(0, 2))
+        engine.teacher_forced(by(order), conditions, params, tokens)
         if optimisation == "graph":
             monkeypatch.setattr(engine, "_graphs_of", lambda plan: fail(OptimisationFailed("no")))
-            engine.decode(conditions, order, params, uniform(0, 2))
+            engine.decode(by(order), conditions, params, uniform(0, 2))
             assert engine.optimisation == "eager"
     num_blocks = sum(isinstance(module, Block) for module in model.modules())
     num_decodes = {"plain": 1, "graph": 3}.get(optimisation, 2)
@@ -392,7 +386,7 @@ def test_what_stops_a_capture_but_is_no_fault_of_it_goes_up(monkeypatch, cuda, e
     model.backbone.norm.forward = norm
     engine = capturing_engine(monkeypatch, model, lines)
     with pytest.raises(type(error)):
-        engine.decode(make_conditions(2, False), model.config.order_grid.raster(), PARAMS, uniform(0, 2))
+        engine.decode(by(model.config.order_grid.raster()), make_conditions(2, False), PARAMS, uniform(0, 2))
     assert lines == [] and cuda.stream_now == "default" and engine.optimisation == "graph"
     assert cuda.recording == [] and cuda.uses["ours"] == 0
 
@@ -411,7 +405,7 @@ def test_running_out_of_memory_in_a_capture_frees_it_at_once(monkeypatch, cuda):
     gc.disable()
     try:
         with suppress(torch.OutOfMemoryError):
-            engine.decode(make_conditions(2, False), model.config.order_grid.raster(), PARAMS, uniform(0, 2))
+            engine.decode(by(model.config.order_grid.raster()), make_conditions(2, False), PARAMS, uniform(0, 2))
         assert [x() for x in held] == [None]
     finally:
         gc.enable()
@@ -423,14 +417,13 @@ def test_a_fall_back_keeps_no_graphs_and_one_plan(monkeypatch, cuda):
     engine = capturing_engine(monkeypatch, model, lines)
     plans = []
     for batch in (1, 2):
-        engine.decode(make_conditions(batch, False), order, PARAMS, uniform(0, batch))
-        plans.append(weakref.ref(engine.plan(batch, order, PARAMS)))
-    assert engine.plan(1, order, PARAMS) is plans[0]() and engine.plan(2, order, PARAMS) is plans[1]()
-    norm, fails = model.backbone.norm, RuntimeError("no")
-    monkeypatch.setattr(
-        norm, "forward", lambda x, own=norm.forward: own(x) if cuda.stream_now == "default" else fail(fails)
-    )
-    engine.decode(make_conditions(3, False), order, PARAMS, uniform(0, 3))
+        engine.decode(by(order), make_conditions(batch, False), PARAMS, uniform(0, batch))
+        plans.append(weakref.ref(engine.plan(by(order), key_of(model, batch, order, PARAMS))))
+    for batch, plan in enumerate(plans, start=1):
+        assert engine.plan(by(order), key_of(model, batch, order, PARAMS)) is plan()
+    norm, own, fails = model.backbone.norm, model.backbone.norm.forward, RuntimeError("no")
+    monkeypatch.setattr(norm, "forward", lambda x: own(x) if cuda.stream_now == "default" else fail(fails))
+    engine.decode(by(order), make_conditions(3, False), PARAMS, uniform(0, 3))
     gc.collect()
     assert lines == ["capture failed (no)"]
     assert [plan() for plan in plans] == [None, None]
@@ -444,28 +437,28 @@ def failing_blocks(monkeypatch, error):
     monkeypatch.setattr(torch, "compile", lambda forward, **settings: lambda *args: fail(error))
 
 
-@pytest.mark.parametrize("optimisation", OPTIMISATIONS)
-def test_what_keeps_a_model_from_an_optimisation_is_known_beforehand(optimisation):
+@pytest.mark.parametrize("optimisation", LEVELS)
+def test_why_a_level_cannot_run_is_known_beforehand(optimisation):
     half = make_model(3, 5, "hidden", captions=True).half()
-    cuda = dict.fromkeys(("graph", "forked"), "need a CUDA device")
-    reasons = {**cuda, "packed": "need float32 or bfloat16", "flex": "captions need a key mask"}
-    reason = obstacle(half, optimisation)
+    needs_mask = "a caption needs a key mask"
+    reasons = {"graph": "need a CUDA device", "packed": "need float32 or bfloat16", "flex": needs_mask}
+    reason = LEVELS[optimisation].obstacle(half)
     assert reasons[optimisation] in reason if optimisation in reasons else reason is None
 
 
 def test_a_last_smaller_batch_is_padded_where_sizes_are_dear(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
     model = make_model(3, 5, "hidden")
-    order, conditions = model.config.order_grid.diagonal(), make_conditions(3, False)
-    engine = Engine(model, optimisation="compile")
-    batches = list(generate_tokens(model, conditions, 5, order, PARAMS, 7, 3, engine))
-    assert [len(codes) for codes in batches] == [3, 2]
-    plain = list(generate_tokens(model, conditions, 5, order, PARAMS, 7, 3))
+    request = Request(FLASHAR, make_conditions(3, False), 5, PARAMS, Grid(3, 5), seed=7, batch_size=3)
+    batches = list(generate_tokens(Engine(model, optimisation="compile"), request))
+    assert [len(tokens) for tokens in batches] == [3, 2]
+    plain = list(generate_tokens(Engine(model), request))
     assert torch.equal(torch.cat(batches), torch.cat(plain))
 
 
 def test_what_is_captured_with_the_tokens_is_compiled_with_the_blocks(monkeypatch):
-    monkeypatch.setattr(engine_module, "obstacle", lambda model, optimisation: None)
+    for level in ("graph", "flex"):
+        monkeypatch.setitem(LEVELS, level, replace(LEVELS[level], obstacle=lambda model: None))
     model, tokenizer = make_model(3, 5, "hidden"), VQTokenizer(TINY_VQ).eval()
     for optimisation in ("eager", "graph", "compile", "flex"):
         engine = Engine(model, tokenizer, optimisation)
@@ -500,8 +493,8 @@ def test_a_deep_model_compiles_no_more_than_a_shallow_one(traced_only, monkeypat
         engine, grid = Engine(model, optimisation="compile", explain=lines.append), model.config.order_grid
         for order, batch in ((grid.diagonal(), 2), (grid.raster(), 2), (grid.diagonal(), 3))[: 4 - num_layers // 2]:
             conditions, numbers_BN = make_conditions(batch, False), uniform(0, batch, 16)
-            codes = engine.decode(conditions, order, PARAMS, numbers_BN)
-            assert torch.equal(codes, decode(model, conditions, order, PARAMS, numbers_BN))
+            tokens = engine.decode(by(order), conditions, PARAMS, numbers_BN)
+            assert torch.equal(tokens, decode(model, conditions, order, PARAMS, numbers_BN))
         assert lines == [] and not counters["graph_break"]
         numbers.append(counters["stats"]["unique_graphs"])
     assert numbers == [3 + 2 + 2 + 5] * 2
@@ -512,59 +505,52 @@ def test_a_part_that_is_not_compiled_any_more_is_said(traced_only, monkeypatch):
     monkeypatch.setattr(compiled, "MAX_VARIANTS", 2)
     model, lines = make_model(3, 5, "hidden"), []
     engine, order = Engine(model, optimisation="compile", explain=lines.append), model.config.order_grid.diagonal()
-    codes = engine.decode(make_conditions(2, False), order, PARAMS, uniform(0, 2))
-    assert (
-        len(lines) == 1
-        and "torch.compile failed (a part of the step has 2 compiled variants and needs more)" in lines[0]
-    )
-    assert torch.equal(codes, decode(model, make_conditions(2, False), order, PARAMS, uniform(0, 2)))
+    tokens = engine.decode(by(order), make_conditions(2, False), PARAMS, uniform(0, 2))
+    assert lines == ["torch.compile failed (a part of the step has 2 compiled variants and needs more)"]
+    assert torch.equal(tokens, decode(model, make_conditions(2, False), order, PARAMS, uniform(0, 2)))
 
 
 def test_flex_attends_where_there_is_no_mask(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward, **settings: forward)
     queries = []
 
-    def flex(q, k, v, grouped):
+    def flex(q, k, v, enable_gqa):
         queries.append(q.shape[2])
+        assert enable_gqa == (q.shape[1] != k.shape[1])
         return attend(q, k, v, None, "eager")
 
-    monkeypatch.setattr(attention, "_flex_decoding", flex)
+    monkeypatch.setattr(flex_attention, "flex_attention", flex)
+    monkeypatch.setitem(LEVELS, "flex", replace(LEVELS["flex"], obstacle=lambda model: None))
     model, lines = make_model(3, 5, "hidden"), []
     engine, order = Engine(model, optimisation="flex", explain=lines.append), model.config.order_grid.diagonal()
-    codes = engine.decode(make_conditions(2, False), order, PARAMS, uniform(0, 2))
+    tokens = engine.decode(by(order), make_conditions(2, False), PARAMS, uniform(0, 2))
     num_blocks = sum(isinstance(module, Block) for module in model.modules())
     assert queries == [len(cells) for cells in order.steps[:-1] for _ in range(num_blocks)]  # not for the prefix
     assert lines == []
-    assert torch.equal(codes, decode(model, make_conditions(2, False), order, PARAMS, uniform(0, 2)))
-    assert {module.backend for module in model.modules() if isinstance(module, Attention)} == {"sdpa"}
+    assert torch.equal(tokens, decode(model, make_conditions(2, False), order, PARAMS, uniform(0, 2)))
+    assert not any("attend" in vars(module) for module in model.modules())
 
 
-def test_flex_is_not_for_captions():
-    lines = []
-    assert Engine(make_model(3, 5, "hidden", True), optimisation="flex", explain=lines.append).optimisation == "eager"
-    assert len(lines) == 1 and "captions need a key mask at every step" in lines[0]
+@pytest.mark.parametrize(
+    ("captions", "reason"), ((True, "a caption needs a key mask at every step"), (False, "needs a CUDA device"))
+)
+def test_flex_is_not_for_captions_nor_for_a_cpu(captions, reason):
+    lines, model = [], make_model(3, 5, "hidden", captions)
+    assert Engine(model, optimisation="flex", explain=lines.append).optimisation == "eager"
+    assert len(lines) == 1 and reason in lines[0]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("order_name", "optimisation"),
-    (
-        ("diagonal", "compile"),
-        ("raster", "compile"),
-        ("diagonal", "flex"),
-        ("raster", "flex"),
-    ),
-)
+@pytest.mark.parametrize("order_name", ("diagonal", "raster"))
 @pytest.mark.slow
-def test_compiled_parts_agree(order_name, optimisation):
+def test_compiled_parts_agree(order_name):
     model = make_model(3, 5, "hidden")
-    grid = model.config.order_grid
-    order = grid.raster() if order_name == "raster" else grid.diagonal()
-    greedy, lines = SamplingParams(cfg_scale=2.0, temperature=0), []
-    engine = Engine(model, optimisation=optimisation, explain=lines.append)
-    codes = engine.decode(make_conditions(2, False), order, greedy, uniform(0, 2))
-    logits = engine.teacher_forced(make_conditions(2, False), order, greedy, codes)
+    order = getattr(model.config.order_grid, order_name)()
+    greedy, lines = Sampling(cfg_scale=2.0, temperature=0), []
+    engine = Engine(model, optimisation="compile", explain=lines.append)
+    tokens = engine.decode(by(order), make_conditions(2, False), greedy, uniform(0, 2))
+    logits = engine.teacher_forced(by(order), make_conditions(2, False), greedy, tokens)
     assert lines == []
-    expected = Engine(model).teacher_forced(make_conditions(2, False), order, greedy, codes)
+    expected = Engine(model).teacher_forced(by(order), make_conditions(2, False), greedy, tokens)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    assert torch.equal(codes, decode(model, make_conditions(2, False), order, greedy, uniform(0, 2)))
+    assert torch.equal(tokens, decode(model, make_conditions(2, False), order, greedy, uniform(0, 2)))

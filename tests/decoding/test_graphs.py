@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashar_cli.decoding.decoder import decode, decode_with
+from flashar_cli.config import Sampling
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.forked import forked_branch
-from flashar_cli.decoding.forwards import Forwards
+from flashar_cli.decoding.forwards import Forwards, joined_products
 from flashar_cli.decoding.graphs import GraphedPlan
-from flashar_cli.decoding.joined import joined_products
-from flashar_cli.decoding.plan import DecodePlan, PlanKey
 from flashar_cli.decoding.quantize import SCHEMES, quantize_model
-from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from flashar_cli.nn.sampling import uniform_table
 from flashar_cli.tokenizers.vq import VQTokenizer
+from tests.decoding.plain import by, decode, decode_with, key_of, plan_of
 from tests.decoding.test_decoder import make_conditions, make_model
 from tests.tiny_models import TINY_VQ
 
@@ -32,15 +30,13 @@ def _no_tf32(monkeypatch):
 
 
 def order_of(model, name):
-    grid = model.config.order_grid
-    return grid.raster() if name == "raster" else grid.diagonal()
+    return getattr(model.config.order_grid, name)()
 
 
 def assert_replays_eager(graphs, kept, conditions, params, uniform):
-    """A replay draws eager's tokens, and the logits ``kept`` at capture become eager's, bit for bit."""
+    """A replay samples eager's tokens, and the logits ``kept`` at capture become eager's, bit for bit."""
     plan, seen = graphs.plan, []
-    order = plan.key.order
-    eager = decode(plan.model, conditions, order, params, uniform, lambda step, logits: seen.append(logits))
+    eager = decode(plan.model, conditions, plan.order, params, uniform, lambda step, logits: seen.append(logits))
     plan.load(conditions, params, uniform)
     graphs.prefix()
     graphs.steps()
@@ -58,29 +54,13 @@ def test_replayed_logits_are_those_of_eager_bit_for_bit(shape, order_name, scale
     model = make_model(*shape, "hidden", captions).cuda()
     order, conditions = order_of(model, order_name), make_conditions(batch, captions)
     num_cells = shape[0] * shape[1]
-    settings = [SamplingParams(cfg_scale=scale, temperature=heat, top_k=9, top_p=0.9) for heat in (1.0, 0.7)]
-    plan = DecodePlan(model, PlanKey.of(model, batch, order, settings[0].kind))
+    settings = [Sampling(cfg_scale=scale, temperature=heat, top_k=9, top_p=0.9) for heat in (1.0, 0.7)]
+    plan = plan_of(model, batch, order, settings[0])
     plan.load(conditions, settings[0], uniform_table(9, 0, batch, num_cells))
     kept: list[torch.Tensor] = []
     graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
     for seed, params in enumerate(settings):
         uniform = uniform_table(seed, 0, batch, num_cells)
-        assert_replays_eager(graphs, kept, conditions, params, uniform)
-
-
-@pytest.mark.parametrize("layer", (0, 1, 2))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@torch.inference_mode()
-def test_a_forked_branch_changes_no_bit(dtype, layer):
-    model = make_model(16, 16, "hidden", layer=layer, depth=2).to("cuda", dtype)
-    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), SamplingParams(cfg_scale=2.0)
-    plan = DecodePlan(model, PlanKey.of(model, 3, order, params.kind))
-    plan.load(conditions, params, uniform_table(9, 0, 3, 256))
-    kept: list[torch.Tensor] = []
-    with forked_branch(model).active():
-        graphs = GraphedPlan(plan, None, on_step=lambda step, logits: kept.append(logits))
-    for seed in range(5):
-        uniform = uniform_table(seed, 0, 3, 256)
         assert_replays_eager(graphs, kept, conditions, params, uniform)
 
 
@@ -91,19 +71,19 @@ def test_an_engine_captures_a_key_once(dtype):
     tokenizer = VQTokenizer(TINY_VQ).cuda().eval()
     lines: list[str] = []
     engine = Engine(model, tokenizer, "graph", lines.append)
-    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), SamplingParams(cfg_scale=2.0)
-    engine.warm(conditions, order, params)
+    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), Sampling(cfg_scale=2.0)
+    engine.warm(by(order), conditions, params)
     assert lines == []
     allocated = torch.cuda.memory_allocated()
     for seed in range(3):
         uniform = uniform_table(seed, 0, 3, 16)
-        codes = engine.decode(conditions, order, params, uniform)
-        plan = engine.plan(3, order, params)
+        tokens = engine.decode(by(order), conditions, params, uniform)
+        plan = engine.plan(by(order), key_of(model, 3, order, params))
         tolerance = 1e-4 if dtype == torch.float32 else 0.1
-        torch.testing.assert_close(engine.pixels(codes), tokenizer.decode(codes), atol=tolerance, rtol=0)
+        torch.testing.assert_close(engine.pixels(tokens), tokenizer.decode(tokens), atol=tolerance, rtol=0)
         with Forwards(joined_products(model)).active():  # one product rounds otherwise than two
-            assert torch.equal(codes, decode_with(plan, conditions, params, uniform, None))
-        del codes, plan
+            assert torch.equal(tokens, decode_with(plan, conditions, params, uniform, None))
+        del tokens, plan
     assert torch.cuda.memory_allocated() == allocated
 
 
@@ -114,10 +94,10 @@ def test_graphs_of_quantised_weights_replay_what_eager_does(scheme, dtype):
     model, lines = make_model(4, 4, "hidden").to("cuda", dtype), []
     quantize_model(model, scheme)
     order, conditions = order_of(model, "diagonal"), make_conditions(3, False)
-    params, uniform = SamplingParams(cfg_scale=2.0), uniform_table(0, 0, 3, 16)
-    codes = Engine(model, None, "graph", lines.append).decode(conditions, order, params, uniform)
+    params, uniform = Sampling(cfg_scale=2.0), uniform_table(0, 0, 3, 16)
+    tokens = Engine(model, None, "graph", lines.append).decode(by(order), conditions, params, uniform)
     assert lines == []
-    assert torch.equal(codes, decode(model, conditions, order, params, uniform))
+    assert torch.equal(tokens, decode(model, conditions, order, params, uniform))
 
 
 def test_what_cannot_be_captured_is_one_line_and_eager():
@@ -125,12 +105,12 @@ def test_what_cannot_be_captured_is_one_line_and_eager():
     forward, lines = model.backbone.norm.forward, []
     model.backbone.norm.forward = lambda x: forward(x) * float(x.sum().item() == x.sum().item())
     engine = Engine(model, None, "graph", lines.append)
-    order, conditions, params = order_of(model, "raster"), make_conditions(1, False), SamplingParams()
-    codes = engine.decode(conditions, order, params, uniform_table(0, 0, 1, 15))
+    order, conditions, params = order_of(model, "raster"), make_conditions(1, False), Sampling()
+    tokens = engine.decode(by(order), conditions, params, uniform_table(0, 0, 1, 15))
     assert len(lines) == 1 and lines[0].startswith("capture failed (") and engine.optimisation == "eager"
     assert "previous error" not in lines[0], "the reason is the read of a value, not that the capture ended badly"
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert torch.equal(codes, decode(model, conditions, order, params, uniform_table(0, 0, 1, 15)))
+    assert torch.equal(tokens, decode(model, conditions, order, params, uniform_table(0, 0, 1, 15)))
 
     # Nothing goes on as if the capture ran: memory, random numbers, and captures after it.
     del engine
@@ -138,7 +118,7 @@ def test_what_cannot_be_captured_is_one_line_and_eager():
     assert torch.randn(8, device="cuda").isfinite().all()
     model.backbone.norm.forward = forward
     again = Engine(model, None, "graph", lines.append)
-    assert again.decode(conditions, order, params, uniform_table(0, 0, 1, 15)).shape == (1, 3, 5)
+    assert again.decode(by(order), conditions, params, uniform_table(0, 0, 1, 15)).shape == (1, 3, 5)
     assert len(lines) == 1 and again.optimisation == "graph"
     before = torch.cuda.memory_allocated()
     torch.randn(1 << 20, device="cuda")
@@ -148,33 +128,33 @@ def test_what_cannot_be_captured_is_one_line_and_eager():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optimisation", ("compile", "flex"))
 @pytest.mark.parametrize("order_name", ("raster", "diagonal"))
-def test_compiled_parts_draw_as_eager_ones_in_graphs(order_name, optimisation):
+def test_compiled_parts_sample_as_eager_ones_in_graphs(order_name, optimisation):
     model = make_model(6, 6, "hidden").cuda()
     lines: list[str] = []
     engine = Engine(model, None, optimisation, lines.append)
     order, conditions = order_of(model, order_name), make_conditions(3, False)
-    params = SamplingParams(cfg_scale=2.0, temperature=0)
-    codes = engine.decode(conditions, order, params, uniform_table(0, 0, 3, 36))
-    logits = engine.teacher_forced(conditions, order, params, codes)
+    params = Sampling(cfg_scale=2.0, temperature=0)
+    tokens = engine.decode(by(order), conditions, params, uniform_table(0, 0, 3, 36))
+    logits = engine.teacher_forced(by(order), conditions, params, tokens)
     assert lines == []
     torch.testing.assert_close(
-        logits, Engine(model).teacher_forced(conditions, order, params, codes), atol=1e-4, rtol=0
+        logits, Engine(model).teacher_forced(by(order), conditions, params, tokens), atol=1e-4, rtol=0
     )
-    # Rounding decides near ties, and a token drawn otherwise changes those after it.
-    assert (codes == decode(model, conditions, order, params, uniform_table(0, 0, 3, 36))).float().mean() > 0.8
+    # Rounding decides near ties, and a token sampled otherwise changes those after it.
+    assert (tokens == decode(model, conditions, order, params, uniform_table(0, 0, 3, 36))).float().mean() > 0.8
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_later_engine_leaves_the_graphs_of_an_earlier_one_their_weights():
     """Compiling, as any engine but an eager one, puts other tensors in the place of weights that graphs read."""
     model = make_model(6, 6, "hidden").cuda()
-    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), SamplingParams(cfg_scale=2.0)
+    order, conditions, params = order_of(model, "diagonal"), make_conditions(3, False), Sampling(cfg_scale=2.0)
     uniform = uniform_table(0, 0, 3, 36)
-    plan = DecodePlan(model, PlanKey.of(model, 3, order, params.kind))
+    plan = plan_of(model, 3, order, params)
     before = decode_with(plan, conditions, params, uniform, None)
     graphs = GraphedPlan(plan, None)
     compiled = Engine(model, None, "compile")
-    compiled.decode(conditions, order, params, uniform_table(0, 0, 3, 36))
+    compiled.decode(by(order), conditions, params, uniform)
     torch.cuda.empty_cache()
     junk = [torch.full_like(parameter, torch.nan) for parameter in model.parameters() for _ in range(4)]
     plan.load(conditions, params, uniform)

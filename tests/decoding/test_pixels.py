@@ -1,4 +1,4 @@
-"""Which precision, how many at once, and compiled or not; the pictures are tested with the tokenizer."""
+"""Which precision, how many at once, and compiled or not; the images are tested with the tokenizer."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def test_a_batch_is_decoded_in_parts(device: str, batch: int, grid: tuple[int, i
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
 def test_parts_are_bounded_and_in_order(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, codes, sizes = tiny_tokenizer(), torch.randint(32, (7, 3, 5)), []
+    tokenizer, tokens, sizes = tiny_tokenizer(), torch.randint(32, (7, 3, 5)), []
     monkeypatch.setattr(pixels, "MAX_PIXELS_ON_CPU", at_once * 12 * 20)
     own = InferenceDecoder.forward
     monkeypatch.setattr(InferenceDecoder, "forward", lambda self, part: sizes.append(len(part)) or own(self, part))
-    pictures = PixelDecoder(tokenizer)(codes)
+    images = PixelDecoder(tokenizer)(tokens)
     assert max(sizes) <= at_once and sum(sizes) == 7
-    assert pictures.dtype == torch.float32 and not pictures.requires_grad
-    torch.testing.assert_close(pictures, tokenizer.decode(codes), rtol=0, atol=1e-5)
+    assert images.dtype == torch.float32 and not images.requires_grad
+    torch.testing.assert_close(images, tokenizer.decode(tokens), rtol=0, atol=1e-5)
 
 
-def test_compiled_pictures_are_the_same_and_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_images_are_the_same_and_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced only, which takes no seconds; a break of the graph would be an error."""
     torch._dynamo.reset()
     settings: list[dict[str, object]] = []
     compile_ = partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", lambda module, **given: settings.append(given) or compile_(module, **given))
-    decoder, codes = PixelDecoder(tiny_tokenizer()), torch.randint(32, (2, 3, 5))
-    assert torch.equal(decoder.compiled(codes), decoder(codes))
+    decoder, tokens = PixelDecoder(tiny_tokenizer()), torch.randint(32, (2, 3, 5))
+    assert torch.equal(decoder.compiled(tokens), decoder(tokens))
     assert settings == [{"fullgraph": True}]
     torch._dynamo.reset()

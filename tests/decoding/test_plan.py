@@ -9,37 +9,29 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flashar_cli.benchmarking.launches import OperatorCounter
-from flashar_cli.decoding.decoder import decode, decode_with
-from flashar_cli.decoding.forwards import Forwards
-from flashar_cli.decoding.joined import joined_products
+from flashar_cli.config import Sampling
+from flashar_cli.decoding.forwards import Forwards, joined_products
 from flashar_cli.decoding.pixels import PixelDecoder
-from flashar_cli.decoding.plan import DecodePlan, PlanKey
+from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.decoding.quantize import SCHEMES, quantize_model
-from flashar_cli.nn.sampling import SamplingParams, uniform_table
+from flashar_cli.machine.launches import OperatorCounter
+from flashar_cli.nn.sampling import uniform_table
 from flashar_cli.tokenizers.vq import VQTokenizer
+from tests.decoding.plain import decode, decode_with, plan_of
 from tests.decoding.test_decoder import make_conditions, make_model
 from tests.tiny_models import TINY_VQ
 
 # The host learns a value, or a shape follows from values.
 WAITING = {"_local_scalar_dense", "item", "equal", "is_nonzero"}
-DATA_DEPENDENT = {
-    "nonzero",
-    "nonzero_static",
-    "masked_select",
-    "unique_dim",
-    "_unique2",
-    "bincount",
-    "repeat_interleave",
-}
+BY_VALUE = {"nonzero", "nonzero_static", "masked_select", "unique_dim", "_unique2", "bincount", "repeat_interleave"}
 # A tensor made from host data: under capture its copy would be of memory that is gone at replay.
 FROM_HOST = {"lift_fresh", "lift_fresh_copy"}
-REFUSED = WAITING | DATA_DEPENDENT | FROM_HOST
+REFUSED = WAITING | BY_VALUE | FROM_HOST
 
 SETTINGS = (
-    SamplingParams(),
-    SamplingParams(cfg_scale=2.0, temperature=0),
-    SamplingParams(cfg_scale=2.0, temperature=0.8, top_k=5, top_p=0.9, cfg_interval=(0.0, 0.5)),
+    Sampling(),
+    Sampling(cfg_scale=2.0, temperature=0),
+    Sampling(cfg_scale=2.0, temperature=0.8, top_k=5, top_p=0.9, cfg_interval=(0.0, 0.5)),
 )
 
 
@@ -74,17 +66,15 @@ def order_name(request):
     return request.param
 
 
-def make_plan(model, order_name: str, batch: int, params: SamplingParams) -> DecodePlan:
-    grid = model.config.order_grid
-    order = grid.raster() if order_name == "raster" else grid.diagonal()
-    return DecodePlan(model, PlanKey.of(model, batch, order, params.kind))
+def make_plan(model, order_name: str, batch: int, params: Sampling) -> DecodePlan:
+    return plan_of(model, batch, getattr(model.config.order_grid, order_name)(), params)
 
 
 @torch.inference_mode()
 def run_guarded(plan: DecodePlan, device: str) -> int:
     with GraphSafe(device) as guard:
-        plan.draw(0, plan.prefix())
-        plan.advance(1, plan.key.order.num_steps)
+        plan.sample(0, plan.prefix())
+        plan.advance(1, plan.order.num_steps)
         plan.tokens()
     return guard.num_calls
 
@@ -121,22 +111,22 @@ def test_the_decode_path_never_touches_another_device(order_name, captions):
 def test_token_decode_is_graph_safe(device):
     """It is captured too."""
     tokenizer = VQTokenizer(TINY_VQ).eval().to(device)
-    codes = torch.zeros(2, 3, 5, dtype=torch.int64, device=device)
+    tokens = torch.zeros(2, 3, 5, dtype=torch.int64, device=device)
     to_pixels = PixelDecoder(tokenizer)
-    to_pixels(codes)  # what is made once is made before a capture
+    to_pixels(tokens)  # what is made once is made before a capture
     with GraphSafe(device) as guard:
-        to_pixels(codes)
+        to_pixels(tokens)
     assert guard.num_calls > 30
     if device == "cpu":
         with pytest.raises(AssertionError, match="on the decode path"), GraphSafe(device):
-            tokenizer.decode(codes)
+            tokenizer.decode(tokens)
 
 
 # A step's operators on a CPU, views left out: about a GPU's kernels. In float32 a block has 14: norms 2, products 4
 # (qkv, out, w1 with w3, w2), rotation, keys, values, attention, sums 2, SiLU and its product. In bfloat16 two casts
 # more, of what is rotated.
 BLOCK_OPERATORS = {torch.float32: 14, torch.bfloat16: 16}
-# Codes for both rows, embedding, norms 2, sources 2, heads 2, gate 4, its choice and sigmoid, fusion, guidance;
+# Tokens for both rows, embedding, norms 2, sources 2, heads 2, gate 4, its choice and sigmoid, fusion, guidance;
 # softmax, cumulative sum, threshold, search, store. In bfloat16 two casts more, of both heads' logits.
 OTHER_OPERATORS = {torch.float32: 21, torch.bfloat16: 23}
 
@@ -146,10 +136,10 @@ OTHER_OPERATORS = {torch.float32: 21, torch.bfloat16: 23}
 def test_a_step_launches_no_more_than_it_must(dtype):
     counts = []
     for depth in (1, 2):
-        model, params = make_model(4, 4, "hidden", depth=depth).to(dtype), SamplingParams(cfg_scale=2.0)
+        model, params = make_model(4, 4, "hidden", depth=depth).to(dtype), Sampling(cfg_scale=2.0)
         plan = make_plan(model, "diagonal", 2, params)
         plan.load(make_conditions(2, False), params, torch.rand(2, 16))
-        plan.draw(0, plan.prefix())
+        plan.sample(0, plan.prefix())
         with Forwards(joined_products(model)).active():
             plan.advance(1, 3)
             with OperatorCounter() as counter:
@@ -192,11 +182,11 @@ def test_buffers_stay_over_steps_and_images(order_name):
 def test_a_plan_that_was_used_before_decodes_the_same(order_name, captions):
     model = make_model(4, 4, "hidden", captions)
     conditions = make_conditions(3, captions)
-    hot = SamplingParams(cfg_scale=3.0, temperature=1.5, top_p=0.99, cfg_interval=(0.3, 1.0))
-    cool = SamplingParams(cfg_scale=1.5, temperature=0.7, top_p=0.8)
+    hot = Sampling(cfg_scale=3.0, temperature=1.5, top_p=0.99, cfg_interval=(0.3, 1.0))
+    cool = Sampling(cfg_scale=1.5, temperature=0.7, top_p=0.8)
     plan = make_plan(model, order_name, 3, hot)
     first = decode_with(plan, conditions[torch.tensor([2, 0, 1])], hot, uniform_table(1, 0, 3, 16), None)
     kept = first.clone()
     again = decode_with(plan, conditions, cool, uniform_table(2, 0, 3, 16), None)
-    assert torch.equal(again, decode(model, conditions, plan.key.order, cool, uniform_table(2, 0, 3, 16)))
+    assert torch.equal(again, decode(model, conditions, plan.order, cool, uniform_table(2, 0, 3, 16)))
     assert torch.equal(first, kept) and not torch.equal(first, again)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from flashar_cli.config import Sampling
 from flashar_cli.decoding.compiled import compiled_parts
-from flashar_cli.decoding.decoder import decode
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.packed import can_pack
+from flashar_cli.decoding.forwards import packing_obstacle
 from flashar_cli.decoding.quantize import SCHEMES, check_scheme, is_quantized, quantize_model
 from flashar_cli.errors import FlasharError
-from flashar_cli.nn.sampling import SamplingParams
+from tests.decoding.plain import by, decode
 from tests.decoding.test_decoder import make_conditions, make_model, teacher_forced
 
 CPU = torch.device("cpu")
-GREEDY = SamplingParams(cfg_scale=2.0, temperature=0)
+GREEDY = Sampling(cfg_scale=2.0, temperature=0)
 
 
 def quantized_names(model: nn.Module) -> set[str]:
@@ -63,8 +63,8 @@ def test_cached_decoding_still_equals_the_teacher_forced_forward(scheme: str, dt
     model = make_model(3, 5, "hidden").to(dtype)
     quantize_model(model, scheme)
     order, conditions, steps = model.config.order_grid.diagonal(), make_conditions(2, False), []
-    codes = decode(model, conditions, order, GREEDY, torch.zeros(2, 15), lambda _, logits: steps.append(logits))
-    expected = teacher_forced(model, codes, conditions, order, 2.0)
+    tokens = decode(model, conditions, order, GREEDY, torch.zeros(2, 15), lambda _, logits: steps.append(logits))
+    expected = teacher_forced(model, tokens, conditions, order, 2.0)
     tolerance = 1e-4 if dtype == torch.float32 else 0.03 * expected.abs().max().item()
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=tolerance, rtol=0)
 
@@ -73,7 +73,7 @@ def test_quantised_weights_are_not_packed() -> None:
     pytest.importorskip("torchao")
     model, lines = make_model(3, 5, "hidden"), []
     quantize_model(model, "int8")
-    assert not can_pack(model)
+    assert packing_obstacle(model)
     engine = Engine(model, optimisation="packed", explain=lines.append)
     assert engine.optimisation == "eager"
     assert len(lines) == 1 and lines[0].endswith("not quantised")
@@ -87,8 +87,8 @@ def test_w1_and_w3_of_quantised_weights_stay_apart(monkeypatch: pytest.MonkeyPat
     with compiled_parts(model).active():
         assert all(block.feed_forward.w13 is None for block in model.backbone.blocks)
         assert "guided_logits" in model.__dict__, "the heads are compiled with it"
-        codes = decode(model, make_conditions(2, False), model.config.order_grid.raster(), GREEDY, torch.zeros(2, 15))
-    assert codes.shape == (2, 3, 5)
+        tokens = decode(model, make_conditions(2, False), model.config.order_grid.raster(), GREEDY, torch.zeros(2, 15))
+    assert tokens.shape == (2, 3, 5)
 
 
 @pytest.mark.slow
@@ -100,9 +100,9 @@ def test_compiled_parts_agree_on_quantised_weights(scheme: str) -> None:
     quantize_model(model, scheme)
     order, conditions = model.config.order_grid.diagonal(), make_conditions(2, False)
     engine = Engine(model, optimisation="compile", explain=lines.append)
-    codes = engine.decode(conditions, order, GREEDY, torch.zeros(2, 15))
+    tokens = engine.decode(by(order), conditions, GREEDY, torch.zeros(2, 15))
     assert lines == []
-    assert torch.equal(codes, decode(model, conditions, order, GREEDY, torch.zeros(2, 15)))
+    assert torch.equal(tokens, decode(model, conditions, order, GREEDY, torch.zeros(2, 15)))
 
 
 def test_what_is_refused_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashar_cli.files import lock
+from flashar_cli.files.writing import lock
 from flashar_cli.generation import run, store
 from flashar_cli.generation.arrays import ArrayFile, write_npz
 
@@ -95,7 +95,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(generate, monkeypatch, tmp_
 def test_it_says_what_it_goes_on_with(generate, monkeypatch):
     """Ctrl-C after some batches; then what differs is refused, and the same goes on and counts only its own."""
     monkeypatch.setattr(run, "MOST_WRITERS", 1)
-    drawn, draw = [], run.draw_batch
+    drawn, draw = [], run.sample_batch
 
     def interrupted(*args, **options):
         if len(drawn) == 6:
@@ -103,11 +103,11 @@ def test_it_says_what_it_goes_on_with(generate, monkeypatch):
         drawn.append(args[-1])
         return draw(*args, **options)
 
-    monkeypatch.setattr(run, "draw_batch", interrupted)
+    monkeypatch.setattr(run, "sample_batch", interrupted)
     result = generate("a")
     assert result.code == 130 and "resume with: flashar generate tiny" in result.err
     assert not Path("a/out").exists() and not Path("a/t.npy").exists() and Path("a/out.part/done.jsonl").exists()
-    monkeypatch.setattr(run, "draw_batch", lambda *args: drawn.append(args[-1]) or draw(*args))
+    monkeypatch.setattr(run, "sample_batch", lambda *args: drawn.append(args[-1]) or draw(*args))
     for more, words in (
         (("--seed", 1), "seed"),
         (("--temperature", 0.5), "temperature"),
@@ -124,10 +124,10 @@ def test_it_says_what_it_goes_on_with(generate, monkeypatch):
     assert summary["num_made"] == 22 and summary["num_images"] == 40
     assert summary["images_per_s"] == pytest.approx(22 / summary["time_s"], rel=0.01)
     assert generate("b").code == 0 and contents(Path("a")) == contents(Path("b"))
-    monkeypatch.setattr(run, "draw_batch", interrupted)
+    monkeypatch.setattr(run, "sample_batch", interrupted)
     drawn[:] = range(3)
     assert generate("c", "--seed", 1).code == 130
-    monkeypatch.setattr(run, "draw_batch", draw)
+    monkeypatch.setattr(run, "sample_batch", draw)
     assert generate("c", "--overwrite").code == 0 and contents(Path("c")) == contents(Path("b"))
 
 
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line(run_cli, write_tiny_checkpoint, tmp_path, monke
             result = run_cli(*command)
         assert result.code == 2 and "No space left on device" in result.err and result.err.count("\n") == 1, result
         assert sorted(path.name for path in tmp_path.iterdir()) == before, name
-    monkeypatch.setattr("flashar_cli.machine.free_disk_bytes", lambda path: 10)
+    monkeypatch.setattr("flashar_cli.machine.memory.free_disk_bytes", lambda path: 10)
     result = run_cli(*command)
     assert result.code == 2 and "writing 4 images (--num-images) needs" in result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -250,7 +250,7 @@ def test_2000_images_killed_five_times(tmp_path):
     early = max(size for done, size in levels if done <= 30)
     late = max(size for _, size in levels)
     figures = [f"undisturbed: {json.loads(out)['time_s']} s; RSS {early / 2**20:.0f} to {late / 2**20:.0f} MiB"]
-    # The pictures alone are 24 MB, of which nothing may stay.
+    # The images alone are 24 MB, of which nothing may stay.
     assert late - early < 12 * 2**20, levels
     for kill in range(5):
         reached = rng.randint(1 + 14 * kill, 14 + 14 * kill)
@@ -273,5 +273,5 @@ def test_2000_images_killed_five_times(tmp_path):
     tokens = np.load(cut / "tokens.npy")
     images = np.load(cut / "samples.npz")["arr_0"]
     assert len(np.unique(tokens.reshape(total, -1), axis=0)) > 0.99 * total
-    with Image.open(cut / "out" / "01999.png") as picture:
-        assert np.array_equal(np.asarray(picture), images[1999])
+    with Image.open(cut / "out" / "01999.png") as image:
+        assert np.array_equal(np.asarray(image), images[1999])

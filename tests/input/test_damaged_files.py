@@ -18,27 +18,30 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from flashar_cli import checkpoint
+from flashar_cli.checkpoints import checkpoint
+from flashar_cli.checkpoints.convert import convert
+from flashar_cli.config import ClassPrefix
 from flashar_cli.data.augment import Augmentation
-from flashar_cli.data.captions import read_caption_features
+from flashar_cli.data.conditions.by_class import ClassConditions
+from flashar_cli.data.conditions.caption import read_caption_features
+from flashar_cli.data.conditions.features import feature_bytes, open_features
 from flashar_cli.data.decode import decode
 from flashar_cli.data.encode_shard import views_or_bad
-from flashar_cli.data.features import feature_bytes, open_features
 from flashar_cli.data.shards import read_shards, shard_bytes
 from flashar_cli.data.sources.base import Wanted
-from flashar_cli.data.sources.open import open_pictures
+from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
+from flashar_cli.families.base import ConvertOptions
 from flashar_cli.grid import Grid
 from flashar_cli.tokenizers.vq import VQTokenizer
-from flashar_cli.upstream.convert import convert
-from flashar_cli.upstream.facts import ConvertOptions
-from tests.data.pictures import encoded, good_kinds, quarters
+from tests.data.images import encoded, good_kinds, quarters
 from tests.input.files import DEEP, accepted, damaged, quick, thorough
 from tests.parity.upstream_files import upstream_state
 from tests.tiny_models import TINY_VQ, build_model, random_config
 
 OPTIONS = ConvertOptions(num_heads=4, grid=Grid(3, 5))
 CLASSES = Wanted(4)
+CLASS_CONDITIONS = ClassConditions(ClassPrefix(num_classes=4))
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ def in_parquet(columns: dict[str, Any], **options: Any) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def every_picture(path: Path) -> None:
-    source = open_pictures(str(path), CLASSES)
-    for fetch in source.pictures(np.arange(len(source.ids))):
+def every_image(path: Path) -> None:
+    source = open_images(str(path), CLASSES)
+    for fetch in source.images(np.arange(len(source.ids))):
         views_or_bad(Augmentation("center"), 8, 8, fetch)
 
 
@@ -105,20 +108,20 @@ def weights(folder: Path) -> File:
 
 
 def tar_shard(folder: Path) -> File:
-    samples = [(f"{'long/' * 40}{k}.{end}", body) for k in range(3) for end, body in (("png", PICTURE), ("cls", b"1"))]
-    return File(in_tar(samples), folder / "a.tar", lambda: every_picture(folder / "a.tar"))
+    samples = [(f"{'long/' * 40}{k}.{end}", body) for k in range(3) for end, body in (("png", IMAGE), ("cls", b"1"))]
+    return File(in_tar(samples), folder / "a.tar", lambda: every_image(folder / "a.tar"))
 
 
-def parquet_pictures(folder: Path) -> File:
-    content = in_parquet({"image": [{"bytes": PICTURE, "path": None}] * 4, "label": [0, 1, 2, 3]}, row_group_size=2)
-    return File(content, folder / "a.parquet", lambda: every_picture(folder / "a.parquet"))
+def parquet_images(folder: Path) -> File:
+    content = in_parquet({"image": [{"bytes": IMAGE, "path": None}] * 4, "label": [0, 1, 2, 3]}, row_group_size=2)
+    return File(content, folder / "a.parquet", lambda: every_image(folder / "a.parquet"))
 
 
 def code_shard(folder: Path) -> File:
-    codes = np.arange(24).reshape(4, 1, 2, 3)
-    (folder / "manifest.json").write_text(json.dumps({"grid": [2, 3], "files": ["codes.parquet"]}))
-    content = shard_bytes(codes, [f"p{k}" for k in range(4)], [0, 1, 2, 3], False, 32)
-    return File(content, folder / "codes.parquet", lambda: read_shards(folder, Grid(2, 3), 32, None))
+    tokens = np.arange(24).reshape(4, 1, 2, 3)
+    (folder / "manifest.json").write_text(json.dumps({"grid": [2, 3], "files": ["tokens.parquet"]}))
+    content = shard_bytes(tokens, [f"p{k}" for k in range(4)], [0, 1, 2, 3], False, 32)
+    return File(content, folder / "tokens.parquet", lambda: read_shards(folder, Grid(2, 3), 32, None, CLASS_CONDITIONS))
 
 
 def caption_shard(folder: Path) -> File:
@@ -137,15 +140,15 @@ def caption_features(folder: Path) -> File:
     return File(content, path, lambda: read_caption_features(path))
 
 
-PICTURE = encoded(quarters(16, 16))
+IMAGE = encoded(quarters(16, 16))
 FILES = {
     "upstream pickle": upstream_pickle,
     "upstream safetensors": upstream_safetensors,
     "upstream tokenizer": upstream_tokenizer,
     "weights": weights,
     "tar shard": tar_shard,
-    "Parquet pictures": parquet_pictures,
-    "code shard": code_shard,
+    "Parquet images": parquet_images,
+    "token shard": code_shard,
     "caption shard": caption_shard,
     "caption features": caption_features,
 }
@@ -170,15 +173,15 @@ def test_good_files_are_accepted(file):
     assert accepted(file.read)
 
 
-def check_picture(drawn):
+def check_image(drawn):
     kinds = {**good_kinds(), "plain.jpg": encoded(quarters(), "JPEG"), "plain.bmp": encoded(quarters(), "BMP")}
     kinds["plain.tif"] = encoded(quarters(), "TIFF")
     content = drawn.draw(damaged(kinds[drawn.draw(st.sampled_from(sorted(kinds)))]))
     views_or_bad(Augmentation("ten-crop"), 8, 8, lambda: content)
 
 
-test_damaged_pictures = quick(st.data(), 40)(check_picture)
-test_damaged_pictures_thoroughly = thorough(st.data(), 3000)(check_picture)
+test_damaged_images = quick(st.data(), 40)(check_image)
+test_damaged_images_thoroughly = thorough(st.data(), 3000)(check_image)
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -196,31 +199,31 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 @pytest.mark.parametrize(
     "content",
     (
-        header("a.png", -512) + PICTURE.ljust(1024, b"\0"),
+        header("a.png", -512) + IMAGE.ljust(1024, b"\0"),
         header("a.cls", 1) + b"1".ljust(512, b"\0") + header("a.png", -512),  # the next header is this one again
         header("a.png", -(2**40)),
-        header("a.png", 2**60) + PICTURE,
-        header("a.png", len(PICTURE)) + PICTURE[:40],
+        header("a.png", 2**60) + IMAGE,
+        header("a.png", len(IMAGE)) + IMAGE[:40],
         header("././@LongLink", 2**60, tarfile.GNUTYPE_LONGNAME),
         header("././@LongLink", -1, tarfile.GNUTYPE_LONGNAME),
         header("././@LongLink", 0, tarfile.GNUTYPE_LONGNAME) * 5000,
         header("pax", 2**50, tarfile.XHDTYPE),
         header("pax", -5, tarfile.XHDTYPE),
         header("odd", -512, b"Z") * 3,
-        header("a.png", 2**30, tarfile.GNUTYPE_SPARSE) + PICTURE,
-        in_tar([("a.png", PICTURE), ("a.cls", b"9" * 5000)]),
-        in_tar([("a.png", PICTURE), ("a.cls", b"\xff\xfe1\0")]),
-        in_tar([("a.png", PICTURE), ("a.json", b'{"label": ' + b"[" * 100_000)]),
-        in_tar([("a.png", PICTURE), ("a.json", b"[1]")]),
-        in_tar([("a.png", PICTURE), ("a.cls", b"1"), ("b.png", PICTURE), ("b.cls", b"1")] * 2),
-        in_tar([("a\nb.png", PICTURE), ("a\nb.cls", b"1")]),
-        in_tar([("a" * 5000 + ".png", PICTURE), ("a" * 5000 + ".cls", b"1")]),
+        header("a.png", 2**30, tarfile.GNUTYPE_SPARSE) + IMAGE,
+        in_tar([("a.png", IMAGE), ("a.cls", b"9" * 5000)]),
+        in_tar([("a.png", IMAGE), ("a.cls", b"\xff\xfe1\0")]),
+        in_tar([("a.png", IMAGE), ("a.json", b'{"label": ' + b"[" * 100_000)]),
+        in_tar([("a.png", IMAGE), ("a.json", b"[1]")]),
+        in_tar([("a.png", IMAGE), ("a.cls", b"1"), ("b.png", IMAGE), ("b.cls", b"1")] * 2),
+        in_tar([("a\nb.png", IMAGE), ("a\nb.cls", b"1")]),
+        in_tar([("a" * 5000 + ".png", IMAGE), ("a" * 5000 + ".cls", b"1")]),
     ),
     ids=range(19),
 )
 def test_tar_files_made_to_do_harm(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content + bytes(1024))
-    assert not accepted(lambda: every_picture(tmp_path / "a.tar"), 5)
+    assert not accepted(lambda: every_image(tmp_path / "a.tar"), 5)
 
 
 @pytest.mark.parametrize("size", (2**60, 2**33, -600))
@@ -230,10 +233,10 @@ def test_large_headers_are_not_read(tmp_path, size, kind):
         content.write(header("long", size, kind))
         content.truncate(2**34)
     with pytest.raises(FlasharError, match="a header of -?[0-9]+ bytes"):
-        every_picture(tmp_path / "a.tar")
+        every_image(tmp_path / "a.tar")
 
 
-def test_links_and_devices_in_tar_files_are_no_pictures(tmp_path):
+def test_links_and_devices_in_tar_files_are_no_images(tmp_path):
     def member(name: str, kind: bytes) -> tarfile.TarInfo:
         found = tarfile.TarInfo(name)
         found.type, found.linkname = kind, "/etc/passwd"
@@ -241,94 +244,94 @@ def test_links_and_devices_in_tar_files_are_no_pictures(tmp_path):
 
     others = [(member(f"a{kind.decode()}.png", kind), b"") for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE)]
     others += [(member(f"b{kind.decode()}.png", kind), b"") for kind in (tarfile.CHRTYPE, tarfile.FIFOTYPE)]
-    good = [("../../c.png", PICTURE), ("../../c.cls", b"2")]
+    good = [("../../c.png", IMAGE), ("../../c.cls", b"2")]
     (tmp_path / "a.tar").write_bytes(in_tar(others + good))
-    source = open_pictures(str(tmp_path / "a.tar"), CLASSES)
+    source = open_images(str(tmp_path / "a.tar"), CLASSES)
     assert source.ids.tolist() == ["a.tar/../../c"]
-    assert np.array_equal(decode(next(iter(source.pictures(np.array([0]))))()), quarters(16, 16))
+    assert np.array_equal(decode(next(iter(source.images(np.array([0]))))()), quarters(16, 16))
 
 
-def columns_of_pictures(**changes: Any) -> dict[str, Any]:
-    return {"image": [{"bytes": PICTURE, "path": None}] * 2, "label": [0, 1]} | changes
+def columns_of_images(**changes: Any) -> dict[str, Any]:
+    return {"image": [{"bytes": IMAGE, "path": None}] * 2, "label": [0, 1]} | changes
 
 
 @pytest.mark.parametrize(
     "columns",
     (
-        columns_of_pictures(label=[0, None]),
-        columns_of_pictures(label=[0.0, 1.0]),
-        columns_of_pictures(label=[True, False]),
-        columns_of_pictures(label=[[0], [1]]),
-        columns_of_pictures(label=[{"a": 0}, {"a": 1}]),
-        columns_of_pictures(label=np.array([2**63, 0], np.uint64)),
-        columns_of_pictures(label=["9" * 5000, "1"]),
-        columns_of_pictures(label=["no class", "1"]),
-        columns_of_pictures(label=[None, None]),
+        columns_of_images(label=[0, None]),
+        columns_of_images(label=[0.0, 1.0]),
+        columns_of_images(label=[True, False]),
+        columns_of_images(label=[[0], [1]]),
+        columns_of_images(label=[{"a": 0}, {"a": 1}]),
+        columns_of_images(label=np.array([2**63, 0], np.uint64)),
+        columns_of_images(label=["9" * 5000, "1"]),
+        columns_of_images(label=["no class", "1"]),
+        columns_of_images(label=[None, None]),
         {"image": [1, 2]},
         {"label": [1, 2]},
         {"image": [], "label": []},
     ),
     ids=range(12),
 )
-def test_parquet_tables_that_are_no_labelled_pictures(tmp_path, columns):
+def test_parquet_tables_that_are_no_labelled_images(tmp_path, columns):
     (tmp_path / "a.parquet").write_bytes(in_parquet(columns))
-    assert not accepted(lambda: every_picture(tmp_path / "a.parquet"))
+    assert not accepted(lambda: every_image(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("image", ([None, None], [1, 2], [{"bytes": None, "path": 3}] * 2, ["a", "b"], [[1], [2]]))
-def test_cells_without_a_picture_are_bad_pictures(tmp_path, image):
-    (tmp_path / "a.parquet").write_bytes(in_parquet(columns_of_pictures(image=image)))
-    source = open_pictures(str(tmp_path / "a.parquet"), CLASSES)
-    found = [views_or_bad(Augmentation(), 8, 8, fetch) for fetch in source.pictures(np.arange(2))]
+def test_cells_without_an_image_are_bad_images(tmp_path, image):
+    (tmp_path / "a.parquet").write_bytes(in_parquet(columns_of_images(image=image)))
+    source = open_images(str(tmp_path / "a.parquet"), CLASSES)
+    found = [views_or_bad(Augmentation(), 8, 8, fetch) for fetch in source.images(np.arange(2))]
     assert all(isinstance(one, FlasharError) for one in found)
 
 
-def test_pictures_that_parquet_files_name_are_regular_files(tmp_path):
+def test_images_that_parquet_files_name_are_regular_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     image = [{"bytes": None, "path": str(tmp_path / "pipe.png")}] * 2
-    (tmp_path / "a.parquet").write_bytes(in_parquet(columns_of_pictures(image=image)))
-    assert accepted(lambda: every_picture(tmp_path / "a.parquet"), 5)
+    (tmp_path / "a.parquet").write_bytes(in_parquet(columns_of_images(image=image)))
+    assert accepted(lambda: every_image(tmp_path / "a.parquet"), 5)
 
 
 def test_a_folder_that_is_named_like_a_file(tmp_path):
     (tmp_path / "x.parquet").mkdir()
     (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "a.png").write_bytes(PICTURE)
-    assert open_pictures(str(tmp_path), CLASSES).ids.tolist() == ["0/a.png"]
+    (tmp_path / "0" / "a.png").write_bytes(IMAGE)
+    assert open_images(str(tmp_path), CLASSES).ids.tolist() == ["0/a.png"]
 
 
-def columns_of_codes(**changes: Any) -> dict[str, Any]:
+def columns_of_tokens(**changes: Any) -> dict[str, Any]:
     return {"codes": [list(range(6))] * 2, "label": [0, 1], "id": ["a", "b"]} | changes
 
 
 @pytest.mark.parametrize(
     "columns",
     (
-        columns_of_codes(codes=[list(range(6)), list(range(5))]),
-        columns_of_codes(codes=[list(range(6)), None]),
-        columns_of_codes(codes=[[*range(5), None]] * 2),
-        columns_of_codes(codes=[[[1] * 6]] * 2),
-        columns_of_codes(codes=[[0.0] * 6] * 2),
-        columns_of_codes(codes=[["1"] * 6] * 2),
-        columns_of_codes(codes=[1, 2]),
-        columns_of_codes(codes=[[-1] * 6] * 2),
-        columns_of_codes(codes=[[32] * 6] * 2),
-        columns_of_codes(codes=list(np.full((2, 6), 2**63, np.uint64))),
-        columns_of_codes(label=[None, 1]),
-        columns_of_codes(label=[0.5, 1]),
-        columns_of_codes(label=np.array([2**63, 1], np.uint64)),
-        columns_of_codes(id=[None, "b"]),
-        columns_of_codes(id=[1, 2]),
-        columns_of_codes(view=[0, 5]),
-        columns_of_codes(view=[-1, -1]),
-        columns_of_codes(view=["0", "1"]),
-        columns_of_codes(view=[None, 0]),
+        columns_of_tokens(codes=[list(range(6)), list(range(5))]),
+        columns_of_tokens(codes=[list(range(6)), None]),
+        columns_of_tokens(codes=[[*range(5), None]] * 2),
+        columns_of_tokens(codes=[[[1] * 6]] * 2),
+        columns_of_tokens(codes=[[0.0] * 6] * 2),
+        columns_of_tokens(codes=[["1"] * 6] * 2),
+        columns_of_tokens(codes=[1, 2]),
+        columns_of_tokens(codes=[[-1] * 6] * 2),
+        columns_of_tokens(codes=[[32] * 6] * 2),
+        columns_of_tokens(codes=list(np.full((2, 6), 2**63, np.uint64))),
+        columns_of_tokens(label=[None, 1]),
+        columns_of_tokens(label=[0.5, 1]),
+        columns_of_tokens(label=np.array([2**63, 1], np.uint64)),
+        columns_of_tokens(id=[None, "b"]),
+        columns_of_tokens(id=[1, 2]),
+        columns_of_tokens(view=[0, 5]),
+        columns_of_tokens(view=[-1, -1]),
+        columns_of_tokens(view=["0", "1"]),
+        columns_of_tokens(view=[None, 0]),
         {"codes": [list(range(6))] * 2, "label": [0, 1]},
         {"label": [0, 1], "id": ["a", "b"]},
     ),
     ids=range(21),
 )
-def test_parquet_tables_that_are_no_codes(tmp_path, columns):
+def test_parquet_tables_that_are_no_tokens(tmp_path, columns):
     file = code_shard(tmp_path)
     file.path.write_bytes(in_parquet(columns))
     assert not accepted(file.read)

@@ -13,31 +13,32 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from flashar_cli import checkpoint
+from flashar_cli.adaptation.records import check_run, training_s
 from flashar_cli.benchmarking.reports.compare import compare, hardware_changes, version_changes
 from flashar_cli.benchmarking.reports.document import BenchReport, read_report
+from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import read_config
-from flashar_cli.data.encode_job import EncodeJob, MaxBad
+from flashar_cli.config.recipe import DataSettings, Stage, StageSettings
+from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.encode_shard import WORK
 from flashar_cli.data.encoding import PLAN, count_missing, encode
-from flashar_cli.data.prepare import EncodeOptions, plan_encoding
+from flashar_cli.data.options import EncodeOptions
+from flashar_cli.data.prepare import plan_encoding
 from flashar_cli.data.shards import read_shards
 from flashar_cli.data.sources.base import Wanted
-from flashar_cli.data.sources.open import open_pictures
+from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
-from flashar_cli.probing import read_recommendation
-from flashar_cli.recipe import StageSettings
+from flashar_cli.files.tensors import INDEX_FILE
+from flashar_cli.machine.world import World
+from flashar_cli.probing.report import read_recommendation
 from flashar_cli.reporting import curves
-from flashar_cli.reporting.records import check_run, training_s
 from flashar_cli.tokenizers.vq import VQTokenizer
 from flashar_cli.training.metrics import MetricsFile, read_records
-from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
-from flashar_cli.world import World
+from tests.adaptation.runs import adapt_report, run_records
 from tests.benchmarking.reports.made_up import report
-from tests.data.pictures import shape_folder
+from tests.data.images import shape_folder
 from tests.input.files import accepted, as_json, damaged, mutated, quick, thorough
-from tests.reporting.runs import adapt_report, run_records
 from tests.tiny_models import build_model, random_config
 
 SETTINGS = {"base": "abc", "seed": 3}
@@ -64,7 +65,7 @@ def manifest(folder: Path) -> Document:
 
     def read() -> None:
         count_missing(job, path.parent)
-        read_shards(path.parent, job.grid, 32, sha256)
+        read_shards(path.parent, job.grid, 32, sha256, job.conditions)
 
     return Document(json.loads(path.read_text()), path, read)
 
@@ -79,7 +80,7 @@ def old_manifest(folder: Path) -> Document:
         "num_images": 12,
         "files": [s["name"] for s in full["shards"]],
     }
-    return Document(old, path, lambda: read_shards(path.parent, job.grid, 32, None))
+    return Document(old, path, lambda: read_shards(path.parent, job.grid, 32, None, job.conditions))
 
 
 def shard_record(folder: Path) -> Document:
@@ -98,9 +99,9 @@ def encoded(folder: Path, finished: bool) -> EncodeJob:
     config = random_config(branch=False)
     assert config.tokenizer is not None
     loaded = checkpoint.Loaded(build_model(config), VQTokenizer(config.tokenizer).eval())
-    options = EncodeOptions(batch_size=4, shard_size=6, max_bad=MaxBad("1"))
-    data = shape_folder(folder / "pictures", 12)
-    (data / "star" / "bad.png").write_bytes(b"no picture")
+    options = EncodeOptions(DataSettings(max_bad="1"), batch_size=4, shard_size=6)
+    data = shape_folder(folder / "images", 12)
+    (data / "star" / "bad.png").write_bytes(b"no image")
     job = plan_encoding(loaded, str(data), None, 0, options)
     encode(job, folder / "codes", World() if finished else World(0, 2))
     return job
@@ -165,7 +166,7 @@ def index(folder: Path) -> Document:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "MAX_SHARD_SIZE", "60KB")
         checkpoint.save(folder / "model", config, state, None)
-    path = folder / "model" / checkpoint.INDEX_FILE
+    path = folder / "model" / INDEX_FILE
     content = json.loads(path.read_text())
     assert len(set(content["weight_map"].values())) > 2
     # With fewer names the mutations hit what matters more often; the names are all read.
@@ -177,17 +178,17 @@ def config_file(folder: Path) -> Document:
     return Document(content, folder / "config.json", lambda: read_config(folder))
 
 
-def picture_list(folder: Path) -> Document:
-    shape_folder(folder / "pictures", 3)
+def image_list(folder: Path) -> Document:
+    shape_folder(folder / "images", 3)
     lines = [
-        {"image": f"pictures/{path.parent.name}/{path.name}", "label": k, "id": f"p{k}"}
-        for k, path in enumerate(sorted((folder / "pictures").rglob("*.png")))
+        {"image": f"images/{path.parent.name}/{path.name}", "label": k, "id": f"p{k}"}
+        for k, path in enumerate(sorted((folder / "images").rglob("*.png")))
     ]
     path = folder / "list.jsonl"
 
     def read() -> None:
-        source = open_pictures(str(path), Wanted(10))
-        for fetch in source.pictures(np.arange(len(source.ids))):
+        source = open_images(str(path), Wanted(10))
+        for fetch in source.images(np.arange(len(source.ids))):
             accepted(fetch)
 
     return Document(lines, path, read)
@@ -205,7 +206,7 @@ DOCUMENTS = {
     "progress": progress,
     "index": index,
     "config": config_file,
-    "list of pictures": picture_list,
+    "list of images": image_list,
 }
 
 
@@ -259,9 +260,9 @@ def test_good_documents_are_accepted(document):
         ("progress", ("stage",), 0, "stage 0"),
         ("index", ("weight_map", "backbone.norm.weight"), "../model.safetensors", "weight_map.backbone.norm.weight"),
         ("index", ("weight_map", "backbone.norm.weight"), "absent.safetensors", "absent.safetensors is missing"),
-        ("list of pictures", (1, "image"), 7, "line 2"),
-        ("list of pictures", (1, "label"), 1.5, "whole numbers"),
-        ("list of pictures", (1, "id"), "p0", "two pictures 'p0'"),
+        ("list of images", (1, "image"), 7, "line 2"),
+        ("list of images", (1, "label"), 1.5, "whole numbers"),
+        ("list of images", (1, "id"), "p0", "two images 'p0'"),
     ),
 )
 def test_file_and_field_are_named(tmp_path, name, place, value, words):

@@ -24,10 +24,10 @@ from pydantic import BaseModel
 from typer.main import get_command
 from typer.models import OptionInfo
 
-from flashar_cli import checkpoint
+from flashar_cli.checkpoints import checkpoint
 from flashar_cli.cli.main import COMMANDS, app, main
-from flashar_cli.recipe import AdaptRecipe
-from flashar_cli.text import MOST_CHARACTERS, printable
+from flashar_cli.config.recipe import AdaptRecipe
+from flashar_cli.inputs.text import MOST_CHARACTERS, printable
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.benchmarking.reports import made_up
 from tests.input.values import ARGUMENTS, DIGITS
@@ -88,15 +88,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             patch.setenv(name, value)
         patch.setenv("FLASHAR_TRACEBACK", "1")
         patch.setattr("flashar_cli.cli.main.app", get_command(app))  # made once rather than at every call
-        patch.setattr("flashar_cli.network.answers", lambda address: False)
-        patch.setattr("flashar_cli.benchmarking.timing.measure_rates", _rates)
+        patch.setattr("flashar_cli.machine.network.answers", lambda address: False)
+        patch.setattr("flashar_cli.machine.rates.measure_rates", _rates)
         patch.chdir(folder / "here")
         yield Place(folder / "here", files)
         torch.set_num_threads(threads)
 
 
 def _rates(*_: object) -> Any:
-    from flashar_cli.benchmarking.timing import Rates
+    from flashar_cli.machine.rates import Rates
 
     return Rates(copy_bytes_per_s=1e10, matmul_flops_per_s=1e11)
 

@@ -19,7 +19,7 @@ FOLDERS = {
     "parent": "..",
     "root": "/",
     "there and back": "x/..",
-    "back from a folder": "../pictures/3/..",
+    "back from a folder": "../images/3/..",
     "missing and back": "missing/../out",
     "home": "../home",
     "above home": "..",
@@ -40,8 +40,8 @@ FOLDERS = {
     "the model, through a link": "../other-way/tiny",
     "in the model": "../models/tiny/out",
     "above the model": "../models",
-    "the pictures": "../pictures",
-    "in the pictures": "../pictures/3/out",
+    "the images": "../images",
+    "in the images": "../images/3/out",
 }
 FILES = {
     "weights": "../models/tiny/model.safetensors",
@@ -81,7 +81,7 @@ def place(tmp_path, write_tiny_checkpoint, monkeypatch) -> Path:
     """A working directory among things that are precious."""
     (tmp_path / "models").mkdir()
     write_tiny_checkpoint("models/tiny", branch=False)
-    for name in ("work", "home/.config", "mine", "foreign", "pictures/3", "upstream"):
+    for name in ("work", "home/.config", "mine", "foreign", "images/3", "upstream"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "home" / ".config" / "settings").write_text("mine")
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -98,7 +98,7 @@ def place(tmp_path, write_tiny_checkpoint, monkeypatch) -> Path:
     (tmp_path / "dangling").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     for index in range(4):
-        Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(tmp_path / "pictures" / "3" / f"{index}.png")
+        Image.fromarray(np.full((16, 16, 3), index, np.uint8)).save(tmp_path / "images" / "3" / f"{index}.png")
     torch.save({"model": {"layers.0.attention.wo.weight": torch.zeros(4, 4)}}, tmp_path / "upstream" / "model.pt")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -116,17 +116,17 @@ def assert_refused(run_cli, place: Path, arguments: tuple[object, ...], what: st
 
 
 MODEL = "../models/tiny"
-DATA = ("--data", "../pictures")
+DATA = ("--data", "../images")
 
 
 @pytest.mark.parametrize(
     ("command", "not_inputs"),
     (
-        (("generate", MODEL), {"the pictures", "in the pictures"}),
+        (("generate", MODEL), {"the images", "in the images"}),
         (("encode", MODEL, *DATA), set()),
         (("adapt", MODEL, *DATA), set()),
         # A checkpoint beside the source file is new; SRC is a file.
-        (("convert", "../upstream/model.pt"), {"in the model", "in the pictures"}),
+        (("convert", "../upstream/model.pt"), {"in the model", "in the images"}),
     ),
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -167,7 +167,7 @@ def test_files_that_may_not_be_replaced(run_cli, place, command, option, ending)
 def test_probe_replaces_only_its_own_files(run_cli, place):
     (place / "mine" / "probe.json").write_text('{"years": "of work"}')
     (place / "foreign" / "probe.png").write_text("mine")
-    for target in ("../mine", "../foreign", "../mine/thesis.txt", "a\0b", "n" * 300, "../pictures/3", "../pipe"):
+    for target in ("../mine", "../foreign", "../mine/thesis.txt", "a\0b", "n" * 300, "../images/3", "../pipe"):
         assert_refused(run_cli, place, ("probe", MODEL, *DATA, "--out", target, "--overwrite"), target)
 
 
@@ -235,9 +235,9 @@ def test_a_failure_while_writing_leaves_nothing(run_cli, place, monkeypatch, hap
         assert tree(place) == before, command
 
 
-def test_a_source_without_a_good_picture_leaves_nothing(run_cli, place):
-    for path in (place / "pictures" / "3").iterdir():
-        path.write_bytes(b"no picture")
+def test_a_source_without_a_good_image_leaves_nothing(run_cli, place):
+    for path in (place / "images" / "3").iterdir():
+        path.write_bytes(b"no image")
     before = tree(place)
     for allowed in ("0", "3", "100%"):
         result = run_cli("encode", MODEL, *DATA, "--max-bad", allowed, "--shard-size", 2, "--out", "deep/out")

@@ -25,7 +25,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     """A whole checkpoint, a base, one that reads captions, and an upstream file."""
     import torch
 
-    from flashar_cli import checkpoint
+    from flashar_cli.checkpoints import checkpoint
     from flashar_cli.tokenizers.vq import VQTokenizer
 
     folder = tmp_path_factory.mktemp("models")
@@ -73,8 +73,8 @@ PLACES = {
     "parquet": as_argument("d.parquet", *ENCODE),
     "tar": as_argument("d.tar", *ENCODE),
     "jsonl": as_argument("d.jsonl", *ENCODE),
-    "folder": as_argument("pictures", *ENCODE),
-    "code shards": as_argument("codes/manifest.json", "adapt", "@base", "--data", "codes", "--out", "OUT"),
+    "folder": as_argument("images", *ENCODE),
+    "token shards": as_argument("codes/manifest.json", "adapt", "@base", "--data", "codes", "--out", "OUT"),
     "recipe": as_argument("recipe.toml", *ADAPT, "--recipe", "FILE", "--dry-run"),
     "probe": as_argument("probe.json", *ADAPT, "--probe", "FILE", "--dry-run"),
     "old report": as_argument("r.json", "compare", "FILE", "good.json"),

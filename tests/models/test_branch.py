@@ -59,7 +59,7 @@ def test_every_gate_starts_at_one_half(gate, gate_dim):
         prediction = model(torch.randint(32, (2, 15)), Conditions(labels=torch.tensor([1, 2])), order)
     both = prediction.targets.has_horizontal & prediction.targets.has_vertical
     assert both.sum() == 1 + 2 * 4 and (prediction.gate[:, both] == 0.5).all()
-    if gate in ("hidden", "logits"):  # its first layer is drawn, so that the gate can learn
+    if gate in ("hidden", "logits"):  # its first layer is random, so that the gate can learn
         assert model.branch is not None and model.branch.gate.mlp.fc1.weight.std() > 0
 
 
@@ -72,10 +72,10 @@ def test_the_branch_reads_the_state_before_block_m(layer):
         with torch.no_grad():
             model.branch.blocks[0].attention.wo.weight.zero_()
             model.branch.blocks[0].feed_forward.w2.weight.zero_()
-    grid, codes = model.config.order_grid, torch.randint(32, (2, 15))
+    grid, tokens = model.config.order_grid, torch.randint(32, (2, 15))
     with torch.no_grad():
-        x_BSD, _ = model.embed(codes, Conditions(labels=torch.tensor([1, 2])), torch.zeros(2, dtype=torch.bool))
-        rope, mask = model.rope(grid.diagonal())[:15], model.attention_mask(grid.diagonal(), None, 15)
+        x_BSD, _ = model.embed(tokens, Conditions(labels=torch.tensor([1, 2])), torch.zeros(2, dtype=torch.bool))
+        rope, mask = model.rope(grid.diagonal(), 1)[:15], model.attention_mask(grid.diagonal(), 1, None, 15)
         hidden = model.hidden_states(x_BSD, rope, mask, use_branch=True)
         alone = model.hidden_states(x_BSD, rope, mask, use_branch=False)
     torch.testing.assert_close(hidden.vertical, hidden.horizontal)

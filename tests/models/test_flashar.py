@@ -16,20 +16,20 @@ GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
 @pytest.mark.parametrize("shape", GRIDS)
 @pytest.mark.parametrize("diagonal", (True, False))
 def test_a_cell_is_predicted_from_all_earlier_steps_and_from_nothing_else(shape, diagonal):
-    """Every cell's code is changed in turn; the logits that move are those of later steps, all of them."""
+    """Every cell's token is changed in turn; the logits that move are those of later steps, all of them."""
     model = build_model(random_config(*shape, tokenizer=False))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(6))
     grid = model.config.order_grid
     order = grid.diagonal() if diagonal else grid.raster()
-    codes = torch.randint(32, (1, grid.num_cells), generator=torch.Generator().manual_seed(7))
-    others = codes.repeat(grid.num_cells, 1)
+    tokens = torch.randint(32, (1, grid.num_cells), generator=torch.Generator().manual_seed(7))
+    others = tokens.repeat(grid.num_cells, 1)
     others.fill_diagonal_(0)
-    others += torch.diag((codes[0] + 1) % 32)
+    others += torch.diag((tokens[0] + 1) % 32)
     labels = torch.tensor([4])
     with torch.no_grad():
-        before = model(codes, Conditions(labels=labels), order).logits
+        before = model(tokens, Conditions(labels=labels), order).logits
         after = model(others, Conditions(labels=labels.repeat(grid.num_cells)), order).logits
     moved = (after - before).abs().amax(dim=-1) > 1e-5
     steps = torch.tensor(order.step_of_position)
@@ -37,7 +37,7 @@ def test_a_cell_is_predicted_from_all_earlier_steps_and_from_nothing_else(shape,
 
 
 def test_a_fresh_model_knows_nothing():
-    """Its head is zero, so every code is as likely; everything else is drawn, gains apart."""
+    """Its head is zero, so every token is as likely; everything else but gains is random."""
     config = random_config(branch=False, tokenizer=False)
     model = FlasharModel(config)
     initialise(model, 0)

@@ -52,8 +52,8 @@ def test_a_model_trains_alike_with_flex():
 
 
 def _predict(model, order):
-    codes = torch.arange(30, device=model.device).reshape(2, 15) % 32
-    return model(codes, Conditions(labels=torch.tensor([1, 2], device=model.device)), order).logits
+    tokens = torch.arange(30, device=model.device).reshape(2, 15) % 32
+    return model(tokens, Conditions(labels=torch.tensor([1, 2], device=model.device)), order).logits
 
 
 def test_flex_is_refused_where_it_cannot_train():

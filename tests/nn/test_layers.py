@@ -74,3 +74,21 @@ def test_dropout_is_of_both_residual_branches_while_training(recompute):
     half = x + torch.nn.functional.dropout(attended - x, 0.5)
     expected = half + torch.nn.functional.dropout(block.feed_forward(block.ffn_norm(half)), 0.5)
     torch.testing.assert_close(dropped, expected)
+
+
+@pytest.mark.parametrize("is_frozen", (False, True))
+@pytest.mark.parametrize("recomputes", (False, True))
+def test_a_compiled_block_is_the_block_recomputed_and_frozen_too(recomputes, is_frozen):
+    """PyTorch 2.13 refuses a compiled frozen block that has its checkpoint inside."""
+    block, rope = drawn(Block(CONFIG)), rope_table_2d(Grid(3, 4).diagonal(), 1, 8, 100.0, torch.device("cpu"))[:12]
+    x_BSD, mask = torch.randn(2, 12, 32), torch.ones(12, 12, dtype=torch.bool).tril()
+    expected = block(x_BSD, rope, mask)
+    block.recompute = recomputes
+    block.requires_grad_(not is_frozen)
+    block.compile(backend="aot_eager", dynamic=False)
+    result = block(x_BSD, rope, mask)
+    torch.testing.assert_close(result, expected)
+    if not is_frozen:
+        result.sum().backward()
+        assert all(parameter.grad is not None for parameter in block.parameters())
+    assert set(block.state_dict()) == set(Block(CONFIG).state_dict())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flashar_cli.grid import Grid
-from flashar_cli.nn.rope import apply_rope, rope_table_2d
+from flashar_cli.nn.rope import apply_rope, rope_table_1d, rope_table_2d
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
 
@@ -71,3 +71,17 @@ def test_pairs_turn_by_their_angles(monkeypatch, compiling, head_dim, dtype):
     turned = apply_rope(x, table)
     assert turned.dtype == dtype
     torch.testing.assert_close(turned, one_by_one(x, table).to(dtype))
+
+
+def test_positions_by_place_are_those_of_the_raster_in_any_order():
+    """Angle of pair k at place p: p / base ** (2k / E)."""
+    base, head_dim, prefix, cpu = 100.0, 6, 2, torch.device("cpu")
+    grid = Grid(3, 4)
+    raster = rope_table_1d(grid.raster(), prefix, head_dim, base, cpu)
+    for place in range(prefix + 12):
+        for pair in range(3):
+            angle = place / base ** (2 * pair / head_dim)
+            assert raster[place, pair].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-6)
+    diagonal = rope_table_1d(grid.diagonal(), prefix, head_dim, base, cpu)
+    assert torch.equal(diagonal[:prefix], raster[:prefix])
+    assert torch.equal(diagonal[prefix:], raster[prefix:][grid.diagonal().cells])

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from flashar_cli import bounds
+from flashar_cli.config import Sampling
 from flashar_cli.errors import FlasharError
+from flashar_cli.inputs import bounds
 from flashar_cli.nn.hashing import hash_uniform
-from flashar_cli.nn.sampling import SamplingParams, SamplingValues, filter_logits, guide, sample, uniform_table
+from flashar_cli.nn.sampling import SamplingKind, SamplingValues, filter_logits, guide, sample, uniform_table
 
 
 def draw(logits, uniform, params):
-    return sample(logits, uniform, params.kind, SamplingValues.of(params))
+    return sample(logits, uniform, SamplingKind.of(params), SamplingValues.of(params))
 
 
 def test_table_depends_on_its_three_indices_only():
@@ -36,18 +37,30 @@ def test_hash_is_uniform_and_uncorrelated():
 def test_inverse_cdf_follows_the_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(1, 1000, 4)
     uniform = (torch.arange(1000) + 0.5)[None] / 1000
-    counts = torch.bincount(draw(logits, uniform, SamplingParams()).flatten(), minlength=4)
+    counts = torch.bincount(draw(logits, uniform, Sampling()).flatten(), minlength=4)
     assert counts.tolist() == [100, 200, 300, 400]
 
 
 @pytest.mark.parametrize("uniform", (0.0, 0.3, 1 - 2**-24))
-def test_filtered_codes_are_never_drawn(uniform):
+def test_filtered_tokens_are_never_drawn(uniform):
     torch.manual_seed(0)
     logits = torch.randn(4, 50, 64) * 3
-    params = SamplingParams(top_k=5, top_p=0.8, temperature=0.7)
-    codes = draw(logits, torch.full((4, 50), uniform), params)
+    params = Sampling(top_k=5, top_p=0.8, temperature=0.7)
+    tokens = draw(logits, torch.full((4, 50), uniform), params)
     kept = filter_logits(logits / 0.7, 5, torch.tensor(0.8)).isfinite()
-    assert bool(kept.gather(-1, codes[..., None]).all())
+    assert bool(kept.gather(-1, tokens[..., None]).all())
+
+
+def test_min_p_keeps_what_is_likely_enough_beside_the_best():
+    logits = torch.tensor([[[0.5, 0.25, 0.15, 0.1], [0.01, 0.01, 0.08, 0.9]]]).log() + 3
+    kept = filter_logits(logits, 0, min_p=torch.tensor(0.29)).isfinite()
+    assert kept.tolist() == [[[True, True, True, False], [False, False, False, True]]]
+    # The uniform number 0.6 falls into the second of the three that are left: 0.5 / 0.9 < 0.6 < 0.75 / 0.9.
+    uniform = torch.full((1, 2), 0.6)
+    assert draw(logits, uniform, Sampling(min_p=0.29)).tolist() == [[1, 3]]
+    # A low temperature makes the best stand out further: (0.25 / 0.5) ** 2 = 0.25.
+    assert draw(logits, torch.full((1, 2), 0.999), Sampling(min_p=0.29, temperature=0.5)).tolist() == [[0, 3]]
+    assert draw(logits, torch.full((1, 2), 0.999), Sampling(min_p=0.29)).tolist() == [[2, 3]]
 
 
 def test_top_k_and_top_p_by_hand():
@@ -58,23 +71,10 @@ def test_top_k_and_top_p_by_hand():
     assert filter_logits(logits, 9, None).isfinite().all()
 
 
-def test_guidance_moves_from_the_unconditional_to_the_conditional():
-    cond, uncond = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])
-    assert guide(cond, uncond, 0.0).tolist() == [3.0, -1.0]
-    assert guide(cond, uncond, 1.0).tolist() == [1.0, 2.0]
-    assert guide(cond, uncond, 2.5).tolist() == [-2.0, 6.5]
-
-
 def test_what_ties_with_the_kth_is_kept():
     logits = torch.tensor([[[3.0, 1.0, 2.0, 2.0, 0.0]]])
-    kept = [filter_logits(logits, k, None).isfinite()[0, 0].tolist() for k in (1, 2, 3, 4, 5)]
-    assert kept == [
-        [True, False, False, False, False],
-        [True, False, True, True, False],
-        [True, False, True, True, False],
-        [True, True, True, True, False],
-        [True, True, True, True, True],
-    ]
+    kept = [filter_logits(logits, k, None)[0, 0].isfinite().nonzero().flatten().tolist() for k in (1, 2, 3, 4, 5)]
+    assert kept == [[0], [0, 2, 3], [0, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_a_set_that_reaches_top_p_exactly_is_not_widened():
@@ -91,42 +91,33 @@ def test_a_set_that_reaches_top_p_exactly_is_not_widened():
 def test_temperature_acts_before_top_p():
     """At temperature 1/2 probabilities are squared: 4 to 1 becomes 16 to 1, so the best alone reaches 0.9."""
     logits, uniform = torch.tensor([[[0.8, 0.2]]]).log().expand(1, 100, 2), torch.linspace(0, 0.99, 100)[None]
-    cool = draw(logits, uniform, SamplingParams(temperature=0.5, top_p=0.9))
+    cool = draw(logits, uniform, Sampling(temperature=0.5, top_p=0.9))
     assert not cool.any()
-    assert draw(logits, uniform, SamplingParams(temperature=1.0, top_p=0.9)).sum() == 20
-    # 0.8^2 / (0.8^2 + 0.2^2) is 0.941: of a hundred numbers the last five draw the other code.
-    assert draw(logits, uniform, SamplingParams(temperature=0.5)).sum() == 5
+    assert draw(logits, uniform, Sampling(temperature=1.0, top_p=0.9)).sum() == 20
+    # 0.8^2 / (0.8^2 + 0.2^2) is 0.941: of a hundred numbers the last five sample the other token.
+    assert draw(logits, uniform, Sampling(temperature=0.5)).sum() == 5
 
 
-def test_a_number_at_the_bound_of_two_codes_draws_the_later():
+def test_a_number_at_the_bound_of_two_tokens_draws_the_later():
     logits = torch.zeros(1, 4, 4)
     uniform = torch.tensor([[0.0, 0.25, 0.5, 0.75]])
-    assert draw(logits, uniform, SamplingParams()).tolist() == [[0, 1, 2, 3]]
+    assert draw(logits, uniform, Sampling()).tolist() == [[0, 1, 2, 3]]
 
 
 def test_guidance_acts_from_its_first_cell_to_before_its_last():
-    params = SamplingParams(cfg_scale=2.0, cfg_interval=(0.25, 0.75))
-    assert [params.guides_cell(position, 8) for position in range(8)] == [
-        False,
-        False,
-        True,
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert all(SamplingParams(cfg_scale=2.0).guides_cell(position, 8) for position in range(8))
-    assert not SamplingParams(cfg_scale=1.0).guides_cell(0, 8)
+    params = Sampling(cfg_scale=2.0, cfg_interval=(0.25, 0.75))
+    assert [position for position in range(8) if params.guides_cell(position, 8)] == [2, 3, 4, 5]
+    assert all(Sampling(cfg_scale=2.0).guides_cell(position, 8) for position in range(8))
+    assert not Sampling(cfg_scale=1.0).guides_cell(0, 8)
 
 
 def test_temperature_zero_is_argmax():
     logits = torch.randn(2, 3, 16)
-    assert torch.equal(draw(logits, torch.rand(2, 3), SamplingParams(temperature=0)), logits.argmax(-1))
+    assert torch.equal(draw(logits, torch.rand(2, 3), Sampling(temperature=0)), logits.argmax(-1))
 
 
-def test_the_largest_number_below_one_draws_the_last_code():
-    """What is compared with the cdf is below its last value: so codes that a filter left out are not drawn."""
+def test_the_largest_number_below_one_samples_the_last_token():
+    """What is compared with the cdf is below its last value: so tokens that a filter left out are not drawn."""
     largest, generator = torch.tensor(1 - 2**-24), torch.Generator().manual_seed(0)
     assert torch.nextafter(largest, torch.tensor(2.0)) == 1
     totals = torch.rand(100_000, generator=generator) * 2.0 ** torch.randint(-3, 3, (100_000,), generator=generator)
@@ -141,12 +132,13 @@ def test_temperature_divides_the_logits(temperature):
     generator = torch.Generator().manual_seed(0)
     logits, uniform = torch.randn(2, 50, 16, generator=generator), torch.rand(2, 50, generator=generator)
     expected = (uniform[..., None] >= (logits.double() / temperature).softmax(-1).cumsum(-1)).sum(-1)
-    assert torch.equal(draw(logits, uniform, SamplingParams(temperature=temperature)), expected)
+    assert torch.equal(draw(logits, uniform, Sampling(temperature=temperature)), expected)
 
 
 def test_guidance_by_hand():
     cond, uncond = torch.tensor([1.0, 0.1, -3.0]), torch.tensor([0.5, 0.7, 2.0])
-    for scale in (0.0, 0.3, 1.0, 2.0, 7.5):
+    assert torch.equal(guide(cond, uncond, 0.0), uncond)
+    for scale in (0.3, 1.0, 2.0, 7.5):
         torch.testing.assert_close(guide(cond, uncond, torch.tensor(scale)), uncond + scale * (cond - uncond))
     assert torch.equal(guide(cond, uncond, torch.tensor(1.0)), cond)
 
@@ -166,8 +158,8 @@ def test_guidance_by_hand():
     ),
 )
 def test_out_of_range_settings_are_refused(settings):
-    with pytest.raises(FlasharError, match="expected"):
-        SamplingParams(**settings)
+    with pytest.raises(FlasharError, match="expected|finite"):
+        Sampling().changed(**settings)
 
 
 @pytest.mark.parametrize("temperature", (bounds.TEMPERATURE.least, 1.0, bounds.TEMPERATURE.most))
@@ -176,16 +168,16 @@ def test_out_of_range_settings_are_refused(settings):
 def test_what_is_within_bounds_can_be_computed(temperature, top_p, scale):
     generator = torch.Generator().manual_seed(0)
     cond, uncond = (300 * torch.randn(2, 5, 64, generator=generator) for _ in range(2))
-    params = SamplingParams(cfg_scale=scale, temperature=temperature, top_p=top_p)
+    params = Sampling(cfg_scale=scale, temperature=temperature, top_p=top_p)
     logits = guide(cond, uncond, scale)
-    codes = draw(logits, torch.rand(2, 5, generator=generator), params)
-    assert bool(((codes >= 0) & (codes < 64)).all())
+    tokens = draw(logits, torch.rand(2, 5, generator=generator), params)
+    assert bool(((tokens >= 0) & (tokens < 64)).all())
     if temperature == bounds.TEMPERATURE.least or top_p == bounds.TOP_P.least:
-        assert torch.equal(codes, logits.argmax(-1))
+        assert torch.equal(tokens, logits.argmax(-1))
 
 
-@pytest.mark.parametrize("name", ("temperature", "top_p"))
+@pytest.mark.parametrize("name", ("temperature", "top_p", "min_p"))
 def test_what_float32_has_no_room_for_is_refused(name):
     for value in (5e-324, 1e-46, 1e-38, -0.1, float("nan"), float("inf"), 10**400):
-        with pytest.raises(FlasharError, match="expected a number from 1e-06"):
-            SamplingParams(**{name: value})
+        with pytest.raises(FlasharError, match=f"{name}: (expected a number from 1e-06|Input should be a)"):
+            Sampling().changed(**{name: value})

@@ -53,9 +53,9 @@ def test_logits(converted, loaded):
     name, fixture, _ = converted
     grid = loaded.config.order_grid
     tokens = fixture.tensors["tokens"].reshape(-1, grid.height, grid.width)
-    conditions = fixture.conditions
-    captions = {"caption_features": conditions.features, "caption_mask": conditions.mask}
-    logits = loaded.logits(tokens, conditions.labels, **captions).flatten(1, 2)
+    given = fixture.conditions.tensors
+    captions = {"caption_features": given.get("features"), "caption_mask": given.get("mask")}
+    logits = loaded.logits(tokens, given.get("labels"), **captions).flatten(1, 2)
     expected = fixture.tensors
     if name == "llamagen_c2i_B_256":
         torch.testing.assert_close(logits[..., expected["columns"]], expected["logits_columns"], atol=5e-4, rtol=0)
@@ -91,7 +91,7 @@ def test_greedy_decode_by_command(converted, loaded, run_cli, tmp_path, scale):
         assert torch.equal(logits.argmax(-1), published) and fixture.tensors["greedy_cfg1_margin"].min() > 1e-3
         return
     condition = ["--labels", ",".join(map(str, fixture.tensors.get("labels", torch.zeros(0)).tolist()))]
-    if fixture.conditions.features is not None:
+    if "features" in fixture.conditions.tensors:
         from safetensors.torch import save_file
 
         captions = {key: fixture.tensors[key] for key in ("caption_features", "caption_mask")}

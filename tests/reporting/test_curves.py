@@ -9,7 +9,7 @@ import pytest
 from flashar_cli.reporting import curves
 from flashar_cli.reporting.figures import to_png, to_svg
 from flashar_cli.training.metrics import MetricsFile, read_records
-from tests.reporting.runs import PROBE, run_records
+from tests.adaptation.runs import PROBE, run_records
 
 FIGURES = (curves.loss_figure, curves.gate_figure, curves.learning_rate_figure, curves.speed_figure)
 

@@ -1,4 +1,4 @@
-"""The decoder without gradients against published pictures and against the one that is trained."""
+"""The decoder without gradients against published images and against the one that is trained."""
 
 from __future__ import annotations
 
@@ -6,28 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashar_cli.config import VQConfig
 from flashar_cli.tokenizers import inference
 from flashar_cli.tokenizers.inference import CpuConvolution, InferenceDecoder, has_winograd
 from flashar_cli.tokenizers.upstream import config_from_state
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.parity.fixtures import read_fixture
+from tests.tokenizers import test_vq
 
-SMALL = VQConfig(
-    codebook_size=20,
-    codebook_dim=4,
-    channels=32,
-    encoder_multipliers=(1, 2),
-    decoder_multipliers=(1, 2),
-    num_res_blocks=1,
-    latent_channels=16,
-)
 needs_winograd = pytest.mark.skipif(not torch._nnpack_available(), reason="PyTorch has no NNPACK on this processor")
 
 
 def small_tokenizer() -> VQTokenizer:
-    torch.manual_seed(0)
-    return VQTokenizer(SMALL).eval()
+    return test_vq.small_tokenizer(test_vq.SMALL.model_copy(update={"decoder_multipliers": (1, 2)}))
 
 
 @pytest.fixture(params=("direct", pytest.param("winograd", marks=needs_winograd)))
@@ -44,23 +34,23 @@ def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", ["llamagen_vq16", "llamagen_vq8"])
 @torch.inference_mode()
-def test_published_tokenizers_give_the_same_pictures(name: str, algorithm: str) -> None:
+def test_published_tokenizers_give_the_same_images(name: str, algorithm: str) -> None:
     fixture = read_fixture(name)
     with torch.device("meta"):
         tokenizer = VQTokenizer(config_from_state(fixture.meta["state_dict_shapes"])).eval()
     tokenizer.load_state_dict(fixture.upstream_state(), assign=True)
-    pictures = InferenceDecoder(tokenizer)(fixture.tensors["random_codes"])
-    torch.testing.assert_close(pictures, fixture.tensors["decoded"], rtol=0, atol=1e-4)
+    images = InferenceDecoder(tokenizer)(fixture.tensors["random_codes"])
+    torch.testing.assert_close(images, fixture.tensors["decoded"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5), (3, 5, 1), (2, 1, 5)])
 @torch.inference_mode()
-def test_pictures_are_those_of_the_trained_decoder(shape: tuple[int, int, int], algorithm: str) -> None:
-    tokenizer, codes = small_tokenizer(), torch.randint(20, shape)
+def test_images_are_those_of_the_trained_decoder(shape: tuple[int, int, int], algorithm: str) -> None:
+    tokenizer, tokens = small_tokenizer(), torch.randint(20, shape)
     state = {name: tensor.clone() for name, tensor in tokenizer.state_dict().items()}
     decoder = InferenceDecoder(tokenizer)
     for _ in range(2):
-        torch.testing.assert_close(decoder(codes), tokenizer.decode(codes), rtol=0, atol=1e-5)
+        torch.testing.assert_close(decoder(tokens), tokenizer.decode(tokens), rtol=0, atol=1e-5)
     assert all(torch.equal(tensor, state[name]) for name, tensor in tokenizer.state_dict().items())
 
 
@@ -75,7 +65,7 @@ def test_float32_weights_on_a_cpu_are_held_once() -> None:
 
 @torch.inference_mode()
 def test_bfloat16_is_near_and_maps_stay_channels_last() -> None:
-    tokenizer, codes = small_tokenizer(), torch.randint(20, (2, 3, 5))
+    tokenizer, tokens = small_tokenizer(), torch.randint(20, (2, 3, 5))
     decoder, layouts = InferenceDecoder(tokenizer, torch.bfloat16), []
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -83,10 +73,10 @@ def test_bfloat16_is_near_and_maps_stay_channels_last() -> None:
 
     for module in decoder.decoder.modules():
         module.register_forward_hook(note)
-    pictures = decoder(codes)
+    images = decoder(tokens)
     assert len(layouts) > 20 and all(layouts)
-    expected = tokenizer.decode(codes)
-    assert (pictures.float() - expected).abs().max() < 0.1 * expected.std()
+    expected = tokenizer.decode(tokens)
+    assert (images.float() - expected).abs().max() < 0.1 * expected.std()
 
 
 @needs_winograd
@@ -94,7 +84,7 @@ def test_bfloat16_is_near_and_maps_stay_channels_last() -> None:
 @pytest.mark.parametrize("channels", [127, 128])
 @pytest.mark.parametrize("side", [31, 32])
 @torch.inference_mode()
-def test_winograd_is_for_large_maps_of_one_picture(
+def test_winograd_is_for_large_maps_of_one_image(
     batch: int, channels: int, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inference, "WINOGRAD_CAPABILITY", torch.backends.cpu.get_cpu_capability())

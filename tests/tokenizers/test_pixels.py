@@ -1,4 +1,4 @@
-"""Pictures as bytes and as numbers, by hand."""
+"""Images as bytes and as numbers, by hand."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from flashar_cli.tokenizers.pixels import from_uint8, psnr_db, to_uint8
 
 
 def test_every_byte_comes_back_and_ends_are_minus_one_and_one():
-    pictures = np.arange(256, dtype=np.uint8).repeat(3).reshape(2, 8, 16, 3)
-    images = from_uint8(pictures)
+    stored = np.arange(256, dtype=np.uint8).repeat(3).reshape(2, 8, 16, 3)
+    images = from_uint8(stored)
     assert images.shape == (2, 3, 8, 16) and images.dtype == torch.float32
     assert float(images[0, 0, 0, 0]) == -1.0 and float(images[-1, 2, -1, -1]) == 1.0
     torch.testing.assert_close(images[1, 1, 0, 0], torch.tensor(128 / 127.5 - 1))
-    assert np.array_equal(to_uint8(images), pictures)
+    assert np.array_equal(to_uint8(images), stored)
 
 
 def test_channels_go_first_and_rows_stay_rows():
-    pictures = np.random.default_rng(0).integers(0, 256, (1, 2, 3, 3), dtype=np.uint8)
-    images = from_uint8(pictures)
+    stored = np.random.default_rng(0).integers(0, 256, (1, 2, 3, 3), dtype=np.uint8)
+    images = from_uint8(stored)
     for row, col, channel in np.ndindex(2, 3, 3):
-        assert float(images[0, channel, row, col]) == pytest.approx(
-            pictures[0, row, col, channel] / 127.5 - 1, abs=1e-6
-        )
+        assert float(images[0, channel, row, col]) == pytest.approx(stored[0, row, col, channel] / 127.5 - 1, abs=1e-6)
 
 
 def test_values_are_rounded_and_clamped():
@@ -45,5 +43,5 @@ def test_psnr_by_hand():
 def test_other_shapes_and_types_are_refused(shape):
     with pytest.raises(FlasharError, match="expected uint8"):
         from_uint8(np.zeros(shape, np.uint8))
-    with pytest.raises(FlasharError, match="pictures are float32"):
+    with pytest.raises(FlasharError, match="images are float32"):
         from_uint8(np.zeros((1, 2, 2, 3), np.float32))

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 
 from flashar_cli.config import BranchConfig, default_gate_dim
-from flashar_cli.recipe import EngineSettings, OptimSettings, StageSettings
+from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.training.loop import TrainingRun, run_stages
-from flashar_cli.training.parallel import process_group, whole_state
+from flashar_cli.training.parallel import process_group, whole_model
 from flashar_cli.training.signals import Terminated
-from flashar_cli.training.stages import Stage
 from flashar_cli.training.state import TrainingState
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import drawn_set
@@ -63,9 +62,9 @@ def main() -> None:
             run_stages(run)
         except Terminated:
             return
-        weights = whole_state(model)
-        if weights is not None:
-            norm = sum(float(tensor.double().square().sum()) for tensor in weights.values()) ** 0.5
+        whole = whole_model(model)
+        if whole is not None:
+            norm = sum(float(tensor.double().square().sum()) for tensor in whole.state_dict().values()) ** 0.5
             (out / "result.json").write_text(json.dumps({"validations": validations, "weight_norm": norm}))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from flashar_cli.config.recipe import StageSettings
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.recipe import StageSettings
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.losses import losses_of
 from tests.tiny_models import build_model, random_config
@@ -42,8 +42,8 @@ def test_near_the_counter_of_pytorch(branch: bool) -> None:
     model = build_model(config)
     model.set_attention("eager")
     order = config.order_grid.diagonal() if branch else config.order_grid.raster()
-    codes = torch.zeros(2, 16, dtype=torch.int64)
+    tokens = torch.zeros(2, 16, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        read = partial(losses_of, model, codes_BN=codes, settings=StageSettings())
-        model(codes, Conditions(labels=torch.zeros(2, dtype=torch.int64)), order, read=read).total.backward()
+        read = partial(losses_of, model, tokens_BN=tokens, settings=StageSettings())
+        model(tokens, Conditions(labels=torch.zeros(2, dtype=torch.int64)), order, read=read).total.backward()
     assert counter.get_total_flops() == pytest.approx(2 * training_flops(config, STAGE2), rel=0.05)

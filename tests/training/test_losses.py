@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashar_cli.config import BranchConfig, ModelConfig, default_gate_dim
+from flashar_cli.config.recipe import StageSettings
 from flashar_cli.models.flashar import FlasharModel, Prediction
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.recipe import StageSettings
 from flashar_cli.training import losses
 from flashar_cli.training.losses import Losses, losses_of
 from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
@@ -32,7 +32,7 @@ ALL_TERMS = StageSettings(
 
 
 def gated_config(gate: str, height: int, width: int, captions: bool = False) -> ModelConfig:
-    """40 codes, so that logits are told from hidden states, which are 64 wide."""
+    """40 tokens, so that logits are told from hidden states, which are 64 wide."""
     config = random_config(height, width, tokenizer=False)
     backbone = config.backbone.model_copy(update={"vocab_size": 40})
     branch = BranchConfig(layer=1, gate=gate, gate_dim=default_gate_dim(gate, 64, 40))  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ def random_model(config: ModelConfig) -> FlasharModel:
 
 
 def example(config: ModelConfig, count: int = 3) -> tuple[Tensor, Conditions, Tensor, Tensor, Tensor]:
-    """Codes in diagonal order, conditions, dropped rows, blanked tokens, and the hidden states of a teacher."""
+    """Tokens in diagonal order, conditions, dropped rows, blanked tokens, and the hidden states of a teacher."""
     torch.manual_seed(2)
     cells = config.order_grid.num_cells
     conditions = Conditions(labels=torch.arange(count))
@@ -68,19 +68,19 @@ def example(config: ModelConfig, count: int = 3) -> tuple[Tensor, Conditions, Te
     )
 
 
-def plain_loss(prediction: Prediction, codes_BN: Tensor, settings: StageSettings, teacher_BNV: Tensor) -> Losses:
-    """As the paper and the settings' descriptions have it, picture by picture and cell by cell."""
+def plain_loss(prediction: Prediction, tokens_BN: Tensor, settings: StageSettings, teacher_BNV: Tensor) -> Losses:
+    """As the paper and the settings' descriptions have it, image by image and cell by cell."""
     targets = prediction.targets
     across, below = targets.has_horizontal.tolist(), targets.has_vertical.tolist()
     assert prediction.vertical is not None and prediction.gate is not None
     parts: dict[str, list[Tensor]] = {name: [] for name in ("fused", "vertical", "horizontal", "distill", "gate")}
-    for b in range(len(codes_BN)):
-        for k, code in enumerate(codes_BN[b].tolist()):
-            parts["fused"].append(-prediction.logits[b, k].log_softmax(-1)[code])
+    for b in range(len(tokens_BN)):
+        for k, token in enumerate(tokens_BN[b].tolist()):
+            parts["fused"].append(-prediction.logits[b, k].log_softmax(-1)[token])
             if across[k]:
-                parts["horizontal"].append(-prediction.horizontal[b, k].log_softmax(-1)[code])
+                parts["horizontal"].append(-prediction.horizontal[b, k].log_softmax(-1)[token])
             if below[k]:
-                parts["vertical"].append(-prediction.vertical[b, k].log_softmax(-1)[code])
+                parts["vertical"].append(-prediction.vertical[b, k].log_softmax(-1)[token])
                 heat = settings.distill_temperature
                 wanted = (teacher_BNV[b, k] / heat).softmax(-1)
                 got = (prediction.vertical[b, k] / heat).log_softmax(-1)
@@ -105,13 +105,13 @@ def gradients(model: FlasharModel, loss: Tensor) -> dict[str, Tensor]:
 
 def compare(config: ModelConfig, settings: StageSettings = ALL_TERMS) -> None:
     model, order = random_model(config), config.order_grid.diagonal()
-    codes, conditions, drop, blank, teacher = example(config)
-    forward = partial(model, codes, conditions, order, drop, blank)
+    tokens, conditions, drop, blank, teacher = example(config)
+    forward = partial(model, tokens, conditions, order, drop, blank)
     with torch.no_grad():
         teacher_BNV = F.linear(teacher, model.backbone.head.weight)
-    expected = plain_loss(forward(), codes, settings, teacher_BNV)
+    expected = plain_loss(forward(), tokens, settings, teacher_BNV)
     expected_gradients = gradients(model, 0.3 * expected.total)  # as in one micro-batch of several
-    read = partial(losses_of, model, codes_BN=codes, settings=settings, teacher_BND=teacher)
+    read = partial(losses_of, model, tokens_BN=tokens, settings=settings, teacher_BND=teacher)
     got = forward(read=read)
     for name, value, wanted in zip(Losses._fields, got, expected, strict=True):
         wanted = wanted[..., 0] if name == "gate" else wanted
@@ -124,7 +124,7 @@ def compare(config: ModelConfig, settings: StageSettings = ALL_TERMS) -> None:
         )
 
 
-@pytest.mark.parametrize("at_once", (1, 7, 1024))  # 7: two cells of three pictures, and a rest
+@pytest.mark.parametrize("at_once", (1, 7, 1024))  # 7: two cells of three images, and a rest
 @pytest.mark.parametrize("gate", GATES)
 def test_every_gate_in_parts_of_every_size(monkeypatch, gate, at_once):
     monkeypatch.setattr(losses, "TARGETS_AT_ONCE", at_once)
@@ -146,10 +146,10 @@ def test_a_base_has_the_cross_entropy_alone(monkeypatch):
     monkeypatch.setattr(losses, "TARGETS_AT_ONCE", 7)
     config = random_config(3, 5, branch=False)
     model, order = random_model(config), config.order_grid.raster()
-    codes, conditions, *_ = example(config)
-    expected = F.cross_entropy(model(codes, conditions, order).logits.transpose(1, 2), codes)
+    tokens, conditions, *_ = example(config)
+    expected = F.cross_entropy(model(tokens, conditions, order).logits.transpose(1, 2), tokens)
     expected_gradients = gradients(model, expected)
-    got = model(codes, conditions, order, read=partial(losses_of, model, codes_BN=codes, settings=StageSettings()))
+    got = model(tokens, conditions, order, read=partial(losses_of, model, tokens_BN=tokens, settings=StageSettings()))
     assert [name for name, value in zip(Losses._fields, got, strict=True) if value is not None] == ["total", "fused"]
     torch.testing.assert_close(got.total, expected)
     torch.testing.assert_close(gradients(model, got.total), expected_gradients)
@@ -159,8 +159,8 @@ def test_terms_without_weight_are_off_and_frozen_parts_have_no_gradient():
     config = gated_config("hidden", 3, 5)
     model, order = random_model(config), config.order_grid.diagonal()
     model.backbone.requires_grad_(False)
-    codes, conditions, *_ = example(config)
-    got = model(codes, conditions, order, read=partial(losses_of, model, codes_BN=codes, settings=StageSettings()))
+    tokens, conditions, *_ = example(config)
+    got = model(tokens, conditions, order, read=partial(losses_of, model, tokens_BN=tokens, settings=StageSettings()))
     assert got.distill is None and got.gate_entropy is None
     names = gradients(model, got.total)
     assert names and not any(name.startswith("backbone.") for name in names)
@@ -168,7 +168,7 @@ def test_terms_without_weight_are_off_and_frozen_parts_have_no_gradient():
 
 
 class Watched(TorchDispatchMode):
-    """What runs, and the largest number of rows of V numbers that any operation returns."""
+    """Records the operations that run, and the most rows of V numbers that one of them returns."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -191,16 +191,16 @@ def test_nothing_waits_for_the_device_and_no_logits_of_all_cells_exist(monkeypat
     monkeypatch.setattr(losses, "TARGETS_AT_ONCE", 7)
     config = gated_config(gate, 3, 5)
     model, order = random_model(config), config.order_grid.diagonal()
-    codes, conditions, drop, blank, teacher = example(config, 5)
-    read = partial(losses_of, model, codes_BN=codes, settings=ALL_TERMS, teacher_BND=teacher)
-    model(codes, conditions, order, drop, blank, read)  # tables are made once
+    tokens, conditions, drop, blank, teacher = example(config, 5)
+    read = partial(losses_of, model, tokens_BN=tokens, settings=ALL_TERMS, teacher_BND=teacher)
+    model(tokens, conditions, order, drop, blank, read)  # tables are made once
     with Watched(vocab_size=40) as watched:
-        model(codes, conditions, order, drop, blank, read).total.backward()
+        model(tokens, conditions, order, drop, blank, read).total.backward()
     waits = {"nonzero", "masked_select", "_local_scalar_dense", "item", "is_nonzero", "lift_fresh", "unique"}
     assert not watched.names & waits
     assert "_log_softmax" in watched.names
-    # The weight of a head lies there with D = 64 rows; all logits have 5 * 15.
-    assert watched.most_rows <= 64 < len(codes) * order.grid.num_cells
+    # The weight of a head has D = 64 such rows; all logits have 5 * 15.
+    assert watched.most_rows <= 64 < len(tokens) * order.grid.num_cells
 
 
 def test_compiled_sums_are_the_same(monkeypatch):
@@ -209,11 +209,11 @@ def test_compiled_sums_are_the_same(monkeypatch):
     monkeypatch.setattr(losses, "_compiled_sums", lambda: whole)
     config = gated_config("hidden", 3, 5)
     model, order = random_model(config), config.order_grid.diagonal()
-    codes, conditions, drop, blank, teacher = example(config)
+    tokens, conditions, drop, blank, teacher = example(config)
     found = []
     for compiled in (False, True):
-        read = partial(losses_of, model, codes_BN=codes, settings=ALL_TERMS, teacher_BND=teacher, compiled=compiled)
-        got = model(codes, conditions, order, drop, blank, read)
+        read = partial(losses_of, model, tokens_BN=tokens, settings=ALL_TERMS, teacher_BND=teacher, compiled=compiled)
+        got = model(tokens, conditions, order, drop, blank, read)
         found.append((got.total.detach(), gradients(model, got.total)))
     torch.testing.assert_close(found[0], found[1])
 
@@ -222,13 +222,13 @@ def test_low_precision_adds_gradients_up_in_float32(monkeypatch):
     """Weights in bfloat16, as shards are gathered: parts of one cell must not round the sum at every cell."""
     config = gated_config("hidden", 4, 4)
     model, order = random_model(config).bfloat16(), config.order_grid.diagonal()
-    codes, conditions, *_ = example(config)
+    tokens, conditions, *_ = example(config)
     found = []
     for at_once in (1024, 1):
         monkeypatch.setattr(losses, "TARGETS_AT_ONCE", at_once)
         with torch.autocast("cpu", torch.bfloat16):
             got = model(
-                codes, conditions, order, read=partial(losses_of, model, codes_BN=codes, settings=StageSettings())
+                tokens, conditions, order, read=partial(losses_of, model, tokens_BN=tokens, settings=StageSettings())
             )
         found.append(gradients(model, got.total)["branch.head.weight"].float())
     assert (found[0] - found[1]).norm() < 2**-8 * found[0].norm()

@@ -1,4 +1,4 @@
-"""Memory estimates against what autograd really stores."""
+"""Memory estimates against the bytes that autograd stores."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import pytest
 import torch
 
 from flashar_cli.config import BranchConfig
+from flashar_cli.config.recipe import EngineSettings
 from flashar_cli.models.flashar import FlasharModel, initialise
-from flashar_cli.recipe import EngineSettings
 from flashar_cli.training import memory
 from tests.tiny_models import random_config
 
 
 def config_of(num_layers: int, height: int, width: int):
     config = random_config(height, width, branch=False, tokenizer=False)
-    backbone = config.backbone.model_copy(
-        update={"num_layers": num_layers, "dim": 64, "num_heads": 4, "num_kv_heads": 4}
-    )
-    return config.model_copy(
-        update={"backbone": backbone, "branch": BranchConfig(layer=num_layers, gate="hidden", gate_dim=64)}
-    )
+    changes = {"num_layers": num_layers, "dim": 64, "num_heads": 4, "num_kv_heads": 4}
+    branch = BranchConfig(layer=num_layers, gate="hidden", gate_dim=64)
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update=changes), "branch": branch})
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
@@ -31,14 +28,14 @@ def test_extrapolation_meets_the_deep_model(shape, dtype):
     config = config_of(5, *shape)
     model = FlasharModel(config)
     initialise(model, 0)
-    per_picture = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
-    tokens = config.prefix.length + config.order_grid.num_cells - 1
+    per_image = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
+    tokens = config.prefix.longest + config.order_grid.num_cells - 1
     gradients = tokens * 2 * 4 * config.backbone.vocab_size
-    assert memory.activation_bytes(config, False, dtype) - gradients == pytest.approx(per_picture, rel=0.05)
+    assert memory.activation_bytes(config, False, dtype) - gradients == pytest.approx(per_image, rel=0.05)
 
 
 def test_measuring_keeps_nothing():
-    """A cycle through autograd, which no collector sees, would hold the weights for good."""
+    """A cycle through autograd, which garbage collection can't find, would keep the weights forever."""
     config = config_of(2, 3, 5)
     model = FlasharModel(config)
     initialise(model, 0)
@@ -49,11 +46,10 @@ def test_measuring_keeps_nothing():
     assert not any(weight() is not None for weight in weights)
 
 
-def test_recomputing_takes_less(tmp_path):
+def test_recomputing_takes_less():
     config = config_of(8, 4, 4)
-    assert memory.activation_bytes(config, True, torch.float32) < 0.5 * memory.activation_bytes(
-        config, False, torch.float32
-    )
+    recomputed, stored = (memory.activation_bytes(config, recompute, torch.float32) for recompute in (True, False))
+    assert recomputed < 0.5 * stored
 
 
 def test_shards_divide_what_the_optimizer_holds():

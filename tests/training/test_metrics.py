@@ -1,4 +1,4 @@
-"""Records on disk, whole and torn."""
+"""Records on disk, complete and cut off."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flashar_cli.config.recipe import OptimSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.recipe import OptimSettings, StageSettings
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
 

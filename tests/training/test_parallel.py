@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_leaves
 
+from flashar_cli.config.recipe import EngineSettings, Stage, StageSettings
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.layers import Block
-from flashar_cli.recipe import EngineSettings, StageSettings
 from flashar_cli.training.loop import batch_losses
 from flashar_cli.training.losses import losses_of
 from flashar_cli.training.parallel import Parallel, _shard
-from flashar_cli.training.stages import Stage
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import TWO_STAGES, make_run
 
@@ -85,20 +84,20 @@ def test_another_number_of_processes_resumes(tmp_path, alone, before, after):
 
 
 def test_fsdp_finds_the_tensors_of_what_a_forward_returns():
-    """Its hooks on PyTorch 2.11 see into pytrees alone, which dataclasses are not."""
+    """Its hooks in PyTorch 2.11 find tensors only in pytrees, which dataclasses are not."""
     model = build_model(random_config(3, 5))
-    order, codes = model.config.order_grid.diagonal(), torch.zeros(1, 15, dtype=torch.int64)
+    order, tokens = model.config.order_grid.diagonal(), torch.zeros(1, 15, dtype=torch.int64)
     conditions = Conditions(labels=torch.zeros(1, dtype=torch.int64))
-    prediction = model(codes, conditions, order)
-    read = partial(losses_of, model, codes_BN=codes, settings=StageSettings())
-    found = tree_leaves((prediction, model(codes, conditions, order, read=read)))
+    prediction = model(tokens, conditions, order)
+    read = partial(losses_of, model, tokens_BN=tokens, settings=StageSettings())
+    found = tree_leaves((prediction, model(tokens, conditions, order, read=read)))
     assert sum(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in found) == 5
     assert any(leaf is prediction.targets.has_vertical for leaf in found)
 
 
 @pytest.fixture
 def group_of_one():
-    """A process group in this process: wrappers, casts and shards are those of several."""
+    """A process group of this process alone, with the wrappers, casts and shards of several."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -132,6 +131,6 @@ def test_the_residual_stream_has_one_precision_under_every_strategy(tmp_path, gr
     alone, copies, shards = (mixed_step(tmp_path / name, name, stage) for name in ("single", "ddp", "fsdp"))
     assert alone[0] == copies[0] == shards[0] == {torch.bfloat16}
     for other in (copies, shards):
-        # What differs is where a weight is rounded to bfloat16, and not that it is.
+        # All round weights to bfloat16, but at other points.
         assert other[1] == pytest.approx(alone[1], rel=1e-5)
         assert other[2] == pytest.approx(alone[2], rel=2e-3)

@@ -1,4 +1,4 @@
-"""Training's random numbers: how often, and upon what they depend."""
+"""The random numbers of training: their frequencies, and what they depend on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from flashar_cli.nn.hashing import hash_uniform
-from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_codes, token_drop
+from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_tokens, token_drop
 
 ROWS = np.arange(4000)
-CODES = np.zeros((4000, 6), np.int64)
+TOKENS = np.zeros((4000, 6), np.int64)
 DRAWS = {
     "class drop": lambda seed, epochs, rows: condition_drop(0.4, seed, epochs, rows),
     "token drop": lambda seed, epochs, rows: token_drop(0.4, 6, seed, epochs, rows),
-    "corruption": lambda seed, epochs, rows: corrupt_codes(CODES[: len(rows)], 0.4, 2**40, seed, epochs, rows) > 0,
+    "corruption": lambda seed, epochs, rows: corrupt_tokens(TOKENS[: len(rows)], 0.4, 2**40, seed, epochs, rows) > 0,
 }
 
 
@@ -39,7 +39,7 @@ def test_draws_of_several_kinds_are_independent():
 
 
 def test_every_code_is_as_likely_a_replacement():
-    noisy = corrupt_codes(np.full((4000, 6), -1), 1.0, 8, 0, *at(0))
+    noisy = corrupt_tokens(np.full((4000, 6), -1), 1.0, 8, 0, *at(0))
     assert abs(np.bincount(noisy.ravel(), minlength=8) - 3000).max() < 6 * 51  # a binomial's deviation is 51
     assert (noisy[:, 0] == noisy[:, 1]).mean() < 0.2
 

@@ -1,4 +1,4 @@
-"""Validation losses against a mean over all pictures at once."""
+"""Validation losses against a mean over all images at once."""
 
 from __future__ import annotations
 
@@ -7,26 +7,35 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flashar_cli.data.codes import CodeSet
+from flashar_cli.data.tokens import TokenSet
+from flashar_cli.decoding.decoder import Decoder
+from flashar_cli.decoding.static import RASTER
 from flashar_cli.training.validation import validation_losses
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import drawn_set
 
 
-def test_losses_are_means_over_all_pictures_by_hand():
-    """Seven pictures in batches of three: the last batch, of one, counts as one."""
+class DataDependent(Decoder):
+    """A decoder whose steps depend on the tokens that it samples."""
+
+    name, is_static = "toy", False
+    num_forwards = plan = costs = None  # never used
+
+
+def test_losses_are_means_over_all_images_by_hand():
+    """Seven images in batches of three: the last batch, of one, counts as one."""
     model, data = build_model(random_config(3, 4)), drawn_set(7)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(4))
     losses = validation_losses(model.train(), data, 3)
     assert not model.training
-    codes_BHW, conditions = data.tensors(model.device)
+    tokens_BHW, conditions = data.tensors(model.device)
     order, raster = model.config.order_grid.diagonal(), model.config.order_grid.raster()
-    codes = order.from_raster(codes_BHW)
+    tokens = order.from_raster(tokens_BHW)
     with torch.no_grad():
-        plain = model(raster.from_raster(codes_BHW), conditions, raster).logits
-        prediction = model(codes, conditions, order)
+        plain = model(raster.from_raster(tokens_BHW), conditions, raster).logits
+        prediction = model(tokens, conditions, order)
     cells = torch.tensor(order.cells)
     left, above = (cells % 4 > 0) | (cells == 0), (cells >= 4) | (cells == 0)
 
@@ -36,16 +45,19 @@ def test_losses_are_means_over_all_pictures_by_hand():
     gates = prediction.gate[:, left & above, 0].double()
     entropy = -(gates * gates.log2() + (1 - gates) * (1 - gates).log2()).mean()
     expected = {
-        "raster": nats(plain, codes_BHW.flatten(1)),
-        "fused": nats(prediction.logits, codes),
-        "horizontal": nats(prediction.horizontal[:, left], codes[:, left]),
-        "vertical": nats(prediction.vertical[:, above], codes[:, above]),
+        "raster": nats(plain, tokens_BHW.flatten(1)),
+        "fused": nats(prediction.logits, tokens),
+        "horizontal": nats(prediction.horizontal[:, left], tokens[:, left]),
+        "vertical": nats(prediction.vertical[:, above], tokens[:, above]),
         "gate_mean": float(gates.mean()),
         "gate_entropy_bits": float(entropy),
         "gate_corner": float(prediction.gate[:, 0].mean()),
     }
     assert {name: losses[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert losses["raster"] == pytest.approx(float(F.cross_entropy(plain.flatten(0, 1), codes_BHW.flatten())), rel=1e-5)
-    mirrored = CodeSet(np.stack([codes_BHW, codes_BHW.flip(-1)], 1), data.ids, data.labels)
+    assert losses["raster"] == pytest.approx(
+        float(F.cross_entropy(plain.flatten(0, 1), tokens_BHW.flatten())), rel=1e-5
+    )
+    mirrored = TokenSet(np.stack([tokens_BHW, tokens_BHW.flip(-1)], 1), data.ids, data.subjects)
     assert validation_losses(model, mirrored, 3) == losses  # of the first view alone
-    assert validation_losses(model, data, 3, raster_only=True) == pytest.approx({"raster": expected["raster"]})
+    with_others = [RASTER, DataDependent()]  # which has no losses of its own
+    assert validation_losses(model, data, 3, decoders=with_others) == pytest.approx({"raster": expected["raster"]})

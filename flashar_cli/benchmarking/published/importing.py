@@ -6,27 +6,24 @@ import contextlib
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from flashar_cli.errors import FlasharError
 
-MODEL_FILE, SAMPLER_FILE = "autoregressive/models/gpt.py", "autoregressive/models/generate.py"
+FILES = MODEL_FILE, SAMPLER_FILE = "autoregressive/models/gpt.py", "autoregressive/models/generate.py"
 # Top-level names of a clone, folders without __init__.py; modules of these names are put back after the import.
 PACKAGES = ("autoregressive", "utils")
 # What code of another version or layout raises when it is imported, built or loaded.
 MISFITS = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError, KeyError, SyntaxError)
-T = TypeVar("T")
 
 
 def import_code(code: Path) -> tuple[ModuleType, ModuleType]:
-    """The modules of MODEL_FILE and SAMPLER_FILE in a folder. What importing them changes is undone, and a progress bar
-    of the sampler is left out.
+    """The modules of FILES in a folder, without the sampler's progress bar. What importing them changes is undone.
 
     Raises FlasharError for code that can't be imported, needs what is not installed, or lacks what is called.
     """
@@ -42,7 +39,7 @@ def import_code(code: Path) -> tuple[ModuleType, ModuleType]:
         if not hasattr(module, name):
             raise FlasharError(f"--upstream {code} has no {name} in {module.__name__}; is it another version?")
     if hasattr(sampler, "tqdm"):
-        sampler.__dict__["tqdm"] = _without_bar
+        sampler.__dict__["tqdm"] = lambda iterable, *_, **__: iterable
     return gpt, sampler
 
 
@@ -77,10 +74,8 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _importing_from(code: Path) -> Iterator[None]:
-    """``import`` finds the clone's packages in the clone and nowhere else; modules of their names are back afterwards.
-
-    On ``sys.path`` an installed package of the same name would win over a folder without ``__init__.py``.
-    """
+    """``import`` finds the clone's packages in the clone alone; modules of their names are back afterwards."""
+    # On sys.path an installed package of the same name would win over a folder without __init__.py.
     hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in PACKAGES}
     for name in hidden:
         del sys.modules[name]
@@ -94,7 +89,3 @@ def _importing_from(code: Path) -> Iterator[None]:
         for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
             del sys.modules[name]
         sys.modules.update(hidden)
-
-
-def _without_bar(iterable: Iterable[T], *_: object, **__: object) -> Iterable[T]:
-    return iterable

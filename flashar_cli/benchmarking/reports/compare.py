@@ -6,46 +6,40 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flashar_cli.benchmarking.reports.document import BatchReport, BenchReport
-from flashar_cli.config import Config
+from flashar_cli.benchmarking.reports.document import FASTER, SLOWER, BatchReport, BenchReport
+from flashar_cli.config import Config, Sampling
 from flashar_cli.errors import FlasharError
 
-# Weights of another training run are as fast; versions are what one compares.
+# Not the weights: those of another training run are as fast.
 MODEL_KEYS = ("name", "family", "grid", "num_parameters", "branch")
 HARDWARE_KEYS = ("cpu", "num_cpu_cores", "cpu_features", "gpu")
-# Without --threads these follow the number of cores, so they say which machine it was.
+# Without --threads these follow from the number of cores: they tell the machine.
 MACHINE_SETTINGS = ("num_threads", "num_interop_threads")
-# An arm more does no harm, and one that is gone is a change of its own.
+# A new arm does no harm, and one that is gone is reported as missing.
 UNCOMPARED_SETTINGS = ("arms", *MACHINE_SETTINGS)
-# An old report can't name these and is known to have had their default.
-NEW_SETTINGS = ("quantize", "cfg_interval")
+# Old reports lack these; they ran with the defaults.
+NEW_SETTINGS = ("quantize", *Sampling.model_fields)
 # Another version of PyTorch may start a few operators more or less; forwards are exact.
 TOLERANCES = {"forwards": 0.0, "launches": 0.01}
 
 Gate = Literal["all", "ratios"]
-
-
 Verdict = Literal["same", "better", "worse", "lower", "missing"]
 FAILURES: tuple[Verdict, ...] = ("worse", "missing")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One number of the old report, and what became of it. ``change`` is relative to the old one; ``new`` and
-    ``change`` are None where the new report lacks the number, which is ``missing``. ``lower`` is a speed-up that fell
-    while the faster arm kept its distance from its floor. A change that does not gate is shown but nothing fails
-    because of it.
-    """
+    """One number of the old report, and what became of it."""
 
     grid: str
     batch_size: int
     what: str
     old: float
-    new: float | None
+    new: float | None  # None where the new report lacks the number: it is ``missing``
     unit: str
-    change: float | None
-    verdict: Verdict
-    gates: bool = True
+    change: float | None  # relative to the old number
+    verdict: Verdict  # ``lower``: a speed-up fell while the faster arm kept its distance from its floor
+    gates: bool = True  # without it, the change is shown and fails nothing
 
     @property
     def fails(self) -> bool:
@@ -55,17 +49,13 @@ class Change:
 
 @dataclass(frozen=True)
 class _Number:
-    """``times_floor`` is that of the arm which a speed-up is about."""
-
     value: float
     unit: str
-    times_floor: float | None = None
+    times_floor: float | None = None  # of a speed-up: how many times its floor the faster arm takes
 
 
 def differences(old: BenchReport, new: BenchReport, gate: Gate = "all") -> list[str]:
-    """What keeps two reports from being comparable: other settings, another model, no arm in common, and other hardware
-    where times are judged.
-    """
+    """Why two reports are not comparable: settings, models, no common arm, and hardware where times are judged."""
     found = hardware_changes(old, new) if gate == "all" else []
     settings = _differing(old.settings, new.settings)
     found += [f"{key}: {a} / {b}" for key, a, b in settings if key not in UNCOMPARED_SETTINGS]
@@ -76,7 +66,7 @@ def differences(old: BenchReport, new: BenchReport, gate: Gate = "all") -> list[
 
 
 def hardware_changes(old: BenchReport, new: BenchReport) -> list[str]:
-    """Other processors or GPUs, or another number of threads, which follows from them."""
+    """Differences in processor, GPU or number of threads."""
     found = [line for line in _differing(old.hardware, new.hardware) if line[0] in HARDWARE_KEYS]
     found += [line for line in _differing(old.settings, new.settings) if line[0] in MACHINE_SETTINGS]
     return [f"{key}: {a} / {b}" for key, a, b in found]
@@ -91,15 +81,14 @@ def version_changes(old: BenchReport, new: BenchReport) -> list[str]:
 def compare(
     old: BenchReport, new: BenchReport, tolerance: float, allow_different: bool = False, gate: Gate = "all"
 ) -> list[Change]:
-    """Every speed-up, time and count of the old report beside the new one's; those that only the new report has are
-    left out. A change within ``tolerance`` (0.05: 5 %) is ``same``; forwards and launches, which are no measurements,
-    have tolerances of their own. A speed-up that fell is ``worse`` only where the faster arm also takes more times its
-    floor than before: the floor is made of rates of the same run, so this holds across machines. With the gate
-    ``ratios`` times are shown and not judged by: those of a noisy machine say little, while ratios of interleaved runs
-    hold. A number that is ``missing`` gates always.
+    """Every speed-up, time and count of the old report beside the new one's.
 
-    Raises FlasharError where the reports are not comparable, unless ``allow_different``, and where no grid with a batch
-    size is common to both.
+    A change within ``tolerance`` (0.05: 5 %) is ``same``; forwards and launches, which are exact, have tolerances of
+    their own. A speed-up that fell is ``worse`` only where the faster arm also takes more times its floor than before:
+    the floor is made of rates of the same run, so this holds across machines. With the gate ``ratios`` times are not
+    judged. A number that is ``missing`` always gates.
+
+    Raises FlasharError where the reports are not comparable, unless ``allow_different``, or have no batch in common.
     """
     different = differences(old, new, gate)
     if different and not allow_different:
@@ -114,15 +103,15 @@ def compare(
 
 
 def _pairs(old: BenchReport, new: BenchReport) -> list[tuple[BatchReport, BatchReport | None]]:
-    """Each batch of the old report with that of the new one on the same grid. Reports of one grid each are compared by
-    batch size even where --allow-different lets the grids differ.
-    """
+    """Each batch of the old report with that of the new one on the same grid."""
+    # Reports of one grid each are compared by batch size even where --allow-different lets the grids differ.
     one_grid_each = all(len({batch.grid for batch in report.batches}) == 1 for report in (old, new))
-    if one_grid_each:
-        sizes = {batch.batch_size: batch for batch in new.batches}
-        return [(batch, sizes.get(batch.batch_size)) for batch in old.batches]
-    places = {(batch.grid, batch.batch_size): batch for batch in new.batches}
-    return [(batch, places.get((batch.grid, batch.batch_size))) for batch in old.batches]
+
+    def place(batch: BatchReport) -> tuple[str, int]:
+        return "" if one_grid_each else batch.grid, batch.batch_size
+
+    places = {place(batch): batch for batch in new.batches}
+    return [(batch, places.get(place(batch))) for batch in old.batches]
 
 
 def _changes(old: BatchReport, new: BatchReport | None, tolerance: float, gate: Gate) -> Iterator[Change]:
@@ -155,8 +144,8 @@ def _growth(before: float, after: float) -> float:
 
 
 def _names_levels(old: BatchReport, new: BatchReport) -> bool:
-    """Whether arms are told apart by their level: not where both reports have one and the same. Nor where each has one
-    and no arm is in common, which only --allow-different compares: then decoders are compared across levels.
+    """Whether arms are told apart by their level: not where both reports have the same one, nor where each has one and
+    no arm is in common, which only --allow-different compares.
     """
     before, after = ({arm.level for arm in batch.arms if arm.level} for batch in (old, new))
     in_common = {arm.name for arm in old.arms} & {arm.name for arm in new.arms}
@@ -164,13 +153,12 @@ def _names_levels(old: BatchReport, new: BatchReport) -> bool:
 
 
 def _numbers(batch: BatchReport, with_level: bool) -> Mapping[str, _Number]:
-    """Numbers by what they are."""
     labels = {arm.name: arm.name if with_level else arm.decoder for arm in batch.arms}
     times_floor = {arm.name: arm.times_floor for arm in batch.arms}
     numbers = {}
     for ratio in batch.speedups:
         pair = f"{labels[ratio.arm]} over {labels[ratio.over]}"
-        what = "speedup" if pair == "flashar over raster" else f"speedup {pair}"
+        what = "speedup" if pair == f"{FASTER} over {SLOWER}" else f"speedup {pair}"
         numbers[what] = _Number(ratio.token_generation, "x", times_floor[ratio.arm])
     for arm in batch.arms:
         label = labels[arm.name]
@@ -184,7 +172,7 @@ def _numbers(batch: BatchReport, with_level: bool) -> Mapping[str, _Number]:
 
 
 def _differing(old: Config, new: Config) -> Iterator[tuple[str, object, object]]:
-    """Keys that both reports hold, an older one fewer, with values that differ."""
+    """Keys that both reports hold with different values; an older report holds fewer."""
     before, after = old.model_dump(), new.model_dump()
     both = (old.model_fields_set & new.model_fields_set) | set(NEW_SETTINGS)
     return ((key, before[key], after[key]) for key in before if key in both and before[key] != after[key])

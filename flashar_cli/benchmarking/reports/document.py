@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from flashar_cli.benchmarking.reports.old_reports import upgrade
-from flashar_cli.benchmarking.timing import quartiles
-from flashar_cli.config import Config, validated
+from flashar_cli.config import Config, Count, Sampling, validated
 from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
-from flashar_cli.files import atomic_file
-from flashar_cli.reading import read_json
+from flashar_cli.files.writing import atomic_file
+from flashar_cli.inputs.reading import read_json
+from flashar_cli.machine.environment import Hardware, Software
+from flashar_cli.machine.launches import Launches
+from flashar_cli.machine.rates import Rates
+from flashar_cli.machine.timing import quartiles
 
-REPORT_VERSION = 2
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# The decoders of the headline: one over the other.
+FASTER, SLOWER = "flashar", "raster"
 
 
 class Seconds(Config):
     """One duration measured several times."""
 
-    median_s: float = Field(ge=0)
-    p25_s: float = Field(ge=0)
-    p75_s: float = Field(ge=0)
-    raw_s: tuple[NotNegative, ...]
+    median_s: NonNegativeFloat
+    p25_s: NonNegativeFloat
+    p75_s: NonNegativeFloat
+    raw_s: tuple[NonNegativeFloat, ...]
 
     @classmethod
     def of(cls, raw_s: Sequence[float]) -> Seconds:
@@ -38,43 +38,30 @@ class Seconds(Config):
         return cls(median_s=middle, p25_s=low, p75_s=high, raw_s=tuple(raw_s))
 
 
-class Launches(Config):
-    """What the host has to start for one batch, counted in one more run after all timed ones."""
-
-    unit: Literal["operators", "CUDA launches"] = Field(
-        description="operators: those PyTorch dispatched, views left out; CUDA launches: kernels, copies and graphs"
-    )
-    count: int = Field(ge=0)
-    num_kernels: Count | None = Field(description="kernels the device ran, those inside graphs too; null on a CPU")
-    truncated: bool = Field(False, description="the profiler's buffers were full: there were more than these")
-
-
 class ArmReport(Config):
     """One arm at one batch size. Durations are those of the whole batch. What has a default is not in old reports."""
 
     name: str = Field(description="DECODER-LEVEL, or upstream")
-    decoder: Literal["raster", "flashar", "upstream"]
+    decoder: str = Field(description="one of ours, or upstream")
     level: str | None = Field(description="level of optimisation; null for upstream")
     forwards_per_image: Count = Field(description="serial forwards, the prefix's own included, counted while running")
     launches: Launches | None = Field(
-        None, description="null where they can't be seen; on CUDA only at the last batch size of the last grid"
+        None, description="null where unseen; on CUDA at the last batch size of the last grid alone"
     )
     prepare_s: float | None = Field(None, ge=0, description="compiling and capturing, once, before the warm-up")
     token_generation_s: Seconds = Field(description="prefix and decode")
     prefix_s: Seconds
     decode_s: Seconds
     token_decode_s: Seconds | None = Field(description="tokens to pixels; null without a tokenizer")
-    images_per_s: Positive = Field(description="batch size over the median token generation")
-    warmup_s: tuple[NotNegative, ...] = Field(description="whole runs before the measured ones")
+    images_per_s: PositiveFloat = Field(description="batch size over the median token generation")
+    warmup_s: tuple[NonNegativeFloat, ...] = Field(description="whole runs before the measured ones")
     peak_memory_bytes: Count | None = Field(description="held by PyTorch on the device for this arm; null on a CPU")
     read_bytes: Count | None = Field(None, description="weight bytes that must be read for one batch")
     flops: Count | None = Field(None, description="multiplications and additions with weights for one batch")
-    read_bytes_per_s: NotNegative = Field(
-        description="weight bytes that must be read, over the median token generation"
-    )
-    share_of_copy: NotNegative = Field(description="read_bytes_per_s over the copy rate of the same run")
-    floor_s: Positive = Field(description="what the measured rates allow for token generation")
-    times_floor: NotNegative = Field(description="median token generation over floor_s")
+    read_bytes_per_s: NonNegativeFloat = Field(description="read_bytes over the median token generation")
+    share_of_copy: NonNegativeFloat = Field(description="read_bytes_per_s over the copy rate of the same run")
+    floor_s: PositiveFloat = Field(description="what the measured rates allow for token generation")
+    times_floor: NonNegativeFloat = Field(description="median token generation over floor_s")
 
 
 class Speedup(Config):
@@ -82,15 +69,15 @@ class Speedup(Config):
 
     arm: str
     over: str
-    token_generation: float = Field(gt=0, description="ratio of the median token generations")
-    with_token_decode: Positive | None = Field(description="the same with tokens to pixels in both")
-    floor: float = Field(gt=0, description="ratio of the floors")
+    token_generation: PositiveFloat = Field(description="ratio of the median token generations")
+    with_token_decode: PositiveFloat | None = Field(description="the same with tokens to pixels in both")
+    floor: PositiveFloat = Field(description="ratio of the floors")
 
 
 def best_common_level(arms: Sequence[ArmReport]) -> str | None:
-    """Of the levels that both of our decoders ran at, the one at which FlashAR's median is the lowest."""
-    raster_levels = {arm.level for arm in arms if arm.decoder == "raster"}
-    common = [arm for arm in arms if arm.decoder == "flashar" and arm.level in raster_levels]
+    """Of the levels that raster and FlashAR both ran at, the one at which FlashAR's median is the lowest."""
+    slower_levels = {arm.level for arm in arms if arm.decoder == SLOWER}
+    common = [arm for arm in arms if arm.decoder == FASTER and arm.level in slower_levels]
     return min(common, key=lambda arm: arm.token_generation_s.median_s).level if common else None
 
 
@@ -99,11 +86,11 @@ class BatchReport(Config):
 
     grid: str
     batch_size: int = Field(gt=0)
-    speedup: float | None = Field(
-        gt=0, description="flashar over raster at the common level at which flashar is fastest"
+    speedup: float | None = Field(gt=0, description="flashar over raster at the common level where flashar is fastest")
+    speedup_with_token_decode: PositiveFloat | None = Field(description="the same with tokens to pixels in both")
+    speedups: tuple[Speedup, ...] = Field(
+        description="every decoder over raster at each level, every arm over upstream"
     )
-    speedup_with_token_decode: Positive | None = Field(description="the same with tokens to pixels in both")
-    speedups: tuple[Speedup, ...] = Field(description="flashar over raster at each level, and every arm over upstream")
     arms: tuple[ArmReport, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -115,55 +102,6 @@ class BatchReport(Config):
         if unknown:
             raise ValueError(f"speedups name {', '.join(sorted(unknown))}; the arms are {', '.join(names)}")
         return self
-
-    @property
-    def best_level(self) -> str | None:
-        """As ``best_common_level``."""
-        return best_common_level(self.arms)
-
-    @property
-    def raster(self) -> ArmReport:
-        """Raster at the best common level."""
-        return self._arm("raster")
-
-    @property
-    def flashar(self) -> ArmReport:
-        """FlashAR at the best common level."""
-        return self._arm("flashar")
-
-    def _arm(self, decoder: str) -> ArmReport:
-        return next(arm for arm in self.arms if arm.decoder == decoder and arm.level == self.best_level)
-
-
-class Hardware(Config):
-    """What it ran on."""
-
-    cpu: str
-    num_cpu_cores: Count
-    gpu: str | None
-    cpu_capability: str | None = Field(None, description="vector instructions that PyTorch uses")
-    cpu_features: tuple[str, ...] | None = Field(
-        None, description="AMX and bfloat16 instructions; null where Linux names no flags or PyTorch has no oneDNN"
-    )
-    memory_bytes: Count | None = None
-    gpu_memory_bytes: Count | None = None
-    gpu_capability: str | None = None
-
-
-class Software(Config):
-    """What it ran with."""
-
-    flashar: str
-    torch: str
-    python: str
-    cuda: str | None
-    commit: str | None
-    numpy: str | None = None
-    torchao: str | None = Field(None, description="what quantises; null where it is not installed")
-    triton: str | None = Field(None, description="what compiles for GPUs; null where it is not installed")
-    cudnn: str | None = None
-    gpu_driver: str | None = None
-    platform: str | None = None
 
 
 class Subject(Config):
@@ -178,8 +116,8 @@ class Subject(Config):
     branch_added: bool = Field(description="the checkpoint had no branch; a fresh one was added")
 
 
-class Settings(Config):
-    """How it was benched."""
+class Settings(Sampling):
+    """How it was benched, sampling settings included."""
 
     device: str
     dtype: str
@@ -189,33 +127,15 @@ class Settings(Config):
     batch_sizes: tuple[Count, ...]
     repeats: Count
     warmup: Count
-    cfg_scale: NotNegative
-    cfg_interval: tuple[NotNegative, NotNegative] = Field(
-        (0.0, 1.0), description="part of the cells on which guidance acts"
-    )
-    temperature: NotNegative
-    top_k: Count
-    top_p: NotNegative
     seed: Count
-    pixel_dtype: str | None = Field(
-        None, description="in which our arms turn tokens into pixels; null without a tokenizer"
-    )
+    pixel_dtype: str | None = Field(None, description="in which our arms make pixels; null without a tokenizer")
     num_interop_threads: Count | None = None
     float32_matmul_precision: str | None = None
     tf32: bool | None = Field(None, description="whether float32 products on CUDA may use TensorFloat-32")
     sdpa_backends: tuple[str, ...] | None = Field(
-        None, description="kernels of scaled_dot_product_attention that PyTorch may choose among on CUDA"
+        None, description="kernels of SDPA that PyTorch may choose among on CUDA"
     )
-    with_pixels: bool | None = Field(
-        None, description="whether tokens were turned into pixels, token_decode_s, in every run; null in old reports"
-    )
-
-
-class RatesReport(Config):
-    """Measured in the same process, before the decoders."""
-
-    copy_bytes_per_s: Positive
-    matmul_flops_per_s: Positive
+    with_pixels: bool | None = Field(None, description="whether every run made pixels; null in old reports")
 
 
 class UpstreamReport(Config):
@@ -224,17 +144,13 @@ class UpstreamReport(Config):
     repository: str = Field("FoundationVision/LlamaGen", description="where it was published, on GitHub")
     commit: str | None = Field(description="of the clone; null where it is no git checkout")
     files_sha256: dict[str, str] = Field(description="of the files that were imported")
-    decoder: Literal["raster", "flashar"] = Field(
-        "raster", description="ours that decodes in the same order: the same forwards and the same floor"
-    )
-    num_tokens: int = Field(gt=0, description="tokens that both drew greedily before anything was timed")
+    decoder: str = Field(SLOWER, description="ours that decodes in the same order, with the same forwards and floor")
+    num_tokens: int = Field(gt=0, description="tokens that both took greedily before anything was timed")
     num_equal_tokens: int = Field(ge=0, description="of those, tokens at which that decoder of ours agrees")
 
 
 class PixelAgreement(Config):
-    """An arm's picture of given tokens against the one that the tokenizer makes of them eagerly in float32, both as
-    they are stored: 8 bits a channel.
-    """
+    """An arm's image against the tokenizer's own of the same tokens, eager, in float32; both in 8 bits a channel."""
 
     dtype: str = Field(description="in which the arm turns tokens into pixels")
     num_pixels: int = Field(gt=0)
@@ -244,20 +160,21 @@ class PixelAgreement(Config):
 
 
 class Agreement(Config):
-    """One arm against the same decoder run eagerly in float32, unquantised, on the same weights: one picture."""
+    """One arm against the same decoder run eagerly in float32, unquantised, on the same weights: one image."""
 
     arm: str
     grid: str
     num_cells: int = Field(gt=0)
-    greedy_agreement: float = Field(
-        ge=0, le=1, description="share of cells with the same argmax, teacher-forced on the reference's greedy tokens"
+    greedy_agreement: float | None = Field(
+        ge=0,
+        le=1,
+        description="share of cells with the same argmax, teacher-forced on the reference's greedy tokens; null where "
+        "the decoder's steps depend on what is sampled",
     )
-    mean_abs_difference: float = Field(ge=0, description="of the logits behind it: fused, after guidance")
-    max_abs_difference: float = Field(ge=0, description="the largest of them")
+    mean_abs_difference: float | None = Field(ge=0, description="of the logits behind it: fused, after guidance")
+    max_abs_difference: float | None = Field(ge=0, description="the largest of them")
     drawn_agreement: float = Field(ge=0, le=1, description="share of equal tokens where both decode greedily alone")
-    pixels: PixelAgreement | None = Field(
-        None, description="of the reference's greedy tokens; null without a tokenizer"
-    )
+    pixels: PixelAgreement | None = Field(None, description="of the reference's tokens; null without a tokenizer")
 
 
 class BenchReport(Config):
@@ -271,7 +188,7 @@ class BenchReport(Config):
     software: Software
     model: Subject
     settings: Settings
-    rates: RatesReport
+    rates: Rates = Field(description="measured in the same process, before the decoders")
     peak_rss_bytes: Count = Field(description="of the whole process")
     upstream: UpstreamReport | None = None
     agreements: tuple[Agreement, ...] = Field((), description="of each arm with float32, where it was asked for")
@@ -294,21 +211,20 @@ class BenchReport(Config):
 
 def report_schema() -> dict[str, Any]:
     """The JSON Schema of the document: what ``benchmarks/bench.schema.json`` holds."""
-    return {"$schema": SCHEMA_DIALECT, **BenchReport.model_json_schema(mode="serialization")}
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **BenchReport.model_json_schema(mode="serialization")}
 
 
 def read_report(path: Path) -> BenchReport:
-    """Reads a document of ``flashar bench``, of this layout or the one before. Raises FlasharError that says what is
-    wrong with it.
-    """
+    """Reads a document of ``flashar bench``, of this layout or the one before. Raises FlasharError."""
     if not path.exists():
         raise FlasharError(f"there is no file {path}; expected a report of `flashar bench --out FILE.json`")
     document = read_json(path)
     version = document.get("report_version") if isinstance(document, dict) else None
-    if type(version) is not int or version not in (1, REPORT_VERSION):
+    if type(version) is not int or version not in (1, 2):
         raise FlasharError(
             f"{path} is not a report that this flashar reads: its report_version is {version!r}, "
-            f"expected {REPORT_VERSION} or 1; run `flashar bench` again"
+            f"expected 2 or 1; run `flashar bench` again"
         )
     return validated(document, BenchReport, str(path), "a report of `flashar bench`")
 

@@ -8,7 +8,7 @@ ARMS = {"raster": "raster-eager", "flashar": "flashar-eager"}
 
 
 def upgrade(document: dict[str, Any]) -> dict[str, Any]:
-    """The document in layout 2. What is malformed stays so: validation names it afterwards."""
+    """The document in layout 2. What is malformed stays as it is, for validation to name."""
     model, settings, batches = (document.get(key) for key in ("model", "settings", "batches"))
     upgraded = {**document, "report_version": 2}
     if isinstance(settings, dict):

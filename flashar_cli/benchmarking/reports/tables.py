@@ -1,11 +1,19 @@
-"""The numbers of a bench as rows of text: for the terminal, for Markdown and for HTML alike."""
+"""The numbers of a bench as rows of text, for terminal, Markdown and HTML alike; and those that others published."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 
 from flashar_cli.benchmarking.arms import UPSTREAM, split_arm
-from flashar_cli.benchmarking.reports.document import Agreement, ArmReport, BatchReport, BenchReport, PixelAgreement
+from flashar_cli.benchmarking.reports.document import (
+    SLOWER,
+    Agreement,
+    ArmReport,
+    BatchReport,
+    BenchReport,
+    PixelAgreement,
+)
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -26,7 +34,7 @@ def arms(report: BenchReport) -> Table:
 
 
 def _over_raster(batch: BatchReport, arm: ArmReport) -> str:
-    own = [ratio for ratio in batch.speedups if ratio.arm == arm.name and split_arm(ratio.over)[0] == "raster"]
+    own = [ratio for ratio in batch.speedups if ratio.arm == arm.name and split_arm(ratio.over)[0] == SLOWER]
     return f"{own[0].token_generation:.2f}" if own else ""
 
 
@@ -45,7 +53,7 @@ def _numbers(arm: ArmReport) -> list[str]:
 
 
 def speedups(report: BenchReport) -> Table:
-    """Every ratio of two arms beside the ratio of their floors, and how far each arm is from its own floor."""
+    """Ratios of two arms, the ratios of their floors, and how far each arm is from its own floor."""
     header = ["grid", "batch", "arm", "over", "tokens", "with pixels", "floors", "arm x floor", "over x floor"]
     rows = []
     for batch in report.batches:
@@ -67,22 +75,23 @@ UPSTREAM_REMARK = f"upstream: the published sampler, {UPSTREAM_RUNS}: the --comp
 
 
 def label(arm: str) -> str:
-    """An arm as a ratio over it names it: upstream's name holds no level, so how it runs stands beside it."""
+    """The name of an arm that others are compared with; upstream's does not say how it runs, so that is added."""
     return f"{arm} ({UPSTREAM_RUNS})" if arm == UPSTREAM else arm
 
 
 def agreements(found: Sequence[Agreement]) -> Table:
-    """How near each arm is to float32, in cells, in logits, and in pixels where there are any."""
+    """How close each arm is to float32, in cells, in logits, and in pixels where there are any."""
     with_pixels = any(arm.pixels is not None for arm in found)
     header = ["arm", "same argmax", "mean difference", "largest difference", "same drawn"]
     header += ["pixels in", "differ", "by up to", "PSNR dB"] if with_pixels else []
     rows = []
     for arm in found:
         same, drawn = (
-            f"{round(share * arm.num_cells)} of {arm.num_cells}"
+            "-" if share is None else f"{round(share * arm.num_cells)} of {arm.num_cells}"
             for share in (arm.greedy_agreement, arm.drawn_agreement)
         )
-        logits = [f"{arm.mean_abs_difference:.2g}", f"{arm.max_abs_difference:.2g}"]
+        differences = (arm.mean_abs_difference, arm.max_abs_difference)
+        logits = ["-" if difference is None else f"{difference:.2g}" for difference in differences]
         rows.append([arm.arm, same, *logits, drawn, *(_pixel_agreement(arm.pixels) if with_pixels else [])])
     return header, rows
 
@@ -97,7 +106,7 @@ def _pixel_agreement(pixels: PixelAgreement | None) -> list[str]:
 
 AGREEMENT_TITLE = "agreement with float32, eager, unquantised"
 AGREEMENT_REMARK = (
-    "same argmax and differences: of guided logits, teacher-forced on float32's greedy tokens of one picture; "
+    "same argmax and differences: of guided logits, teacher-forced on float32's greedy tokens of one image; "
     "same drawn: tokens where both decode greedily alone; pixels: of float32's tokens, 8 bits a channel"
 )
 
@@ -128,25 +137,24 @@ def title(report: BenchReport) -> str:
 
 
 def remarks(report: BenchReport) -> list[str]:
-    """How the numbers are to be read, and what was seen on the way."""
+    """How to read the numbers, and what else the bench found."""
     rates, settings = report.rates, report.settings
     in_dtype = "" if settings.pixel_dtype is None else f" in {settings.pixel_dtype}"
+    turns = " ".join(string.ascii_uppercase[: len(settings.arms)])
     lines = [
         f"measured here: copy {rates.copy_bytes_per_s / 1e9:.1f} GB/s, "
         f"matrix product {rates.matmul_flops_per_s / 1e12:.2f} TFLOP/s; tokens = prefix and all steps; "
-        f"pixels = tokens to picture{in_dtype}; medians over {settings.repeats} x {' '.join(_letters(settings.arms))}"
+        f"pixels = tokens to image{in_dtype}; medians over {settings.repeats} x {turns}"
     ]
     if report.upstream is not None:
         same, total = report.upstream.num_equal_tokens, report.upstream.num_tokens
         sampler = f"upstream's sampler ({report.upstream.repository}; {UPSTREAM_RUNS})"
-        lines.append(f"{sampler} and our {report.upstream.decoder} decoder drew {same} of {total} greedy tokens alike")
+        lines.append(
+            f"{sampler} and our {report.upstream.decoder} decoder sampled {same} of {total} greedy tokens alike"
+        )
     if report.sweep_end is not None:
         lines.append(f"the sweep of batch sizes ended: {report.sweep_end}")
     return lines
-
-
-def _letters(names: Sequence[str]) -> list[str]:
-    return [chr(ord("A") + index) for index in range(len(names))]
 
 
 def short(number: float) -> str:
@@ -159,3 +167,27 @@ def markdown(table: Table, num_text_columns: int = 1) -> str:
     header, rows = table
     rule = ["---" if index < num_text_columns else "--:" for index in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+# The ImageNet 256x256 table (16x16 tokens) of FlashAR, arXiv 2605.09430. By method: where its images a second were
+# measured, and by size the FID and images a second.
+A100, NOT_STATED = "one A100, largest batch, guidance 2", "not stated"
+PUBLISHED: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
+    "LlamaGen, raster": (A100, {"b": (5.46, 117.9), "l": (3.80, 47.1), "xl": (3.39, 23.7), "xxl": (3.09, 14.1)}),
+    "NAR": (A100, {"b": (4.65, 419.7), "l": (3.06, 195.4), "xl": (2.70, 98.1), "xxl": (2.58, 56.9)}),
+    "BlockDiffusion": (NOT_STATED, {"b": (5.91, 186.3), "l": (4.55, 103.2), "xl": (4.13, 41.7), "xxl": (3.78, 26.8)}),
+    "FlashAR": (NOT_STATED, {"b": (4.68, 447.2), "l": (3.16, 224.7), "xl": (2.94, 109.3), "xxl": (2.79, 63.4)}),
+}
+PUBLISHED_REMARK = "Copied from the source named, not measured here; other hardware, other batch sizes."
+
+
+def published(name: str) -> Table:
+    """What is published of the size that a preset's name ends in, e.g. ``llamagen-xl``; no rows for other models."""
+    header = ["method", "size", "FID", "img/s", "measured on", "source"]
+    family, _, size = name.rpartition("-")
+    rows = [
+        [method, size.upper(), f"{fid:.2f}", f"{speed:.1f}", hardware, "FlashAR, arXiv 2605.09430"]
+        for method, (hardware, sizes) in PUBLISHED.items()
+        for fid, speed in ([sizes[size]] if family in ("llamagen", "nar") and size in sizes else [])
+    ]
+    return header, rows

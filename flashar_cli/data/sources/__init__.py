@@ -1,1 +1,1 @@
-"""Where pictures come from: one module a kind of source, ``open`` to choose among them."""
+"""Where images come from: one module a kind of source, ``open`` to choose among them."""

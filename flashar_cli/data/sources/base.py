@@ -1,61 +1,70 @@
-"""What every source of pictures offers, and what they share in reading labels.
+"""The interface of every source of images, and how all of them read labels and captions.
 
-Letters: M pictures.
+Letters: M images.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flashar_cli.bounds import LABEL, decimal
+from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
 from flashar_cli.errors import FlasharError
-from flashar_cli.reading import read_bytes
-from flashar_cli.text import shown
+from flashar_cli.inputs.bounds import LABEL, decimal
+from flashar_cli.inputs.reading import read_bytes
+from flashar_cli.inputs.text import shown
 
+COLUMNS = ("split", "image_column", "label_column", "caption_column")  # settings that name parts of a source
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MOST_PICTURE_BYTES = 2**30
+MOST_IMAGE_BYTES = 2**30
 MOST_ID = 1024
-# Fetches one picture, encoded or drawn. Called by whichever thread decodes it; an OSError or
-# FlasharError makes it a bad picture.
+# Returns one image, encoded or drawn. The thread that decodes the image calls it; an OSError or FlasharError makes it a
+# bad image.
 Fetch = Callable[[], bytes | Image.Image]
 
 
-class PictureSource(Protocol):
-    """Pictures with what they show, listed before any is opened: a subset is chosen first, and only that is read.
+class ImageSource(ABC):
+    """Images with what they show, all listed before any is opened: a subset is chosen first, and only that is read.
 
-    ``ids`` [M] name the pictures for good; ``labels`` int64 [M] or ``captions`` [M], whichever the model reads;
-    ``fingerprint`` changes when the content does.
+    ``ids`` [M] name the images permanently; models read either ``labels`` int64 [M] or ``captions`` [M];
+    ``fingerprint`` changes with the content.
     """
 
-    @property
-    def ids(self) -> NDArray[np.str_]: ...
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64] | None = None
+    captions: Sequence[str] | None = None
+    fingerprint: str
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None: ...
-
-    @property
-    def captions(self) -> Sequence[str] | None: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
-        """One ``Fetch`` for each of these ascending rows; the other pictures are skipped as cheaply as can be. Raises
-        FlasharError where the source itself can't be read.
+    @abstractmethod
+    def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
+        """One ``Fetch`` for each of these ascending rows; other images are skipped at as little cost as possible.
+        Raises FlasharError where the source itself can't be read.
         """
+
+    def _list(self, ids: Sequence[str], values: Sequence[Any], marks: Iterable[str], what: str, wanted: Wanted) -> None:
+        """Takes the images' names and labels or captions; ``marks`` go into the fingerprint. Raises FlasharError where
+        names are no printable text or not unique, and for wrong labels or captions.
+        """
+        self.ids = as_ids(ids, what)
+        if len(set(ids)) < len(ids):
+            repeated = Counter(ids).most_common(1)[0][0]
+            raise FlasharError(f"{what} names two images '{repeated}'; give each an id of its own")
+        self.labels, self.captions = read_text(values, what, wanted)
+        self.fingerprint = digest(marks)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model reads beside pictures: classes 0 .. ``num_classes`` - 1, or captions where that is None."""
+    """What a model reads beside images: classes 0 .. ``num_classes`` - 1; captions where ``num_classes`` is None."""
 
     num_classes: int | None
     class_names: Sequence[str] | None = None
@@ -64,46 +73,32 @@ class Wanted:
     def captions(self) -> bool:
         return self.num_classes is None
 
-
-@dataclass(frozen=True)
-class Columns:
-    """What things are called inside a source; ``split`` None is ``train`` where there are splits."""
-
-    split: str | None = None
-    image: str = "image"
-    label: str = "label"
-    caption: str = "caption"
-
-    def refuse(self, data: str, kind: str, *, but: tuple[str, ...] = ()) -> None:
-        """Raises FlasharError where something is named that this kind of source doesn't have."""
-        named = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        for name in named:
-            if name not in but:
-                option = "--split" if name == "split" else f"--{name}-column"
-                raise FlasharError(f"--data {data} is {kind}, which has no use for {option}; leave it out")
-
-    def text(self, wanted: Wanted) -> str:
-        """The column that a model reads beside the pictures."""
-        return self.caption if wanted.captions else self.label
+    def column(self, settings: DataSettings) -> str:
+        """The source's name for what the model reads."""
+        return settings.caption_column if self.captions else settings.label_column
 
 
-def require_labels(data: str, wanted: Wanted) -> int:
-    """The number of classes, for a source that has nothing but classes. Raises FlasharError for caption models."""
-    if wanted.num_classes is None:
+def refuse_columns(settings: DataSettings, data: str, kind: str, *, but: tuple[str, ...] = ()) -> None:
+    """Raises FlasharError where the settings name a part that this kind of source doesn't have."""
+    for name in COLUMNS:
+        if name not in but and getattr(settings, name) != getattr(DATA_DEFAULTS, name):
+            option = f"--{name.replace('_', '-')}"
+            raise FlasharError(f"--data {data} is {kind}, which has no use for {option}; leave it out")
+
+
+def check_columns(what: str, settings: DataSettings, wanted: Wanted, present: Sequence[str]) -> None:
+    """Raises FlasharError where a table has no column of images or none of what the model reads."""
+    kind, option = ("captions", "caption") if wanted.captions else ("class labels", "label")
+    if wanted.column(settings) not in present:
         raise FlasharError(
-            f"--data {data} has classes but no captions, which this model reads; pass captioned pictures"
+            f"{what} has no column '{wanted.column(settings)}'; this model reads {kind}; its columns are "
+            f"{', '.join(sorted(present))}; choose one with --{option}-column"
         )
-    return wanted.num_classes
-
-
-def missing_column(what: str, columns: Columns, wanted: Wanted, present: Iterable[str]) -> FlasharError:
-    """The error for a table without the column that the model reads."""
-    kind = "captions" if wanted.captions else "class labels"
-    option = "--caption-column" if wanted.captions else "--label-column"
-    return FlasharError(
-        f"{what} has no column '{columns.text(wanted)}'; this model reads {kind}; its columns are "
-        f"{', '.join(sorted(present))}; choose one with {option}"
-    )
+    if settings.image_column not in present:
+        raise FlasharError(
+            f"{what} has no column '{settings.image_column}'; its columns are {', '.join(present)}; choose one with "
+            "--image-column"
+        )
 
 
 def read_text(
@@ -112,13 +107,13 @@ def read_text(
     """A column's values as (labels, None) or (None, captions). Raises FlasharError where they are neither."""
     if wanted.captions:
         if not all(isinstance(value, str) and _is_unicode(value) for value in values):
-            raise FlasharError(f"the captions of {what} are not all text; expected one caption a picture")
+            raise FlasharError(f"the captions of {what} are not all text; expected one caption an image")
         return None, list(values)
     return _labels(values, what, wanted), None
 
 
 def _labels(values: Sequence[Any], what: str, wanted: Wanted) -> NDArray[np.int64]:
-    """Class numbers, from numbers or from names the model knows."""
+    """Class numbers, from numbers or from the model's class names."""
     numbers = {name: index for index, name in enumerate(wanted.class_names or ())}
 
     def number(value: Any) -> int:
@@ -138,26 +133,19 @@ def _labels(values: Sequence[Any], what: str, wanted: Wanted) -> NDArray[np.int6
 
 
 def as_ids(names: Sequence[Any], what: str) -> NDArray[np.str_]:
-    """Names of pictures as an array [M]. Raises FlasharError for what NumPy or a manifest could not hold: no text, no
-    Unicode, control characters, or very long.
+    """Names of images as an array [M]. Raises FlasharError for names that NumPy or a manifest could not hold: no text,
+    invalid Unicode, control characters, or too long.
     """
     for name in names:
         if not (isinstance(name, str) and len(name) <= MOST_ID and name.isprintable() and _is_unicode(name)):
             raise FlasharError(
-                f"{what} names a picture {str(name)[:80]!r}; expected printable Unicode of at most {MOST_ID} characters"
+                f"{what} names an image {str(name)[:80]!r}; expected printable Unicode of at most {MOST_ID} characters"
             )
     return np.array(names, dtype=np.str_)
 
 
-def check_unique(ids: NDArray[np.str_], what: str) -> None:
-    """Raises FlasharError where two pictures share an id."""
-    names, counts = np.unique(ids, return_counts=True)
-    if len(names) != len(ids):
-        raise FlasharError(f"{what} names two pictures '{names[counts > 1][0]}'; give each an id of its own")
-
-
 def digest(lines: Iterable[str]) -> str:
-    """SHA-256 of some lines. Raises FlasharError for one that is not UTF-8."""
+    """SHA-256 of some lines. Raises FlasharError for a line that is not UTF-8."""
     total = hashlib.sha256()
     for line in lines:
         try:
@@ -175,16 +163,16 @@ def files_below(path: Path, suffix: str) -> list[Path]:
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair: a file name in another encoding, or hand-made JSON
+    except UnicodeEncodeError:  # a lone surrogate, of a file name in another encoding or of JSON
         return False
     return True
 
 
-def read_picture(path: Path) -> bytes:
-    """The bytes of a picture file. Raises FlasharError, in words that a manifest keeps: without the path."""
-    return read_bytes(path, "its file", MOST_PICTURE_BYTES)
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file. Raises FlasharError without the path, as the message goes into a manifest."""
+    return read_bytes(path, "its file", MOST_IMAGE_BYTES)
 
 
 def relative_name(file: Path, path: Path) -> str:
-    """A file's name that doesn't depend on where the folder lies."""
+    """A file's name relative to the source, wherever that is."""
     return file.name if file == path else file.relative_to(path).as_posix()

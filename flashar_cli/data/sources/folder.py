@@ -1,4 +1,4 @@
-"""A folder of pictures, a sub-folder a class."""
+"""A folder of images with a sub-folder for each class."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.bounds import decimal
-from flashar_cli.data.sources.base import EXTENSIONS, Fetch, as_ids, digest, read_picture
+from flashar_cli.data.sources.base import EXTENSIONS, Fetch, ImageSource, as_ids, digest, read_image
 from flashar_cli.errors import FlasharError
+from flashar_cli.inputs.bounds import decimal
 
 
-class ImageFolder:
-    """Pictures of a folder, a sub-folder a class: named as the model's classes, or by number, or one for each class of
-    the model in alphabetical order.
+class ImageFolder(ImageSource):
+    """Images in a sub-folder for each class, which is named as in the model or by number; with other names there must
+    be as many as classes, and their order is alphabetical.
     """
 
     def __init__(self, root: Path, num_classes: int, class_names: Sequence[str] | None) -> None:
@@ -24,28 +24,27 @@ class ImageFolder:
         files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
         if not files:
             raise FlasharError(
-                f"--data {root} holds no pictures ({', '.join(EXTENSIONS)}), no .parquet, .tar or .jsonl files, "
-                "and no manifest.json of code shards"
+                f"--data {root} holds no images ({', '.join(EXTENSIONS)}), no .parquet, .tar or .jsonl files, "
+                "and no manifest.json of token shards"
             )
         names = [path.relative_to(root).parts[0] if path.parent != root else "" for path in files]
         number = _class_numbers(set(names), root, num_classes, class_names)
         self.ids = as_ids([path.relative_to(root).as_posix() for path in files], f"--data {root}")
         self.labels = np.array([number[name] for name in names], dtype=np.int64)
-        self.captions = None
         self.fingerprint = digest(
             f"{name} {path.stat().st_size}" for name, path in zip(self.ids.tolist(), files, strict=True)
         )
 
-    def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
+    def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Files, read when fetched."""
         for name in self.ids[rows].tolist():
-            yield partial(read_picture, self.root / name)
+            yield partial(read_image, self.root / name)
 
 
 def _class_numbers(
     folders: set[str], root: Path, num_classes: int, class_names: Sequence[str] | None
 ) -> dict[str, int]:
-    """The class of each sub-folder. Raises FlasharError where that would be a guess."""
+    """The class of each sub-folder. Raises FlasharError where it is ambiguous."""
     if class_names is not None and folders <= set(class_names):
         return {name: list(class_names).index(name) for name in folders}
     numbers = {name: decimal(name) for name in folders}
@@ -54,7 +53,7 @@ def _class_numbers(
     if len(folders) == num_classes and "" not in folders:
         return {name: index for index, name in enumerate(sorted(folders))}
     if "" in folders and folders != {""}:
-        raise FlasharError(f"--data {root} has pictures beside its class folders; move them into one, or away")
+        raise FlasharError(f"--data {root} has images beside its class folders; move them into one, or away")
     if num_classes == 1 and folders == {""}:
         return {"": 0}
     known = f"the model's class names ({', '.join(class_names[:3])}, ...), " if class_names else ""

@@ -1,4 +1,4 @@
-"""A `datasets` id, streamed: nothing is stored, and pictures are decoded by this package alone."""
+"""A `datasets` id, streamed: nothing is stored, and this package decodes the images."""
 
 from __future__ import annotations
 
@@ -8,47 +8,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flashar_cli.data.sources.base import Columns, Fetch, Wanted, digest, missing_column, read_text
-from flashar_cli.data.sources.parquet import picture_bytes
+from flashar_cli.config.recipe import DataSettings
+from flashar_cli.data.sources.base import Fetch, ImageSource, Wanted, check_columns
+from flashar_cli.data.sources.parquet import image_bytes
 from flashar_cli.errors import FlasharError
-from flashar_cli.network import hub_unreachable
-
-DEFAULT_SPLIT = "train"
+from flashar_cli.machine.network import hub_unreachable
 
 
-class HubDataset:
-    """One split of a `datasets` id. A first pass lists labels or captions, a second one reads the chosen pictures."""
+class HubDataset(ImageSource):
+    """One split of a `datasets` id. A first pass lists labels or captions, a second one reads the chosen images."""
 
-    def __init__(self, name: str, columns: Columns, wanted: Wanted) -> None:
-        self.name, self.columns = name, columns
-        self.split = columns.split or DEFAULT_SPLIT
+    def __init__(self, name: str, settings: DataSettings, wanted: Wanted) -> None:
+        self.name, self.image_column = name, settings.image_column
+        self.split = settings.split or "train"
         rows = self._open()
         present = rows.column_names or list(next(iter(rows), {}))
-        text = columns.text(wanted)
-        if text not in present:
-            raise missing_column(f"data set {name}", columns, wanted, present)
-        if columns.image not in present:
-            raise FlasharError(
-                f"data set {name} has no column '{columns.image}'; its columns are {', '.join(present)}; "
-                "choose one with --image-column"
-            )
+        check_columns(f"data set {name}", settings, wanted, present)
+        text = wanted.column(settings)
         values = [row[text] for row in self._passing(self._only(text))]
-        self.ids = np.array([f"{name}:{self.split}:{index:09d}" for index in range(len(values))])
-        self.labels, self.captions = read_text(values, f"data set {name}", wanted)
+        ids = [f"{name}:{self.split}:{index:09d}" for index in range(len(values))]
         version = f"{getattr(rows.info, 'version', None)} {getattr(rows.info, 'dataset_size', None)}"
-        self.fingerprint = digest([name, self.split, columns.image, version, *map(str, values)])
+        marks = [name, self.split, settings.image_column, version, *map(str, values)]
+        self._list(ids, values, marks, f"data set {name}", wanted)
 
-    def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
-        """The bytes of each picture, as the stream passes by."""
+    def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
+        """The bytes of each image, as the stream passes by."""
         if not len(rows):
             return
         from datasets import Image
 
-        stream = self._open().select_columns([self.columns.image]).cast_column(self.columns.image, Image(decode=False))
+        stream = self._open().select_columns([self.image_column]).cast_column(self.image_column, Image(decode=False))
         wanted, first = set(rows.tolist()), int(rows[0])
         for row, item in enumerate(self._passing(stream.skip(first)), start=first):
             if row in wanted:
-                yield picture_bytes(item[self.columns.image])
+                yield image_bytes(item[self.image_column])
             if row >= rows[-1]:
                 return
 
@@ -72,7 +65,7 @@ class HubDataset:
             ) from None
 
     def _passing(self, stream: Iterable[Any]) -> Iterator[Any]:
-        """The rows of a stream. Raises FlasharError where it breaks off."""
+        """The rows of a stream. Raises FlasharError where the stream breaks off."""
         try:
             yield from stream
         except Exception as error:  # datasets passes on whatever its network and file libraries raise
@@ -83,7 +76,7 @@ class HubDataset:
             ) from None
 
     def _only(self, column: str) -> Any:
-        """The rows with this column alone; where the format allows it, nothing else is fetched."""
+        """All rows, with only this column, and only it fetched where the format allows that."""
         try:
             return self._open(columns=[column])
         except FlasharError:  # only formats stored by column know this option

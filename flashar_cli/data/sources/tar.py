@@ -1,4 +1,4 @@
-"""Tar shards in the webdataset layout: members that share a name up to its first dot are one sample."""
+"""Tar shards in the webdataset layout: members with the same name before its first dot are one sample."""
 
 from __future__ import annotations
 
@@ -12,66 +12,60 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
 from flashar_cli.data.sources.base import (
+    COLUMNS,
     EXTENSIONS,
-    MOST_PICTURE_BYTES,
-    Columns,
+    MOST_IMAGE_BYTES,
     Fetch,
+    ImageSource,
     Wanted,
-    as_ids,
-    check_unique,
-    digest,
     files_below,
-    read_text,
+    refuse_columns,
     relative_name,
 )
 from flashar_cli.errors import FlasharError
-from flashar_cli.reading import MOST_LINE_BYTES, check_file, decode_text, open_file, parse_json
+from flashar_cli.inputs.reading import MOST_LINE_BYTES, check_file, decode_text, open_file, parse_json
 
 SUFFIX = ".tar"
 MOST_HEADER_BYTES = 2**20
 
 
-class TarShards:
-    """One tar file, or all of a folder: pictures (.jpg, .png, .webp, ...) with .cls, .txt or .json beside them. A
-    column that is named is an extension, or for labels and captions a key of the .json.
+class TarShards(ImageSource):
+    """One tar file, or all of a folder: images (.jpg, .png, .webp, ...) with .cls, .txt or .json beside them. The name
+    of a column is an extension or, for labels and captions, a key of the .json.
 
-    Headers are read once; a picture is then read from its place in the file.
+    Headers are read once; images are then read from their offsets.
     """
 
-    def __init__(self, path: Path, columns: Columns, wanted: Wanted) -> None:
-        columns.refuse(str(path), "tar shards", but=("image", "label", "caption"))
+    def __init__(self, path: Path, settings: DataSettings, wanted: Wanted) -> None:
+        refuse_columns(settings, str(path), "tar shards", but=COLUMNS[1:])
         ids: list[str] = []
         values: list[Any] = []
-        self.places: list[tuple[Path, int, int]] = []  # file, offset and size of each picture in bytes
-        pictures = EXTENSIONS if columns.image == Columns().image else (f".{columns.image}",)
+        self.places: list[tuple[Path, int, int]] = []  # file, offset and size of each image in bytes
+        images = EXTENSIONS if settings.image_column == DATA_DEFAULTS.image_column else (f".{settings.image_column}",)
         for file in files_below(path, SUFFIX):
             name = relative_name(file, path)
             for key, members in _samples(file):
-                picture = next((members[end] for end in pictures if end in members), None)
-                if picture is None:
+                image = next((members[end] for end in images if end in members), None)
+                if image is None:
                     continue
-                values.append(_text(file, members, columns, wanted, f"sample {key} of {file}"))
-                self.places.append((file, picture.offset_data, picture.size))
+                values.append(_text(file, members, settings, wanted, f"sample {key} of {file}"))
+                self.places.append((file, image.offset_data, image.size))
                 ids.append(f"{name}/{key}")
         if not ids:
-            raise FlasharError(f"--data {path} holds no pictures in its {SUFFIX} files ({', '.join(pictures)})")
-        self.ids = as_ids(ids, f"--data {path}")
-        check_unique(self.ids, f"--data {path}")
-        self.labels, self.captions = read_text(values, f"--data {path}", wanted)
+            raise FlasharError(f"--data {path} holds no images in its {SUFFIX} files ({', '.join(images)})")
         places = (f"{offset} {size}" for _, offset, size in self.places)
-        self.fingerprint = digest([*ids, *map(str, values), *places])
+        self._list(ids, values, [*ids, *map(str, values), *places], f"--data {path}", wanted)
 
-    def pictures(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
+    def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Parts of the files, read when fetched."""
         for row in rows.tolist():
             yield partial(_read_at, *self.places[row])
 
 
 class _Headers(io.FileIO):
-    """The file that tarfile reads headers from, and nothing else: an extended header that claims to be larger than any
-    is damaged.
-    """
+    """A file of which tarfile reads headers alone, so that a larger read means a damaged extended header."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MOST_HEADER_BYTES:
@@ -90,7 +84,7 @@ def _members(file: Path) -> Iterator[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"member {member.name[:80]!r} of {member.size} bytes is not whole")
                 if member.isfile():
                     yield member
-                archive.members = []  # type: ignore[attr-defined] # it would keep all of them
+                archive.members = []  # type: ignore[attr-defined] # or it would keep all members in memory
     except Exception as error:  # tarfile raises about any type on damaged headers; all mean the same here
         if isinstance(error, FlasharError):
             raise
@@ -115,15 +109,15 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         yield key, members
 
 
-def _text(file: Path, members: dict[str, tarfile.TarInfo], columns: Columns, wanted: Wanted, what: str) -> Any:
+def _text(file: Path, members: dict[str, tarfile.TarInfo], settings: DataSettings, wanted: Wanted, what: str) -> Any:
     """The class or the caption of one sample. Raises FlasharError where it has none."""
 
     def read(extension: str) -> str:
         content = _read_at(file, members[extension].offset_data, members[extension].size, MOST_LINE_BYTES)
         return decode_text(content, f"the {extension} of {what}").strip()
 
-    key = columns.text(wanted)
-    plain = (".txt" if wanted.captions else ".cls") if key == Columns().text(wanted) else f".{key}"
+    key = wanted.column(settings)
+    plain = (".txt" if wanted.captions else ".cls") if key == wanted.column(DATA_DEFAULTS) else f".{key}"
     if plain in members:
         return read(plain)
     if ".json" in members:
@@ -131,10 +125,10 @@ def _text(file: Path, members: dict[str, tarfile.TarInfo], columns: Columns, wan
         if not isinstance(document, dict) or key not in document:
             raise FlasharError(f"{what} has no '{key}' in its .json")
         return document[key]
-    raise FlasharError(f"{what} has neither {plain} nor .json beside its picture; this model needs its {key}")
+    raise FlasharError(f"{what} has neither {plain} nor .json beside its image; this model needs its {key}")
 
 
-def _read_at(file: Path, offset: int, size: int, most: int = MOST_PICTURE_BYTES) -> bytes:
+def _read_at(file: Path, offset: int, size: int, most: int = MOST_IMAGE_BYTES) -> bytes:
     if size > most:
         raise FlasharError(f"a member of {file} has {size} bytes; expected at most {most}")
     with open_file(file) as content:

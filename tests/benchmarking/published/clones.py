@@ -60,17 +60,17 @@ class Transformer(nn.Module):
         block.feed_forward = Part(w1=(hidden, dim), w2=(dim, hidden), w3=(hidden, dim))
         return block
 
-    def forward(self, codes):
-        return self.output(self.tok_embeddings(codes)), None
+    def forward(self, tokens):
+        return self.output(self.tok_embeddings(tokens)), None
 """
 SAMPLER = """
 import torch
 
 def generate(model, cond, max_new_tokens, cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, sample_logits=True):
-    codes = [torch.zeros(len(cond), 1, dtype=torch.long)]
+    tokens = [torch.zeros(len(cond), 1, dtype=torch.long)]
     for _ in range(max_new_tokens):
-        codes.append(model(codes[-1])[0].argmax(-1))
-    return torch.cat(codes[1:], dim=1).int()
+        tokens.append(model(tokens[-1])[0].argmax(-1))
+    return torch.cat(tokens[1:], dim=1).int()
 """
 NAR_MODEL = (
     MODEL.replace("block_size: int = 1\n", "block_size: int = 1\n    medusa_attention_num: int = 7\n")
@@ -88,11 +88,11 @@ from utils.bars import tqdm
 
 def generate(model, cond, max_new_tokens, cfg_scale=1.0, temperature=1.0, top_k=0, top_p=1.0, sample_logits=True):
     print("a sampler that talks")
-    codes = torch.zeros(len(cond), max_new_tokens, dtype=torch.int)
-    model(codes[:, :1])
+    tokens = torch.zeros(len(cond), max_new_tokens, dtype=torch.int)
+    model(tokens[:, :1])
     for _ in tqdm(range(2 * int(max_new_tokens**0.5) - 2)):
-        model(codes[:, :1])
-    return codes
+        model(tokens[:, :1])
+    return tokens
 """
 BARS = """
 import sys

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flashar_cli.benchmarking import run
-from flashar_cli.benchmarking.estimate import expected_s
+from flashar_cli.benchmarking.estimate import expected_s, roofline
+from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.published import decoder_of, upstream
 from flashar_cli.benchmarking.published.importing import MODEL_FILE, SAMPLER_FILE
 from flashar_cli.benchmarking.published.upstream import load_upstream
 from flashar_cli.benchmarking.reports import tables
-from flashar_cli.benchmarking.roofline import roofline
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch
-from flashar_cli.config import BranchConfig, CaptionPrefix, ModelConfig
+from flashar_cli.config import BranchConfig, CaptionPrefix, ModelConfig, Sampling, TextPrefix
 from flashar_cli.errors import FlasharError
-from flashar_cli.nn.sampling import SamplingParams
+from flashar_cli.grid import Grid
 from tests.benchmarking.published.clones import MODEL, NAR_MODEL, write_clone
 from tests.benchmarking.test_run import RATES
 from tests.tiny_models import build_model, random_config
 
 ARMS = ("upstream", "raster-eager", "flashar-eager")
-PLAN = run.Plan((1, 2), 1, 1, SamplingParams(cfg_scale=1.5), 0, ARMS)
+GRID = Grid(4, 4)
+PLAN = Plan((1, 2), 1, 1, Sampling(cfg_scale=1.5), 0, ARMS, (GRID,))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def test_upstream_takes_its_turn_on_the_very_weights(
     assert report.upstream is not None and report.upstream.num_tokens == 16
     assert set(report.upstream.files_sha256) == {MODEL_FILE, SAMPLER_FILE}
     assert report.upstream.decoder == case.decoder
-    assert f"our {case.decoder} decoder drew" in " ".join(tables.remarks(report))
+    assert f"our {case.decoder} decoder sampled" in " ".join(tables.remarks(report))
     for batch in report.batches:
         by_name = {arm.name: arm for arm in batch.arms}
         assert by_name["upstream"].forwards_per_image == case.forwards
@@ -87,7 +89,7 @@ def test_upstream_takes_its_turn_on_the_very_weights(
         assert batch.speedup == pytest.approx(
             by_name["raster-eager"].token_generation_s.median_s / by_name["flashar-eager"].token_generation_s.median_s
         )
-    built = published._model(benched.model)
+    built = published._model(benched.model, GRID)
     assert built.get_parameter(case.theirs).data_ptr() == benched.model.get_parameter(case.ours).data_ptr()
 
 
@@ -106,14 +108,14 @@ def test_the_clone_or_its_folder_with_the_code(tmp_path: Path, monkeypatch: pyte
     """A commit is only told of a checkout of the clone itself, not of one around it."""
     monkeypatch.setattr(upstream, "git", lambda *arguments: "the commit")
     benched = subject_of(config_of("nar"))
-    conditions = run.example_conditions(benched.model.config, 1, 0)
+    batch = Batch.of(PLAN, benched.model, GRID, 1)
     top = tmp_path / "NAR"
     code = write_clone(top / "NAR-images", "nar")
     (tmp_path / ".git").mkdir()
-    assert load_upstream(code).check(benched, conditions, 1.5).commit is None
+    assert load_upstream(code).check(benched, batch).commit is None
     (top / ".git").mkdir()
     for directory in (top, code):
-        assert load_upstream(directory).check(benched, conditions, 1.5).commit == "the commit"
+        assert load_upstream(directory).check(benched, batch).commit == "the commit"
 
 
 @pytest.mark.parametrize(("family", "model"), [("llamagen", MODEL), ("nar", NAR_MODEL)])
@@ -132,17 +134,20 @@ def test_no_clone_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_what_upstream_can_not_run(case: Case, tmp_path: Path) -> None:
     published = load_upstream(write_clone(tmp_path, case.family))
-    published.check_model(config_of(case.family))
+    published.check_model(config_of(case.family), GRID)
     other = "nar" if case.family == "llamagen" else "llamagen"
     with pytest.raises(FlasharError, match=f"runs {case.family} models; this one is of family {other}; give a clone"):
-        published.check_model(config_of(other))
+        published.check_model(config_of(other), GRID)
     with pytest.raises(FlasharError, match="square grids, this one is 3x5; leave --upstream out"):
-        published.check_model(config_of(case.family, 3, 5))
+        published.check_model(config_of(case.family), Grid(3, 5))
     with pytest.raises(FlasharError, match="here are 2 and 4"):
-        published.check_model(config_of(case.family, backbone=random_config().backbone))
-    plan = run.Plan((1,), 1, 1, SamplingParams(cfg_scale=0.5), 0, ARMS)
-    with pytest.raises(FlasharError, match="--cfg-scale"):
-        run.bench(subject_of(config_of(case.family)), plan, RATES, upstream=published)
+        published.check_model(config_of(case.family, backbone=random_config().backbone), GRID)
+    with pytest.raises(FlasharError, match="models of class or caption prefixes, this one's is text"):
+        published.check_model(config_of(case.family, prefix=TextPrefix(vocab_size=8)), GRID)
+    for changed, words in (({"cfg_scale": 0.5}, "--cfg-scale is 0.5"), ({"min_p": 0.1}, "min_p 0.1, which upstream's")):
+        plan = replace(PLAN, sampling=PLAN.sampling.changed(**changed))
+        with pytest.raises(FlasharError, match=words):
+            run.bench(subject_of(config_of(case.family)), plan, RATES, upstream=published)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +161,13 @@ def test_what_upstream_can_not_run(case: Case, tmp_path: Path) -> None:
 def test_nar_runs_its_own_branch_only(branch: BranchConfig | None, got: str, tmp_path: Path) -> None:
     published = load_upstream(write_clone(tmp_path, "nar"))
     with pytest.raises(FlasharError, match=f"gate mean at layer 2, this model's is {got}"):
-        published.check_model(config_of("nar", branch=branch))
+        published.check_model(config_of("nar", branch=branch), GRID)
 
 
 def test_family_without_a_published_sampler(tmp_path: Path) -> None:
     config = random_config().model_copy(update={"family": "llamagen-flashar"})
     with pytest.raises(FlasharError, match="of family llamagen-flashar; leave --upstream out"):
-        load_upstream(write_clone(tmp_path)).check_model(config)
+        load_upstream(write_clone(tmp_path)).check_model(config, GRID)
 
 
 @pytest.mark.parametrize(("captions", "cfg_scale"), [(False, 1.5), (False, 1.0), (True, 1.5)])
@@ -172,10 +177,14 @@ def test_the_real_sampler_draws_what_ours_draws(family: str, variable: str, capt
         pytest.skip(f"{variable} names no clone")
     config = config_of(family, **({"prefix": CaptionPrefix(feature_dim=6, length=120)} if captions else {}))
     benched, published = subject_of(config), load_upstream(Path(os.environ[variable]))
-    conditions = run.example_conditions(config, 2, 0)
-    if conditions.mask is not None:
-        conditions.mask[0, :100] = 0  # a short caption beside one of full length
-    report = published.check(benched, conditions, cfg_scale)
+    with torch.no_grad():  # large enough that the best token is not the same everywhere
+        for parameter in benched.model.parameters():
+            parameter *= 8 if parameter.ndim > 1 else 1
+    plan = replace(PLAN, sampling=Sampling(cfg_scale=cfg_scale, temperature=0.0))
+    batch = Batch.of(plan, benched.model, GRID, 2)
+    if captions:
+        batch.conditions.tensors["mask"][0, :100] = 0  # a short caption beside one of full length
+    report = published.check(benched, batch)
     assert (report.num_tokens, report.num_equal_tokens) == (32, 32)
-    drawn = published.prepare(benched, conditions, SamplingParams(cfg_scale=cfg_scale, temperature=0.0), 0)
-    assert len(drawn.draw(lambda: None).unique()) > 4
+    sampled = published.prepare(benched, batch).sample(lambda: None)
+    assert len(sampled.unique()) > 4

@@ -83,11 +83,13 @@ def test_quantised_against_plain_is_refused() -> None:
     assert differences(before, model()) == differences(quantised, quantised) == []
 
 
-def test_another_guidance_interval_is_refused_against_a_report_without_the_setting() -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "line"), [("cfg_interval", (0.0, 0.5), "(0.0, 1.0) / (0.0, 0.5)"), ("min_p", 0.1, "0.0 / 0.1")]
+)
+def test_another_setting_is_refused_against_a_report_without_it(key: str, value: object, line: str) -> None:
     document = model().model_dump(mode="json")
-    document["settings"]["cfg_interval"] = (0.0, 0.5)
-    found = differences(model(), BenchReport.model_validate(document))
-    assert found == ["cfg_interval: (0.0, 1.0) / (0.0, 0.5)"]
+    document["settings"][key] = value
+    assert differences(model(), BenchReport.model_validate(document)) == [f"{key}: {line}"]
 
 
 def test_versions_and_weights_may_differ() -> None:

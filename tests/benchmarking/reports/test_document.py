@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,10 @@ from jsonschema import Draft202012Validator
 
 from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.reports import tables
-from flashar_cli.benchmarking.reports.document import BenchReport, read_report, report_schema
+from flashar_cli.benchmarking.reports.document import BenchReport, best_common_level, read_report, report_schema
 from flashar_cli.benchmarking.reports.pages import as_html, as_markdown
-from flashar_cli.nn.sampling import SamplingParams
 from tests.benchmarking.reports.made_up import report
-from tests.benchmarking.test_run import RATES, subject
+from tests.benchmarking.test_run import RATES, arm_of, plan, subject
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 SCHEMA = BENCHMARKS / "bench.schema.json"
@@ -23,8 +23,7 @@ RECORDED = sorted(path for path in (BENCHMARKS / "results").glob("*.json") if '"
 
 @pytest.fixture(scope="module")
 def measured() -> BenchReport:
-    plan = run.Plan((1, 2), 1, 1, SamplingParams(cfg_scale=1.5), 0)
-    return run.bench(subject(), plan, RATES)
+    return run.bench(subject(), plan((1, 2), repeats=1), RATES)
 
 
 def test_published_schema_is_that_of_the_classes() -> None:
@@ -48,9 +47,9 @@ def test_an_old_report_is_read_as_a_new_one(tmp_path: Path) -> None:
     assert old.report_version == 2
     assert old.settings.arms == ("raster-eager", "flashar-eager")
     batch = old.batches[0]
-    assert (batch.speedup, batch.grid, batch.best_level) == (4.0, "4x4", "eager")
-    assert (batch.raster.forwards_per_image, batch.flashar.forwards_per_image) == (16, 7)
-    assert batch.raster.launches is None
+    assert (batch.speedup, batch.grid, best_common_level(batch.arms)) == (4.0, "4x4", "eager")
+    raster, flashar = arm_of(batch, "raster"), arm_of(batch, "flashar")
+    assert (raster.forwards_per_image, flashar.forwards_per_image, raster.launches) == (16, 7, None)
     assert (old.settings.cfg_interval, old.settings.sdpa_backends) == ((0.0, 1.0), None)
     assert (old.software.torchao, old.software.triton, old.hardware.cpu_features) == (None, None, None)
 
@@ -62,8 +61,7 @@ def test_recorded_reports_are_readable(path: Path) -> None:
 
 def test_what_reproduces_a_run_is_recorded(measured: BenchReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    plan = run.Plan((1,), 1, 1, SamplingParams(cfg_scale=1.0), 5)
-    found = run.bench(subject(), plan, RATES)
+    found = run.bench(subject(), replace(plan(repeats=1, cfg_scale=1.0), seed=5), RATES)
     assert found.variables is not None and found.variables["OMP_NUM_THREADS"] == "3"
     assert found.command is not None and found.command[0] == "flashar"
     assert found.settings.seed == 5
@@ -113,7 +111,7 @@ def test_published_rows_are_marked_as_copied(measured: BenchReport) -> None:
 
 def test_plot_is_a_png(measured: BenchReport, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from flashar_cli.benchmarking.reports.plots import write_plot
+    from flashar_cli.benchmarking.reports.pages import write_plot
 
     write_plot(measured, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -12,10 +12,9 @@ from benchmarks import profile_decode, train_rate
 from benchmarks.gpu import suite as gpu_suite
 from benchmarks.gpu.cases import CASES, REHEARSAL, Case
 from benchmarks.gpu.targets import summary
-from flashar_cli.benchmarking.arms import DECODERS, LEVELS
+from flashar_cli.benchmarking.arms import known_arms
 from flashar_cli.cli.main import app
 from flashar_cli.config import read_config
-from flashar_cli.models.sizes import block_weights
 from tests.benchmarks.gpu.test_targets import bench, training, verdicts
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +24,7 @@ CALLS = 3
 def test_cases_name_options_and_arms_that_exist() -> None:
     parameters = typer.main.get_command(app).commands["bench"].params  # type: ignore[attr-defined]
     options = {name for parameter in parameters for name in parameter.opts}
-    arms = {f"{decoder}-{level}" for decoder in DECODERS for level in LEVELS} | {"upstream"}
+    arms = {*known_arms(), "upstream"}
     for case in (*CASES, *REHEARSAL):
         words = case.arguments.split()
         if case.kind == "bench":
@@ -42,7 +41,7 @@ def test_cases_name_options_and_arms_that_exist() -> None:
 def test_a_call_leaves_at_most_eight_files() -> None:
     for cases in (CASES, REHEARSAL):
         assert len({case.name for case in cases}) == len(cases)
-        assert len([case for case in cases if case.kind == "pictures"]) + len(["results", "running", "log"]) <= 8
+        assert len([case for case in cases if case.kind == "images"]) + len(["results", "running", "log"]) <= 8
 
 
 def test_the_plan_of_the_readme_is_what_calls_do_and_it_measures_every_target() -> None:
@@ -73,6 +72,6 @@ def test_the_34_b_shape_is_as_heavy_as_what_it_stands_for() -> None:
     config = read_config(ROOT / "benchmarks" / "gpu" / "emu3.5-34b-shape")
     dim, ffn_dim, heads, kv_heads, head_dim = 5120, 25600, 64, 8, 128
     attention = dim * (heads + 2 * kv_heads) * head_dim + heads * head_dim * dim
-    assert block_weights(config.backbone) == attention + 3 * dim * ffn_dim + 2 * dim
-    assert config.backbone.num_layers * block_weights(config.backbone) + 2 * 282926 * dim > 34e9
+    assert config.backbone.block_weights == attention + 3 * dim * ffn_dim + 2 * dim
+    assert config.backbone.num_layers * config.backbone.block_weights + 2 * 282926 * dim > 34e9
     assert (config.order_grid.height, config.order_grid.width) == (32, 32)

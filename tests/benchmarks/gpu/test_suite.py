@@ -25,7 +25,7 @@ CASES = (
     Case("good", "bench", 1, "print('hello'); open(FILE, 'w').write('[1]')"),
     Case("bad", "bench", 1, f"{TWICE}; print('what went wrong'); raise SystemExit(3)"),
     Case("torn", "bench", 1, "open(FILE, 'w').write('[3')"),
-    Case("drawn", "pictures", 1, "import os; os.mkdir(FILE); open(FILE + '/contact-sheet.png', 'w').write('a sheet')"),
+    Case("drawn", "images", 1, "import os; os.mkdir(FILE); open(FILE + '/contact-sheet.png', 'w').write('a sheet')"),
     Case("clone", "bench", 1, "raise SystemExit(3)", "upstream"),
 )
 

@@ -128,7 +128,7 @@ def test_targets_are_met_or_missed() -> None:
     assert "batch 256" in found["B 256, best batch"][2]
     assert found["B 256, best batch"][2].endswith("; 1280 with pixels"), "0.1 s of tokens and 0.1 s of pixels"
     assert found["34 B 512, token generation"][:2] == ["1300 ms", "missed"]
-    assert found["XL 384, training / product"] == ["0.55", "met", "flex, compiled, 32 pictures, 200 a second"]
+    assert found["XL 384, training / product"] == ["0.55", "met", "flex, compiled, 32 images, 200 a second"]
     assert "left out: train-float32, in float32" in text
     assert found["L 256, best batch"][1] == "not measured"
     assert found["XL 384, speed-up / floors"][1] == "not measured"

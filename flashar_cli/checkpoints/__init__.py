@@ -1,0 +1,1 @@
+"""The one format of checkpoints, where they come from, and what they are."""

@@ -1,0 +1,124 @@
+"""What comes before the image tokens, by kind. ``models/prefix`` has a module for each kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flashar_cli.config.base import Config, Text
+from flashar_cli.inputs import bounds
+
+
+class PrefixConfig(Config):
+    """One kind of prefix. ``noun`` is what an image is made for: a class, a caption, a prompt."""
+
+    kind: str
+
+    @property
+    def noun(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def longest(self) -> int:
+        """Positions P of the longest prefix, which memory is planned for."""
+        raise NotImplementedError
+
+    def num_weights(self, dim: int) -> int:
+        """Weights of the prefix in a model of width D."""
+        raise NotImplementedError
+
+    def read_weights(self, dim: int) -> int:
+        """Weights that every prefix multiplies: projections, not tables."""
+        return 0
+
+    def check_class_names(self, names: tuple[str, ...] | None) -> None:
+        """Raises ValueError where ``names`` are not those of this prefix's classes."""
+
+
+class ClassPrefix(PrefixConfig):
+    """One prefix token: the class embedding. Class ``num_classes`` is the unconditional one."""
+
+    kind: Literal["class"] = "class"
+    num_classes: Annotated[int, bounds.CLASSES]
+
+    @property
+    def noun(self) -> str:
+        return "class"
+
+    @property
+    def longest(self) -> int:
+        return 1
+
+    def num_weights(self, dim: int) -> int:
+        return (self.num_classes + 1) * dim
+
+    def check_class_names(self, names: tuple[str, ...] | None) -> None:
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(f"{len(names)} class_names for {self.num_classes} classes")
+
+
+class CaptionPrefix(PrefixConfig):
+    """``length`` prefix tokens: left-padded text-encoder features of ``feature_dim`` values each."""
+
+    kind: Literal["caption"] = "caption"
+    feature_dim: Annotated[int, bounds.WIDTH]
+    length: Annotated[int, bounds.PREFIX] = 120
+
+    @property
+    def noun(self) -> str:
+        return "caption"
+
+    @property
+    def longest(self) -> int:
+        return self.length
+
+    def num_weights(self, dim: int) -> int:
+        return self.length * self.feature_dim + self.read_weights(dim)
+
+    def read_weights(self, dim: int) -> int:
+        return (self.feature_dim + dim) * dim
+
+
+class TextPrefix(PrefixConfig):
+    """Text tokens with an embedding table of their own, left-padded to the longest prompt of a batch.
+
+    The checkpoint's text tokenizer turns ``template``, with the prompt in it, into ids; ``begin`` and ``end`` are put
+    before and after them. An unconditional prompt is the conditional one with all ids but ``kept`` replaced by padding,
+    under the same mask.
+    """
+
+    kind: Literal["text"] = "text"
+    vocab_size: Annotated[int, bounds.VOCAB] = Field(description="rows of the table of text tokens")
+    template: Text = Field("{prompt}", description="the text around a prompt")
+    begin: tuple[Annotated[int, bounds.TOKEN_ID], ...] = Field((), description="ids before the text")
+    end: tuple[Annotated[int, bounds.TOKEN_ID], ...] = Field((), description="ids after the text")
+    pad_id: Annotated[int, bounds.TOKEN_ID] = 0
+    kept: tuple[Annotated[int, bounds.TOKEN_ID], ...] = Field(
+        (), description="ids that stay in an unconditional prompt; its others are padding"
+    )
+    max_length: Annotated[int, bounds.PREFIX] = Field(512, description="tokens of the longest prompt")
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> TextPrefix:
+        highest = max((self.pad_id, *self.begin, *self.end, *self.kept))
+        if highest >= self.vocab_size:
+            raise ValueError(f"id {highest} is not among the {self.vocab_size} text tokens")
+        if self.template.count("{prompt}") != 1:
+            raise ValueError("template has no place for the prompt, or several; expected one {prompt}")
+        return self
+
+    @property
+    def noun(self) -> str:
+        return "prompt"
+
+    @property
+    def longest(self) -> int:
+        return self.max_length
+
+    def num_weights(self, dim: int) -> int:
+        return self.vocab_size * dim
+
+
+# A config.json may name any of these kinds.
+Prefix = Annotated[ClassPrefix | CaptionPrefix | TextPrefix, Field(discriminator="kind")]

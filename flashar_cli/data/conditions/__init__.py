@@ -1,0 +1,28 @@
+"""Conditions of images: one module for each kind of prefix, as in ``models/prefix``."""
+
+from __future__ import annotations
+
+from flashar_cli.config import ModelConfig
+from flashar_cli.data.conditions.base import ConditionKind, Given, Subjects
+from flashar_cli.data.conditions.by_class import ClassConditions
+from flashar_cli.data.conditions.caption import CaptionConditions
+from flashar_cli.data.conditions.text import TextConditions
+from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.tokenizers.text import TextTokenizer
+
+__all__ = ["ConditionKind", "Given", "Subjects", "conditions_of", "parse"]
+
+KINDS: dict[str, type[ConditionKind]] = {"class": ClassConditions, "caption": CaptionConditions, "text": TextConditions}
+
+
+def conditions_of(config: ModelConfig, text_tokenizer: TextTokenizer | None = None) -> ConditionKind:
+    """The conditions that a model reads."""
+    return KINDS[config.prefix.kind](config.prefix, config.class_names, text_tokenizer)
+
+
+def parse(
+    given: Given, model: FlasharModel, text_tokenizer: TextTokenizer | None = None
+) -> tuple[Conditions, list[str]]:
+    """The conditions on the command line, and a name for each. Raises FlasharError where the model has another kind."""
+    return conditions_of(model.config, text_tokenizer).parse(given, model.device)

@@ -1,0 +1,43 @@
+"""Decoders whose steps are known beforehand: each step of an order is one forward, on a static plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flashar_cli.config import ModelConfig
+from flashar_cli.decoding.costs import ForwardCost, Workload, forward_costs
+from flashar_cli.decoding.decoder import Decoder, PlanKey
+from flashar_cli.decoding.plan import DecodePlan
+from flashar_cli.grid import Grid, Order
+from flashar_cli.models.flashar import FlasharModel
+
+
+class StaticDecoder(Decoder):
+    """Decodes a grid in the order that ``order`` gives. ``obstacle`` says why a model can't, None where it can."""
+
+    def __init__(
+        self, name: str, order: Callable[[Grid], Order], obstacle: Callable[[ModelConfig], str | None] | None = None
+    ) -> None:
+        self.name, self.order, self._obstacle = name, order, obstacle
+
+    def obstacle(self, config: ModelConfig) -> str | None:
+        return None if self._obstacle is None else self._obstacle(config)
+
+    def num_forwards(self, grid: Grid) -> int:
+        return self.order(grid).num_steps
+
+    def plan(self, model: FlasharModel, key: PlanKey) -> DecodePlan:
+        return DecodePlan(model, key, self.order(key.grid))
+
+    def costs(self, config: ModelConfig, work: Workload) -> list[ForwardCost]:
+        return forward_costs(config, self.order(work.grid), work)
+
+
+def _needs_branch(config: ModelConfig) -> str | None:
+    if config.branch is not None:
+        return None
+    return "this model has no vertical branch; use --decoder raster, or adapt it with `flashar adapt`"
+
+
+RASTER = StaticDecoder("raster", Grid.raster)
+FLASHAR = StaticDecoder("flashar", Grid.diagonal, _needs_branch)

@@ -1,0 +1,95 @@
+"""What a family reads: a file of upstream weights, or a directory as Hugging Face's libraries write it. Torch is
+imported only when tensors are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashar_cli.errors import FlasharError
+from flashar_cli.inputs.reading import check_file, read_json
+from flashar_cli.machine.memory import require_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WRAPPERS = ("model", "module", "state_dict")
+MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+class Source:
+    """A ``.safetensors`` file, a pickled ``.pt``, ``.pth`` or ``.bin`` one, bare or under a wrapper key, or a directory
+    with ``config.json`` and ``model.safetensors``, in one file or in several with an index.
+
+    Pickles are read with ``weights_only=True``, so a file that would run code is refused. Raises FlasharError, when
+    made and when read, for missing and for damaged files; the message says that ``what`` was expected.
+    """
+
+    def __init__(self, path: Path, what: str = "upstream weights (.pt, .safetensors or a directory with config.json)"):
+        self.path = path
+        if not path.exists():
+            raise FlasharError(f"{path} is not a file; expected {what}")
+        if path.is_dir() and not any((path / name).exists() for name in MODEL_FILES):
+            raise FlasharError(f"{path} is a directory without {MODEL_FILES[0]}; expected {what}")
+
+    def document(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file of the directory; an empty one where there is no such file."""
+        path = self.path / name
+        document = read_json(path) if path.exists() else {}
+        if not isinstance(document, dict):
+            raise FlasharError(f"{path} holds a {type(document).__name__}; expected a JSON object")
+        return document
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of tensors."""
+        from flashar_cli.files.tensors import weight_files
+
+        return weight_files(self.path) if self.path.is_dir() else [self.path]
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """All tensors by upstream's names; they are kept in memory."""
+        from flashar_cli.files.tensors import read_weights
+
+        require_memory(str(self.path), sum(map(check_file, self.files)))
+        return read_weights(self.path, _read_file) if self.path.is_dir() else _read_file(self.path)
+
+    def shape(self, name: str, title: str) -> tuple[int, int]:
+        """Rows and columns of a matrix that every model of the family ``title`` has."""
+        if name not in self.state:
+            raise FlasharError(f"{self.path} lacks {name}; expected a whole {title} checkpoint")
+        shape = self.state[name].shape
+        if len(shape) != 2 or 0 in shape:
+            raise FlasharError(f"{self.path}: {name} is {list(shape)}; expected a matrix")
+        return shape[0], shape[1]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    from flashar_cli.files.tensors import plain_tensors, read_pickle, read_safetensors
+
+    tensors = read_safetensors(path) if path.suffix == ".safetensors" else _unwrap(read_pickle(path), path)
+    return plain_tensors(tensors, path)
+
+
+def _unwrap(document: object, path: Path) -> dict[str, Tensor]:
+    from torch import Tensor
+
+    for wrapper in WRAPPERS:
+        if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
+            document = document[wrapper]
+            break
+    tensors = {k: v for k, v in document.items() if isinstance(v, Tensor)} if isinstance(document, Mapping) else {}
+    if not tensors or not isinstance(document, Mapping):
+        raise FlasharError(
+            f"{path} holds no tensors at its top or under {', '.join(WRAPPERS)}; expected an upstream checkpoint"
+        )
+    others = [
+        repr(name)[:80] for name, value in document.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if others:
+        raise FlasharError(f"{path} holds {', '.join(others[:5])} beside its tensors; expected tensors by name alone")
+    return tensors

@@ -1,0 +1,100 @@
+"""What `flashar generate` is to make, from what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashar_cli.api import load
+from flashar_cli.checkpoints import checkpoint
+from flashar_cli.data.conditions import Given, parse
+from flashar_cli.decoding.decoders import choose_decoder
+from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.images import Request
+from flashar_cli.decoding.quantize import Scheme
+from flashar_cli.errors import FlasharError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for. None, and what is None in ``sampling``, is the checkpoint's own choice."""
+
+    name: str
+    given: Given
+    num_images: int | None
+    decoder: str | None
+    sampling: Mapping[str, Any]
+    seed: int
+    batch_size: int
+    optimisation: str
+    quantize: Scheme | None
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """What to make, and by which engine."""
+
+    engine: Engine
+    request: Request
+    names: list[str]  # each condition in words
+    settings: dict[str, Any]  # what the file of each image holds
+    sources: dict[str, Any]  # what else the images follow from, for a run that goes on later
+
+    def image_settings(self, index: int) -> dict[str, Any]:
+        """What the file of image ``index`` says of itself."""
+        return {**self.settings, "image": index, "shows": self.names[index % len(self.names)]}
+
+    def warm(self) -> None:
+        """Captures and compiles on one batch of full size."""
+        request = self.request
+        rows = torch.arange(min(request.batch_size, request.num_images)) % len(request.conditions)
+        self.engine.warm(request.decoder, request.conditions[rows], request.sampling, request.grid)
+
+
+def plan_job(
+    directory: Path,
+    wanted: Wanted,
+    with_images: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    explain: Callable[[str], None],
+) -> GenerateJob:
+    """Loads the checkpoint and checks that it can make what was asked for. ``explain`` is told why an optimisation is
+    impossible. Raises FlasharError.
+    """
+    loaded = load(str(directory), device, dtype, wanted.quantize)
+    if with_images and loaded.tokenizer is None:
+        raise FlasharError(
+            f"{wanted.name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
+        )
+    sampling = loaded.sampling(**wanted.sampling)
+    conditions, names = parse(wanted.given, loaded.model, loaded.text_tokenizer)
+    request = Request(
+        decoder=choose_decoder(loaded.config, wanted.decoder),
+        conditions=conditions,
+        num_images=len(conditions) if wanted.num_images is None else wanted.num_images,
+        sampling=sampling,
+        grid=loaded.config.order_grid,
+        seed=wanted.seed,
+        batch_size=wanted.batch_size,
+    )
+    request.check(loaded.model)
+    settings = {
+        "model": wanted.name,
+        "decoder": request.decoder.name,
+        "seed": wanted.seed,
+        **sampling.model_dump(mode="json"),
+        "quantize": wanted.quantize,
+    }
+    sources = {
+        "model_sha256": checkpoint.weights_sha256(directory),
+        "config": loaded.config.model_dump(mode="json"),
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    engine = loaded.engine(wanted.optimisation, explain)
+    return GenerateJob(engine, request, names, settings, sources)

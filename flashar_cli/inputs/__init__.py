@@ -1,0 +1,1 @@
+"""Checks text, numbers and files from outside before anything uses them. No torch."""

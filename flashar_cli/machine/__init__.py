@@ -1,0 +1,1 @@
+"""What this machine is, has left and reaches: environment, memory, clocks, rates, launches."""

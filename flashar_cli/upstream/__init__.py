@@ -1,1 +1,0 @@
-"""Upstream files: reading them, telling what they hold, and translating them into checkpoints and back."""

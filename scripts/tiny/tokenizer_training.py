@@ -1,0 +1,226 @@
+"""Trains a small VQ tokenizer on drawn shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flashar_cli.config import VQConfig, validated
+from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
+from flashar_cli.files.tensors import read_safetensors
+from flashar_cli.inputs.reading import read_json
+from flashar_cli.tokenizers.pixels import from_uint8, psnr_db, to_uint8
+from flashar_cli.tokenizers.vq import AttentionBlock, ResBlock, VQOutput, VQTokenizer
+
+# 64x64 images -> 16x16 codes. Both ends normalise 64 channels before their last convolution: with 32, GroupNorm(32)
+# would normalise every channel by itself over the whole image and take its mean colour away.
+TINY_CONFIG = VQConfig(
+    codebook_size=256,
+    codebook_dim=8,
+    channels=32,
+    encoder_multipliers=(1, 1, 2),
+    decoder_multipliers=(2, 1, 1),
+    num_res_blocks=1,
+    latent_channels=32,
+)
+
+
+@dataclass(frozen=True)
+class TokenizerTraining:
+    """How a tokenizer is trained. Losses are means over pixels in [-1, 1] or over unit latents."""
+
+    steps: int = 1500
+    batch_size: int = 16
+    continuous_steps: int = 60  # the decoder sees latents, not codes: latents spread out before codes settle on them
+    blending_steps: int = 140  # then it sees more and more of the codes
+    lr: float = 2e-3  # peak, AdamW
+    warmup_steps: int = 30
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    absolute_weight: float = 0.1  # L1 beside the squared error
+    commitment_weight: float = 0.1
+    smoothness_weight: float = 0.005  # squared difference of neighbouring latents: fewer, more predictable codes
+    codebook_decay: float = 0.95  # per step, of the running mean that each code is
+    restart_every: int = 20  # steps
+    restart_below: float = 0.2  # latents of a batch that chose a code, on average
+    restart_until: float = 0.7  # of the steps
+    merged_codes: int = 64  # codes left after training, the closest ones merged
+    merging_images: int = 400
+    seed: int = 0
+    bfloat16: bool = True  # autocast
+    compiled: bool = True  # torch.compile: a minute at the start, then several times faster, mostly in GroupNorm
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """Quality on held-out images."""
+
+    num_images: int
+    psnr_db: float
+    codes_used: int
+    code_entropy_nats: float  # of single codes
+    code_entropy_given_left_nats: float  # of a code given its left neighbour, from bigram counts
+
+
+def train_tokenizer(
+    config: VQConfig, settings: TokenizerTraining, log: Callable[[str], None] = lambda line: None
+) -> VQTokenizer:
+    """Trains on shapes of ``TRAINING_SEED``; on one machine the result follows from the arguments alone."""
+    torch.manual_seed(settings.seed)
+    model = VQTokenizer(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _start_linear(model)
+    codebook = model.quantize.embedding.weight.requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+    )
+    forward = torch.compile(model) if settings.compiled else model
+    average = CodebookAverage(config.codebook_size, config.codebook_dim, settings)
+    for step, images in enumerate(_batches(settings)):
+        optimizer.param_groups[0]["lr"] = settings.lr * _schedule(step, settings)
+        strength = torch.tensor(_strength(step, settings))
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            output = forward(images, strength)
+        loss, error = _loss(output, images, settings, float(strength))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        optimizer.step()
+        average.update(codebook, output.tokens, output.latent)
+        if (step + 1) % settings.restart_every == 0:
+            restarted = 0
+            if step < settings.restart_until * settings.steps:
+                restarted = average.restart_unused(codebook, output.latent, settings.restart_below)
+            log(
+                f"step {step + 1}/{settings.steps} loss {loss.item():.4f} psnr_db {10 * math.log10(4 / error):.2f} "
+                f"codes_in_batch {output.tokens.unique().numel()} restarted {restarted}"
+            )
+    codebook.requires_grad_(True)
+    return model.eval()
+
+
+def load_trained_tokenizer(directory: Path) -> VQTokenizer:
+    """What scripts/train_tiny_tokenizer.py wrote, in float32. Raises FlasharError where it is not whole."""
+    path = directory / "tokenizer.json"
+    document = read_json(path)
+    written = document.get("config") if isinstance(document, dict) else None
+    config = validated(written, VQConfig, str(path), "a tokenizer's config")
+    tokenizer = VQTokenizer(config).eval()
+    weights = read_safetensors(directory / "tokenizer.safetensors")
+    tokenizer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return tokenizer
+
+
+def evaluate_tokenizer(model: VQTokenizer, num_images: int = 1000, batch_size: int = 50) -> TokenizerReport:
+    """PSNR of uint8 reconstructions and code statistics on the first images of ``HELD_OUT_SEED``."""
+    codes, total = [], 0.0
+    with torch.no_grad():
+        for start in range(0, num_images, batch_size):
+            count = min(batch_size, num_images - start)
+            images = from_uint8(draw_batch(HELD_OUT_SEED, start, count)[0])
+            batch_codes = model.encode(images)
+            seen = from_uint8(to_uint8(model.decode(batch_codes)))
+            total += count * 10 ** (-psnr_db(seen, images) / 10)
+            codes.append(batch_codes)
+    grids = torch.cat(codes)  # [num_images, H, W]
+    size = model.config.codebook_size
+    single = torch.bincount(grids.flatten(), minlength=size)
+    left = grids[:, :, :-1].flatten()
+    pairs = torch.bincount(left * size + grids[:, :, 1:].flatten(), minlength=size * size)
+    return TokenizerReport(
+        num_images=num_images,
+        psnr_db=-10 * math.log10(total / num_images),
+        codes_used=int((single > 0).sum()),
+        code_entropy_nats=_entropy(single),
+        code_entropy_given_left_nats=_entropy(pairs) - _entropy(torch.bincount(left, minlength=size)),
+    )
+
+
+class CodebookAverage:
+    """Keeps every code at the running mean direction of the latents that chose it, and restarts the unused ones."""
+
+    def __init__(self, codebook_size: int, dim: int, settings: TokenizerTraining) -> None:
+        self.decay = settings.codebook_decay
+        self.counts = torch.zeros(codebook_size)  # running mean of how many latents of a batch chose each code
+        self.sums = torch.zeros(codebook_size, dim)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+
+    @torch.no_grad()
+    def update(self, codebook: Tensor, codes: Tensor, latent: Tensor) -> None:
+        """Moves codes [K, Z] in place towards unit latents [B, Z, H, W] that chose ``codes`` [B, H, W]."""
+        rows = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1]).float()
+        chosen = F.one_hot(codes.flatten(), len(codebook)).float()
+        self.counts.lerp_(chosen.sum(dim=0), 1 - self.decay)
+        self.sums.lerp_(chosen.t() @ rows, 1 - self.decay)
+        alive = self.sums.norm(dim=1) > 1e-6
+        codebook[alive] = F.normalize(self.sums[alive], dim=1)
+
+    @torch.no_grad()
+    def restart_unused(self, codebook: Tensor, latent: Tensor, below: float) -> int:
+        """Puts codes chosen by fewer than ``below`` latents a batch at random latents; returns how many."""
+        unused = (self.counts < below).nonzero().flatten()
+        rows = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1]).float()
+        picked = rows[torch.randint(len(rows), (len(unused),), generator=self.generator)]
+        codebook[unused] = picked
+        self.counts[unused] = 1.0
+        self.sums[unused] = picked
+        return len(unused)
+
+
+def _batches(settings: TokenizerTraining) -> Iterator[Tensor]:
+    """float [batch_size, 3, 64, 64]; every image is new."""
+    for step in range(settings.steps):
+        images, _ = draw_batch(TRAINING_SEED, step * settings.batch_size, settings.batch_size)
+        yield from_uint8(images).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def _start_linear(model: VQTokenizer) -> None:
+    """Every residual and attention block starts as the identity; code vectors point in all directions."""
+    for module in model.modules():
+        if isinstance(module, ResBlock):
+            module.conv2.weight.zero_()
+        elif isinstance(module, AttentionBlock):
+            module.proj_out.weight.zero_()
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+
+
+def _loss(output: VQOutput, images: Tensor, settings: TokenizerTraining, strength: float) -> tuple[Tensor, float]:
+    """The training loss, and the squared error alone."""
+    reconstruction = output.reconstruction.float()
+    squared = F.mse_loss(reconstruction, images)
+    loss = squared + settings.absolute_weight * F.l1_loss(reconstruction, images)
+    loss = loss + strength * settings.commitment_weight * output.commitment_loss
+    if settings.smoothness_weight and strength:
+        latent = output.latent
+        across = (latent[..., 1:] - latent[..., :-1]).square().mean()
+        down = (latent[..., 1:, :] - latent[..., :-1, :]).square().mean()
+        loss = loss + strength * settings.smoothness_weight * (across + down)
+    return loss, squared.item()
+
+
+def _strength(step: int, settings: TokenizerTraining) -> float:
+    """How much of the codes the decoder sees: 0, then rising to 1."""
+    return min(1.0, max(0.0, (step - settings.continuous_steps) / settings.blending_steps))
+
+
+def _schedule(step: int, settings: TokenizerTraining) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _entropy(counts: Tensor) -> float:
+    """Nats."""
+    shares = counts[counts > 0].double() / counts.sum()
+    return float(-(shares * shares.log()).sum())

@@ -1,0 +1,98 @@
+"""Training of the small tokenizer and of the shape classifier, in miniature."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashar_cli.config import VQConfig
+from flashar_cli.data.shapes import draw_batch
+from flashar_cli.errors import FlasharError
+from flashar_cli.tokenizers.pixels import from_uint8
+from flashar_cli.tokenizers.vq import VQTokenizer
+from scripts.tiny.classifier_training import ClassifierTraining, evaluate_classifier, train_classifier
+from scripts.tiny.codebook import merge_codes
+from scripts.tiny.shape_classifier import ShapeClassifier
+from scripts.tiny.tokenizer_training import (
+    TINY_CONFIG,
+    CodebookAverage,
+    TokenizerTraining,
+    evaluate_tokenizer,
+    train_tokenizer,
+)
+
+SMALL = VQConfig(
+    codebook_size=16,
+    codebook_dim=4,
+    channels=32,
+    encoder_multipliers=(1, 1, 1, 1),
+    decoder_multipliers=(1, 1, 1, 1),
+    num_res_blocks=1,
+    latent_channels=8,
+)
+SETTINGS = TokenizerTraining(
+    steps=2, batch_size=1, continuous_steps=1, blending_steps=1, restart_every=1, compiled=False, bfloat16=False
+)
+
+
+def test_training_moves_weights_and_codes_and_is_repeatable() -> None:
+    first, second = train_tokenizer(SMALL, SETTINGS), train_tokenizer(SMALL, SETTINGS)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    other = train_tokenizer(SMALL, replace(SETTINGS, seed=1))
+    assert not torch.equal(first.encoder.conv_in.weight, other.encoder.conv_in.weight)
+    assert all(parameter.requires_grad for parameter in first.parameters())
+    report = evaluate_tokenizer(first, num_images=4, batch_size=3)
+    assert report.psnr_db > 0 and 1 <= report.codes_used <= 16
+    assert 0 <= report.code_entropy_given_left_nats <= report.code_entropy_nats + 1e-9
+
+
+def test_codes_follow_the_latents_that_chose_them() -> None:
+    average = CodebookAverage(3, 2, replace(SETTINGS, codebook_decay=0.0))
+    codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    latent = torch.nn.functional.normalize(torch.tensor([[1.0, 1.0], [1.0, 0.0], [-1.0, 1.0]]), dim=1)
+    latent_bzhw = latent.t().reshape(1, 2, 1, 3)
+    average.update(codebook, torch.tensor([[[0, 0, 1]]]), latent_bzhw)
+    expected = torch.nn.functional.normalize(latent[0] + latent[1], dim=0)
+    torch.testing.assert_close(codebook, torch.stack([expected, latent[2], torch.tensor([-1.0, 0.0])]))
+    assert average.restart_unused(codebook, latent_bzhw, below=0.5) == 1
+    assert (codebook[2] == latent).all(dim=1).any()
+
+
+def test_close_codes_are_merged_and_the_rest_stays() -> None:
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(SMALL).eval()
+    vectors = torch.eye(4).repeat(4, 1)
+    vectors = vectors + 0.01 * torch.randn_like(vectors) * (torch.arange(16) >= 4)[:, None]
+    tokenizer.quantize.embedding.weight.data = vectors
+    images = from_uint8(draw_batch(0, 0, 2)[0])
+    merged = merge_codes(tokenizer, images, 4)
+    assert merged.config.codebook_size == 4
+    likeness = merged.quantize.codebook() @ torch.eye(4)
+    assert sorted(likeness.argmax(dim=1).tolist()) == [0, 1, 2, 3] and likeness.amax(dim=1).min() > 0.99
+    assert torch.equal(merged.decoder.conv_in.weight, tokenizer.decoder.conv_in.weight)
+    assert merged.encode(images).max() < 4
+    unchanged = merge_codes(tokenizer, images, 16)
+    assert torch.equal(unchanged.encode(images), tokenizer.encode(images))
+    with pytest.raises(FlasharError, match=r"16 codes into 17; expected 2 \.\. 16"):
+        merge_codes(tokenizer, images, 17)
+
+
+def test_the_shipped_sizes_stay_small() -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in VQTokenizer(TINY_CONFIG).parameters()) <= 650_000
+        assert sum(parameter.numel() for parameter in ShapeClassifier().parameters()) <= 120_000
+
+
+def test_the_classifier_trains_and_is_judged_on_held_out_images() -> None:
+    tokenizer = VQTokenizer(SMALL).eval()
+    settings = ClassifierTraining(num_images=10, num_decoded=4, steps=2, batch_size=4)
+    model = train_classifier(tokenizer, settings)
+    report = evaluate_classifier(model, tokenizer, num_images=10)
+    assert report.num_images == 10 and 0 <= report.accuracy_decoded <= 1
+    images = from_uint8(draw_batch(0, 0, 3)[0])
+    with torch.no_grad():
+        assert model(images).shape == (3, 10) and model.features(images).shape == (3, 64)
+        assert torch.equal(model.classify(images), model(images).argmax(-1))
+    with pytest.raises(FlasharError, match="takes"):
+        model.features(torch.zeros(1, 3, 32, 32))
