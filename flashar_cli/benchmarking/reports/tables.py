@@ -6,6 +6,7 @@ import string
 from collections.abc import Sequence
 
 from flashar_cli.benchmarking.arms import UPSTREAM, split_arm
+from flashar_cli.benchmarking.published import PUBLICATIONS
 from flashar_cli.benchmarking.reports.document import (
     SLOWER,
     Agreement,
@@ -188,6 +189,6 @@ def published(name: str) -> Table:
     rows = [
         [method, size.upper(), f"{fid:.2f}", f"{speed:.1f}", hardware, "FlashAR, arXiv 2605.09430"]
         for method, (hardware, sizes) in PUBLISHED.items()
-        for fid, speed in ([sizes[size]] if family in ("llamagen", "nar") and size in sizes else [])
+        for fid, speed in ([sizes[size]] if family in PUBLICATIONS and size in sizes else [])
     ]
     return header, rows
