@@ -142,11 +142,11 @@ def problems(directory: Path) -> list[str]:
 
 
 def stored_dtype(directory: Path) -> torch.dtype:
-    """The dtype of the stored final norm, taken for that of all weights."""
+    """The dtype of the stored token table, taken for that of all weights. Norms may be stored in a wider one."""
     for path in weight_files(directory):
         with open_safetensors(path) as file:
-            if "backbone.norm.weight" in file.keys():  # noqa: SIM118 - not a dict
-                return file.get_tensor("backbone.norm.weight").dtype
+            if "backbone.embedding.weight" in file.keys():  # noqa: SIM118 - not a dict
+                return file.get_tensor("backbone.embedding.weight").dtype
     raise FlasharError(f"{directory} has no backbone; run `flashar inspect {directory}`")
 
 

@@ -31,7 +31,7 @@ def _record(name: str, directory: Path | None) -> dict[str, Any]:
             return {"name": name, "problem": str(error), "place": place, "where": where}
     return {
         "name": name,
-        "condition": condition(config),
+        "condition": config.prefix.noun,
         "grid": str(config.order_grid),
         "branch": branch_in_words(config),
         "parameters": config.num_weights,
@@ -47,8 +47,7 @@ def inspect(directory: Path) -> dict[str, Any]:
     config = read_config(directory)
     parameters = config.num_weights
     backbone, grid = config.backbone, config.order_grid
-    branch_depth = config.branch.depth if config.branch else 0
-    cache_values = 2 * (backbone.num_layers + branch_depth) * backbone.num_kv_heads * backbone.head_dim
+    cache_values = 2 * config.num_blocks * backbone.num_kv_heads * backbone.head_dim
     positions = config.prefix.longest + grid.num_cells
     return {
         "path": str(directory),
@@ -68,13 +67,8 @@ def inspect(directory: Path) -> dict[str, Any]:
 def summary(config: ModelConfig) -> str:
     """A few words: family, condition, grid, branch."""
     branch = branch_in_words(config)
-    words = f"{config.family}, {condition(config)}-conditional, {config.order_grid} tokens"
+    words = f"{config.family}, {config.prefix.noun}-conditional, {config.order_grid} tokens"
     return f"{words}, raster" if branch is None else f"{words}, branch {branch}"
-
-
-def condition(config: ModelConfig) -> str:
-    """What an image is made for: a ``class``, a ``caption`` or a ``prompt``."""
-    return config.prefix.noun
 
 
 def branch_in_words(config: ModelConfig) -> str | None:

@@ -81,11 +81,15 @@ class ModelConfig(Config):
         return self
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of backbone and branch; each has its own part of the key-value cache."""
+        return self.backbone.num_layers + (self.branch.depth if self.branch else 0)
+
+    @property
     def num_weights(self) -> int:
         """Weights of prefix, backbone and branch: all that a checkpoint stores except those of the tokenizer."""
-        backbone, branch = self.backbone, self.branch
-        num_blocks, num_heads = backbone.num_layers + (branch.depth if branch else 0), 2 if branch else 1
-        count = num_blocks * backbone.block_weights + num_heads * backbone.head_weights + self.gate_weights
+        backbone, num_heads = self.backbone, 2 if self.branch else 1
+        count = self.num_blocks * backbone.block_weights + num_heads * backbone.head_weights + self.gate_weights
         return count + backbone.embedding_weights + self.prefix.num_weights(backbone.dim)
 
     @property

@@ -53,13 +53,12 @@ def plan_tokens(
     conditions = conditions_of(config, loaded.text_tokenizer)
     conditions.check_ready()
 
-    def read(folder: Path) -> TokenSet:
-        sha256 = None if loaded.tokenizer is None else tokenizer_sha256(loaded.tokenizer)
+    def read(folder: Path, sha256: str | None) -> TokenSet:
         return read_shards(folder, config.order_grid, config.backbone.vocab_size, sha256, conditions)
 
     if path.is_dir() and is_shards(path):
         _check_options(path, options)
-        stored = read(path)
+        stored = read(path, None if loaded.tokenizer is None else tokenizer_sha256(loaded.tokenizer))
         chosen = stored.take(choose_rows(stored.ids, stored.subjects.labels, subset, seed))
         conditions.check_labels(chosen.subjects.labels, data)
         return DataPlan(len(chosen), f"{data} holds token shards", lambda progress: chosen)
@@ -73,7 +72,7 @@ def plan_tokens(
     def tokens(progress: Progress) -> TokenSet:
         encode(job, cache, current_world(), progress=progress)
         wait_for_manifest(job, cache)
-        made = read(cache)
+        made = read(cache, job.settings.tokenizer_sha256)
         return made.take(choose_rows(made.ids, made.subjects.labels, None, seed))
 
     return DataPlan(len(job.rows), note, tokens)

@@ -48,11 +48,11 @@ def forward_costs(config: ModelConfig, order: Order, work: Workload) -> list[For
     not, as a step reads only a few of their rows. The blocks run on the cells of the step before (step 0: on the
     prefix), the heads on the cells of the step itself.
     """
-    backbone, branch = config.backbone, config.branch
+    backbone = config.backbone
     with_branch = any(source != NO_SOURCE for source in order.vertical_source)
     if with_branch:
-        assert branch is not None, "the order needs a vertical branch"
-    num_blocks = backbone.num_layers + (branch.depth if with_branch and branch else 0)
+        assert config.branch is not None, "the order needs a vertical branch"
+    num_blocks = config.num_blocks if with_branch else backbone.num_layers
     num_heads = 2 if with_branch else 1
     blocks, heads = backbone.block_weights * num_blocks, backbone.head_weights * num_heads
     saved = 0

@@ -56,13 +56,9 @@ class Plan(Protocol):
 class Decoder(ABC):
     """One way to sample a token grid. Commands, bench arms, floors and reports need nothing but an object of a subclass
     in the registry.
-
-    ``is_static``: its steps are known beforehand, so they can be captured as CUDA graphs; otherwise they depend on the
-    sampled tokens.
     """
 
     name: str
-    is_static = True
 
     def obstacle(self, config: ModelConfig) -> str | None:
         """Why a model does not have this decoder, in one line; None where it has it."""

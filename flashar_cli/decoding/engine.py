@@ -50,7 +50,6 @@ class Engine:
         self._plan: Plan | None = None
         self._graphs: dict[PlanKey, GraphedPlan] = {}
         self._latest: GraphedPlan | None = None
-        self._forwards = LEVELS["eager"].parts(model)
         if reason := self.level.obstacle(model):
             self._fall_back(reason)
         else:

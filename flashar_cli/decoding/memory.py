@@ -25,8 +25,9 @@ def decoding_bytes(
     logits of the longest step, the image. Guidance doubles the rows.
     """
     rows, backbone = 2 if guided else 1, config.backbone
-    num_layers = backbone.num_layers + (config.branch.depth if config.branch else 0)
     positions = prefix_length + grid.num_cells
-    caches = num_caches * rows * num_layers * 2 * positions * backbone.num_kv_heads * backbone.head_dim * itemsize
+    caches = (
+        num_caches * rows * config.num_blocks * 2 * positions * backbone.num_kv_heads * backbone.head_dim * itemsize
+    )
     logits = NUM_LOGITS * rows * min(grid.height, grid.width) * backbone.vocab_size * FLOAT_BYTES
     return caches + max(logits, config.image_bytes(grid) if with_images else 0)

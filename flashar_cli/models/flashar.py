@@ -105,8 +105,8 @@ class FlasharModel(nn.Module):
     def new_cache(self, num_rows: int, length: int) -> KVCache:
         """An empty cache for sequences of this length: backbone blocks first, then those of the branch."""
         backbone = self.config.backbone
-        num_layers = backbone.num_layers + (len(self.branch.blocks) if self.branch else 0)
-        return KVCache(num_layers, num_rows, backbone.num_kv_heads, length, backbone.head_dim, self.device, self.dtype)
+        num_blocks, num_heads = self.config.num_blocks, backbone.num_kv_heads
+        return KVCache(num_blocks, num_rows, num_heads, length, backbone.head_dim, self.device, self.dtype)
 
     def hidden_states(
         self,

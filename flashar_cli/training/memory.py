@@ -110,13 +110,12 @@ def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -
     """
     branch = config.branch
     assert branch is not None
-    num_blocks = config.backbone.num_layers + branch.depth
     tokens = config.prefix.longest + config.order_grid.num_cells - 1
     one, two = (_stored_bytes_per_token(config, layers, dtype) for layers in (1, 2))
     block, rest = two - one, one - (two - one) * (1 + branch.depth)
-    stored = block * num_blocks
+    stored = block * config.num_blocks
     if recompute:  # the input of every block, and one block at a time in full
-        stored = config.backbone.dim * dtype.itemsize * num_blocks + block
+        stored = config.backbone.dim * dtype.itemsize * config.num_blocks + block
     return round(tokens * (stored + rest))
 
 

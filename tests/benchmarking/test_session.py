@@ -44,7 +44,7 @@ class ToyPlan:
 class Toy(Decoder):
     """As many forwards as the tokens want."""
 
-    name, is_static = "toy", False
+    name = "toy"
 
     def obstacle(self, config: ModelConfig) -> str | None:
         return None if config.order_grid.height > 2 else "needs three rows"

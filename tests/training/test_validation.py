@@ -18,7 +18,7 @@ from tests.training.test_loop import drawn_set
 class DataDependent(Decoder):
     """A decoder whose steps depend on the tokens that it samples."""
 
-    name, is_static = "toy", False
+    name = "toy"
     num_forwards = plan = costs = None  # never used
 
 
