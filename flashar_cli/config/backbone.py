@@ -33,6 +33,9 @@ class BackboneConfig(Config):
     norm_eps: Annotated[float, bounds.NORM_EPS] = 1e-5
     rope: Literal["2d", "1d"] = Field("2d", description="2d: by row and column; 1d: by place in the sequence")
     rope_base: Annotated[float, bounds.ROPE_BASE] = 10000.0
+    max_positions: Annotated[int, bounds.POSITIONS] | None = Field(
+        None, description="positions that the model knows, for grids of any size; null: its one grid"
+    )
     qk_norm: bool = Field(False, description="an RMSNorm over each head's query and key, before they are turned")
     attention_bias: bool = Field(False, description="whether queries, keys and values have biases")
     embedding_dim: Width | None = Field(

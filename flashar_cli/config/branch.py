@@ -56,6 +56,9 @@ class BranchConfig(Config):
         description="m: the branch reads the hidden state before backbone block m; m = L: after the last"
     )
     depth: Annotated[int, bounds.LAYERS] = Field(1, description="d_v: transformer blocks of the branch")
+    sees_prefix: bool = Field(
+        True, description="false: its blocks run on image tokens alone; cell (0, 0) has the raw input of its head"
+    )
     gate: GateKind = "hidden"
     gate_dim: Annotated[int, bounds.WIDTH] | None = Field(
         None, description="inner width of the gate's MLP; null for gates without one"

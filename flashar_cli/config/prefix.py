@@ -84,28 +84,38 @@ class TextPrefix(PrefixConfig):
     """Text tokens with an embedding table of their own, left-padded to the longest prompt of a batch.
 
     The checkpoint's text tokenizer turns ``template``, with the prompt in it, into ids; ``begin`` and ``end`` are put
-    before and after them. An unconditional prompt is the conditional one with all ids but ``kept`` replaced by padding,
-    under the same mask.
+    before and after them. An unconditional prompt is the text of ``uncond_template``; without one it is the conditional
+    prompt with all ids but ``kept`` replaced by padding, under the same mask.
     """
 
     kind: Literal["text"] = "text"
     vocab_size: Annotated[int, bounds.VOCAB] = Field(description="rows of the table of text tokens")
-    template: Text = Field("{prompt}", description="the text around a prompt")
+    template: Text = Field(
+        "{prompt}", description="the text around a prompt; {height} and {width} are the rows and columns of tokens"
+    )
+    uncond_template: Text | None = Field(
+        None, description="the text of an unconditional prompt, with {height} and {width}; null: by kept"
+    )
     begin: tuple[Annotated[int, bounds.TOKEN_ID], ...] = Field((), description="ids before the text")
     end: tuple[Annotated[int, bounds.TOKEN_ID], ...] = Field((), description="ids after the text")
     pad_id: Annotated[int, bounds.TOKEN_ID] = 0
     kept: tuple[Annotated[int, bounds.TOKEN_ID], ...] = Field(
         (), description="ids that stay in an unconditional prompt; its others are padding"
     )
+    line_end: Annotated[int, bounds.TOKEN_ID] | None = Field(
+        None, description="id that is fed after each row of image tokens but the last, in raster order"
+    )
     max_length: Annotated[int, bounds.PREFIX] = Field(512, description="tokens of the longest prompt")
 
     @model_validator(mode="after")
     def _check_ids(self) -> TextPrefix:
-        highest = max((self.pad_id, *self.begin, *self.end, *self.kept))
+        highest = max((self.pad_id, *self.begin, *self.end, *self.kept, self.line_end or 0))
         if highest >= self.vocab_size:
             raise ValueError(f"id {highest} is not among the {self.vocab_size} text tokens")
         if self.template.count("{prompt}") != 1:
             raise ValueError("template has no place for the prompt, or several; expected one {prompt}")
+        if self.uncond_template is not None and "{prompt}" in self.uncond_template:
+            raise ValueError("uncond_template has a place for a prompt; expected a whole text")
         return self
 
     @property

@@ -89,6 +89,7 @@ CLASSES = whole(1, 2**22)
 LABEL = whole(-(10**MOST_DIGITS), 10**MOST_DIGITS)  # of data whose classes are counted later
 PREFIX = whole(1, 2**15)
 TOKEN_ID = whole(0, 2**22)
+POSITIONS = whole(1, 2**24)
 SIDE = whole(1, 1024)  # of a grid, in tokens
 CHANNELS = whole(1, 2**14)
 MULTIPLIER = whole(1, 64)
