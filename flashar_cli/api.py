@@ -157,7 +157,7 @@ class ImageModel:
         chosen = choose_decoder(self.config, decoder)
         if not isinstance(chosen, StaticDecoder):
             raise FlasharError(f"the decoder {chosen.name} has no logits of given tokens: its steps depend on them")
-        order, device = chosen.order(self.config.order_grid), self.model.device
+        order, device = chosen.order(self.config, self.config.order_grid), self.model.device
         prediction = self.model(order.from_raster(tokens.to(device)), conditions.to(device), order)
         return order.to_raster(prediction.logits, trailing=1)
 

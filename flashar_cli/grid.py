@@ -27,6 +27,13 @@ cells of its own step and of those before it, the diagonal mask. With one prefix
     4  x x x x x x x . . . . . .
     5  x x x x x x x . . . . . .
     6  x x x x x x x x x x . . .    step 3, and so on
+
+Some models expect an end-of-line token after every row but the last in raster order. It is known beforehand, so it is
+fed in one forward with the last token of its row; the horizontal head predicts the next row from it. It has a slot in
+the sequence and no cell::
+
+    slot    0 1 2 3   4  5 6 7 8   9  10 11 12 13
+    cell    0 1 2 3 end  4 5 6 7 end   8  9 10 11
 """
 
 from __future__ import annotations
@@ -78,9 +85,11 @@ class Grid:
         """T = H + W - 1, the forwards of diagonal decoding, that of the prefix included (paper: section 3)."""
         return self.height + self.width - 1
 
-    def raster(self) -> Order:
-        """One cell a step, row by row; the horizontal head predicts every cell from the token before it."""
-        return _raster_order(self)
+    def raster(self, line_ends: bool = False) -> Order:
+        """One cell a step, row by row; the horizontal head predicts every cell from the token before it. With
+        ``line_ends`` an end-of-line token follows every row but the last.
+        """
+        return _raster_order(self, line_ends)
 
     def diagonal(self) -> Order:
         """One anti-diagonal a step; the cells of a step are in order of their rows."""
@@ -91,9 +100,10 @@ class Grid:
 class Order:
     """An order of decoding: which cells each step holds, and which tokens predict each cell.
 
-    Positions count image tokens in this order, 0 .. N-1. ``horizontal_source[k]`` and ``vertical_source[k]`` say
-    whose hidden state predicts the cell at position k: 0 is the last prefix token, ``1 + p`` the image token at
-    position p; ``NO_SOURCE`` means that this head does not predict it.
+    Positions count image tokens in this order, 0 .. N-1. Slots count what is fed: image tokens and the end-of-line
+    tokens that follow the steps in ``line_ends``; without any a slot is a position. ``horizontal_source[k]`` and
+    ``vertical_source[k]`` say whose hidden state predicts the cell at position k: 0 is the last prefix token, ``1 + s``
+    the token in slot s; ``NO_SOURCE`` means that this head does not predict it.
     """
 
     name: str
@@ -101,10 +111,11 @@ class Order:
     steps: tuple[tuple[int, ...], ...]
     horizontal_source: tuple[int, ...]
     vertical_source: tuple[int, ...]
+    line_ends: frozenset[int] = frozenset()
 
     def __hash__(self) -> int:
         # Orders are keys of caches that every step looks up; hashing all fields would hash thousands of numbers.
-        return hash((self.name, self.grid))
+        return hash((self.name, self.grid, len(self.line_ends)))
 
     @cached_property
     def cells(self) -> list[int]:
@@ -128,9 +139,48 @@ class Order:
         return starts
 
     @cached_property
-    def step_of_position(self) -> list[int]:
-        """[N] index of the step that holds each position."""
-        return [index for index, step in enumerate(self.steps) for _ in step]
+    def slots(self) -> list[int]:
+        """[N] slot of the token at each position."""
+        return [
+            first + index
+            for first, step in zip(self.slot_starts, self.steps, strict=False)
+            for index in range(len(step))
+        ]
+
+    @cached_property
+    def slot_starts(self) -> list[int]:
+        """[num_steps + 1] first slot of each step, then S. An end-of-line token is in the step that it follows."""
+        starts = [0]
+        for index, step in enumerate(self.steps):
+            starts.append(starts[-1] + len(step) + (index in self.line_ends))
+        return starts
+
+    @cached_property
+    def ranks(self) -> list[int]:
+        """[S] what a token attends to: to those whose rank is at most its own. Tokens of a step have one rank, an
+        end-of-line token a higher one than the rest of its step.
+        """
+        found = []
+        for index, step in enumerate(self.steps):
+            found += [2 * index] * len(step) + [2 * index + 1] * (index in self.line_ends)
+        return found
+
+    @cached_property
+    def places(self) -> list[int]:
+        """[S] place of each slot's token in the text that the model was trained on: row by row, with end-of-line tokens
+        where this order has them.
+        """
+        return list(range(self.num_slots)) if self.line_ends else self.cells
+
+    @property
+    def num_slots(self) -> int:
+        """S = N and the number of end-of-line tokens."""
+        return self.slot_starts[-1]
+
+    @cached_property
+    def uses_branch(self) -> bool:
+        """Whether the vertical head predicts any cell."""
+        return any(source != NO_SOURCE for source in self.vertical_source)
 
     @property
     def num_steps(self) -> int:
@@ -152,10 +202,12 @@ class Order:
 
 
 @lru_cache(maxsize=64)
-def _raster_order(grid: Grid) -> Order:
-    steps = tuple((cell,) for cell in range(grid.num_cells))
-    previous = tuple(range(grid.num_cells))
-    return Order("raster", grid, steps, previous, (NO_SOURCE,) * grid.num_cells)
+def _raster_order(grid: Grid, line_ends: bool) -> Order:
+    num_cells, width = grid.num_cells, grid.width
+    steps = tuple((cell,) for cell in range(num_cells))
+    ends = frozenset(range(width - 1, num_cells - 1, width)) if line_ends else frozenset()
+    previous = tuple(cell + (cell // width if line_ends else 0) for cell in range(num_cells))
+    return Order("raster", grid, steps, previous, (NO_SOURCE,) * num_cells, ends)
 
 
 @lru_cache(maxsize=64)

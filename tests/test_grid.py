@@ -46,7 +46,7 @@ def test_sources_are_the_left_and_the_upper_neighbour_of_the_step_before(height,
                 assert source == NO_SOURCE
             else:
                 assert divmod(order.cells[source - 1], width) == neighbour
-                assert order.step_of_position[source - 1] == order.step_of_position[position] - 1
+                assert order.ranks[source - 1] == order.ranks[position] - 2
 
 
 def test_raster_is_predicted_by_the_token_before():

@@ -24,11 +24,12 @@ class GateFacts:
         """Default inner width of the MLP; None for gates without one."""
         return {"hidden": max(64, dim // 8), "logits": max(32, vocab_size // 512), None: None}[self.reads]
 
-    def num_weights(self, dim: int, vocab_size: int, inner_dim: int | None) -> int:
-        """Weights of the gate, whose MLP has this inner width."""
-        if self.reads is None or inner_dim is None:
+    def num_weights(self, dim: int, vocab_size: int, branch: BranchConfig) -> int:
+        """Weights of the gate of this branch."""
+        if self.reads is None or branch.gate_dim is None:
             return self.weights
-        return (2 * (dim if self.reads == "hidden" else vocab_size) + 1) * inner_dim + 1
+        corner = dim + 1 if self.reads == "hidden" and not branch.sees_prefix else 0
+        return (2 * (dim if self.reads == "hidden" else vocab_size) + 1) * branch.gate_dim + 1 + corner
 
 
 # Every kind that a config.json may name; models/gate.py has the module of each.

@@ -14,7 +14,7 @@ from flashar_cli.config.prefix import Prefix
 from flashar_cli.config.sampling import Sampling
 from flashar_cli.config.tokenizer import TokenizerConfig
 from flashar_cli.errors import FlasharError
-from flashar_cli.grid import Grid
+from flashar_cli.grid import Grid, Order
 from flashar_cli.inputs import bounds
 from flashar_cli.inputs.reading import read_json
 from flashar_cli.inputs.text import plain, shown
@@ -98,7 +98,7 @@ class ModelConfig(Config):
         backbone, branch = self.backbone, self.branch
         if branch is None:
             return 0
-        return GATES[branch.gate].num_weights(backbone.dim, backbone.vocab_size, branch.gate_dim)
+        return GATES[branch.gate].num_weights(backbone.dim, backbone.vocab_size, branch)
 
     def image_bytes(self, grid: Grid) -> int:
         """Memory that the image tokenizer needs for one image, in float32; 0 without a tokenizer."""
@@ -106,6 +106,10 @@ class ModelConfig(Config):
             return 0
         num_pixels = grid.num_cells * self.tokenizer.downsample**2
         return MAPS_AT_ONCE * self.tokenizer.image_values(num_pixels) * FLOAT_BYTES
+
+    def raster(self, grid: Grid) -> Order:
+        """The order that the base was trained in, with the end-of-line tokens that it expects."""
+        return grid.raster(line_ends=self.prefix.has_line_ends)
 
     @property
     def order_grid(self) -> Grid:

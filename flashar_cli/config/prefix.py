@@ -24,6 +24,11 @@ class PrefixConfig(Config):
         """Positions P of the longest prefix, which memory is planned for."""
         raise NotImplementedError
 
+    @property
+    def has_line_ends(self) -> bool:
+        """Whether an end-of-line token follows the rows of image tokens in raster order."""
+        return False
+
     def num_weights(self, dim: int) -> int:
         """Weights of the prefix in a model of width D."""
         raise NotImplementedError
@@ -125,6 +130,10 @@ class TextPrefix(PrefixConfig):
     @property
     def longest(self) -> int:
         return self.max_length
+
+    @property
+    def has_line_ends(self) -> bool:
+        return self.line_end is not None
 
     def num_weights(self, dim: int) -> int:
         return self.vocab_size * dim

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashar_cli.decoding.failures import OptimisationFailed, give_up
 from flashar_cli.decoding.forwards import Forwards, StandIn, joined_products
@@ -46,12 +46,14 @@ def compiled_parts(model: FlasharModel, others: Sequence[StandIn] = ()) -> Forwa
     """
     norms = [model.backbone.norm, *([] if model.branch is None else [model.branch.norm])]
     stand_ins: list[StandIn] = [
-        (model.backbone.embedding, "forward", partial(_embedded, _compile(_embed), model.backbone.embedding)),
+        (model, "embed_step", partial(_embedded, _compile(_embed), model)),
         *((norm, "forward", partial(_normed, _compile(_norm_of_sum), norm)) for norm in norms),
         (model, "guided_logits", _compile(model.guided_logits)),
         *joined_products(model),
         *others,
     ]
+    if model.branch is not None:
+        stand_ins.append((model.branch, "unseen", _sum))
     for module in model.modules():
         if isinstance(module, Block):
             stand_ins.append((module, "forward", partial(_handed_on, _compile(module.without_last_sum))))
@@ -115,8 +117,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _embed(embedding: nn.Embedding, tokens_RC: Tensor) -> tuple[Tensor, Tensor]:
-    x_RCD = type(embedding).forward(embedding, tokens_RC)
+def _embed(model: FlasharModel, tokens_RC: Tensor, line_end: bool) -> tuple[Tensor, Tensor]:
+    x_RCD = FlasharModel.embed_step(model, tokens_RC, line_end)
     return x_RCD, torch.zeros_like(x_RCD)
 
 
@@ -124,8 +126,12 @@ def _norm_of_sum(norm: RMSNorm, x_RCD: Tensor, update_RCD: Tensor) -> Tensor:
     return RMSNorm.forward(norm, x_RCD + update_RCD)
 
 
-def _embedded(embed: Callable[..., Any], embedding: nn.Embedding, tokens_RC: Tensor) -> Stream:
-    return Stream(*embed(embedding, tokens_RC))
+def _embedded(embed: Callable[..., Any], model: FlasharModel, tokens_RC: Tensor, line_end: bool) -> Stream:
+    return Stream(*embed(model, tokens_RC, line_end))
+
+
+def _sum(stream: Stream) -> Tensor:
+    return stream.x + stream.update
 
 
 def _handed_on(

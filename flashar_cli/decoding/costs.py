@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flashar_cli.config import ModelConfig
-from flashar_cli.grid import NO_SOURCE, Grid, Order
+from flashar_cli.grid import Grid, Order
 from flashar_cli.machine.rates import Rates
 
 # Of a linear layer --quantize keeps a byte for each weight and, for each output, a float32 scale.
@@ -49,24 +49,24 @@ def forward_costs(config: ModelConfig, order: Order, work: Workload) -> list[For
     prefix), the heads on the cells of the step itself.
     """
     backbone = config.backbone
-    with_branch = any(source != NO_SOURCE for source in order.vertical_source)
+    with_branch = order.uses_branch
     if with_branch:
         assert config.branch is not None, "the order needs a vertical branch"
-    num_blocks = config.num_blocks if with_branch else backbone.num_layers
     num_heads = 2 if with_branch else 1
-    blocks, heads = backbone.block_weights * num_blocks, backbone.head_weights * num_heads
-    saved = 0
-    if work.quantized:
-        weights = num_blocks * backbone.block_linear_weights + num_heads * backbone.head_linear_weights
-        outputs = num_blocks * backbone.block_linear_outputs + num_heads * backbone.head_linear_outputs
-        saved = weights * (work.weight_bytes - QUANTIZED_BYTES) - outputs * SCALE_BYTES
-    heads += config.gate_weights if with_branch else 0
+    heads = backbone.head_weights * num_heads + (config.gate_weights if with_branch else 0)
     costs = []
     for step in range(order.num_steps):
         embedding = backbone.embedding_mlp_weights if step > 0 else config.prefix.read_weights(backbone.dim)
-        inputs = len(order.steps[step - 1]) if step > 0 else work.prefix_length
+        inputs = order.slot_starts[step] - order.slot_starts[step - 1] if step > 0 else work.prefix_length
+        in_branch = with_branch and (step > 0 or config.branch is None or config.branch.sees_prefix)
+        num_blocks = config.num_blocks if in_branch else backbone.num_layers
+        blocks = num_blocks * backbone.block_weights
         products = (blocks + embedding) * inputs + heads * len(order.steps[step])
-        read_bytes = (blocks + heads + embedding) * work.weight_bytes - saved
+        read_bytes = (blocks + heads + embedding) * work.weight_bytes
+        if work.quantized:
+            weights = num_blocks * backbone.block_linear_weights + num_heads * backbone.head_linear_weights
+            outputs = num_blocks * backbone.block_linear_outputs + num_heads * backbone.head_linear_outputs
+            read_bytes -= weights * (work.weight_bytes - QUANTIZED_BYTES) - outputs * SCALE_BYTES
         costs.append(ForwardCost(read_bytes, 2 * products * work.rows))
     return costs
 

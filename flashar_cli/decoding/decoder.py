@@ -65,7 +65,7 @@ class Decoder(ABC):
         return None
 
     @abstractmethod
-    def num_forwards(self, grid: Grid) -> int | None:
+    def num_forwards(self, config: ModelConfig, grid: Grid) -> int | None:
         """Forwards of one batch, the prefix's own included; None where they depend on the sampled tokens."""
 
     @abstractmethod

@@ -4,7 +4,7 @@ Between ``load`` and ``tokens`` nothing waits for the device, no shape depends o
 methods run eagerly and under CUDA graph capture alike.
 
 Letters: B images, R rows (B, or 2B with guidance: conditional rows first), C cells of a step, P prefix tokens,
-N = H*W cells, S = P + N, V codebook size.
+N = H*W cells, S = P + slots of the image, V codebook size.
 """
 
 from __future__ import annotations
@@ -45,21 +45,25 @@ class DecodePlan:
         self.tokens_BN = torch.zeros(batch, num_cells, dtype=torch.int64, device=device)
         self.values = SamplingValues.of(Sampling(), device)
         self.cfg_scales = torch.ones(order.num_steps, device=device)  # of each step; 1 is no guidance
-        self.cache = model.new_cache(self.num_rows, key.prefix_length + num_cells)
+        self.cache = model.new_cache(self.num_rows, key.prefix_length, order.num_slots)
 
         # Kept here too: the functions' caches may drop them while a captured graph still reads them.
-        self.rope = model.rope(order, key.prefix_length)
+        self.rope = model.rope(order, key.prefix_length, None)
         self.prefix_mask = model.attention_mask(order, key.prefix_length, None, key.prefix_length)
         self.targets = [step_targets(order, step, device) for step in range(order.num_steps)]
         self.bounds = list(pairwise(order.step_starts))
+        self.slot_bounds = list(pairwise(order.slot_starts))
         self.cells = torch.tensor(order.cells, device=device)
         self.positions = torch.tensor(order.positions, device=device)
         self.key_mask: Tensor | None = None
         if model.prefix.masks_keys:
             # Added to the scores; of a bool mask SDPA would make such a tensor in every layer. Its memory-efficient
             # kernel copies a mask unless each row starts at a multiple of 8 elements.
-            length = -(-(key.prefix_length + num_cells) // 8) * 8
+            length = -(-(key.prefix_length + order.num_slots) // 8) * 8
             self.key_mask = torch.zeros(self.num_rows, 1, 1, length, dtype=model.dtype, device=device)
+            self.prefix_mask = self.prefix_mask.repeat(self.num_rows, 1, 1, 1)
+            if model.config.backbone.rope == "1d":  # each row counts its own tokens
+                self.rope = self.rope.repeat(self.num_rows, 1, 1, 1)
 
     @torch.inference_mode()
     def load(self, conditions: Conditions, sampling: Sampling, uniform_BN: Tensor) -> None:
@@ -71,6 +75,25 @@ class DecodePlan:
         self.values.fill(sampling)
         guides = [sampling.guides_cell(start, len(self.order.cells)) for start, _ in self.bounds]
         self.cfg_scales.copy_(torch.tensor([sampling.cfg_scale if acts else 1.0 for acts in guides]))
+        self._load_valid_keys()
+
+    def _load_valid_keys(self) -> None:
+        """Puts in place which prefix tokens each row may attend to, and where in its text each token is."""
+        prefix, guided, length = self.model.prefix, self.key.kind.guided, self.key.prefix_length
+        valid_RP, starts_R = prefix.valid(self.conditions, self.drop_B), None
+        if valid_RP is None or self.key_mask is None:
+            return
+        if guided:
+            uncond_BP = prefix.valid(self.conditions, self.keep_B)
+            assert uncond_BP is not None
+            valid_RP = torch.cat([valid_RP, uncond_BP])
+            starts_B = prefix.common_starts(self.conditions) if self.order.uses_branch else None
+            starts_R = None if starts_B is None else starts_B.repeat(2)
+        self.key_mask[..., :length] = torch.where(valid_RP, 0.0, -math.inf)[:, None, None]
+        causal = self.model.attention_mask(self.order, length, None, length)
+        self.prefix_mask.copy_(with_valid_keys(causal, valid_RP))
+        if self.rope.ndim == 4:
+            self.rope.copy_(self.model.rope(self.order, length, valid_RP, starts_R))
 
     def run(self, on_step: StepHook | None = None) -> None:
         """Samples all tokens from what was loaded; ``on_step`` as in ``decoder.Plan``."""
@@ -79,30 +102,27 @@ class DecodePlan:
 
     def prefix(self) -> Tensor:
         """Runs the prefix and predicts the cells of step 0: logits [B, C, V] after guidance."""
-        model, length = self.model, self.key.prefix_length
-        prefix_RPD, valid_RP = model.prefix(self.conditions, self.drop_B)
+        model, length, targets = self.model, self.key.prefix_length, self.targets[0]
+        x_RPD = model.prefix(self.conditions, self.drop_B)
         if self.key.kind.guided:
-            uncond_BPD, valid_BP = model.prefix(self.conditions, self.keep_B)
-            prefix_RPD = torch.cat([prefix_RPD, uncond_BPD])
-            valid_RP = None if valid_RP is None or valid_BP is None else torch.cat([valid_RP, valid_BP])
-        mask = self.prefix_mask
-        if valid_RP is not None:
-            assert self.key_mask is not None
-            self.key_mask[..., :length] = torch.where(valid_RP, 0.0, -math.inf)[:, None, None]
-            mask = with_valid_keys(mask, valid_RP)
-        targets = self.targets[0]
-        hidden = model.hidden_states(prefix_RPD, self.rope[:length], mask, targets.uses_branch, self.cache)
+            x_RPD = torch.cat([x_RPD, model.prefix(self.conditions, self.keep_B)])
+        rope, uses_branch = self.rope[..., :length, :, :], targets.uses_branch
+        hidden = model.hidden_states(x_RPD, rope, self.prefix_mask, uses_branch, self.cache, num_prefix=length)
         return self._predict(0, hidden.since(-1))
 
     def step(self, step: int, tokens_RC: Tensor) -> Tensor:
         """Feeds the tokens of the previous step and predicts the cells of ``step``: logits [B, C, V] after guidance."""
         model, targets = self.model, self.targets[step]
-        first, last = self.bounds[step - 1]
+        first, last = self.slot_bounds[step - 1]
         start, end = self.key.prefix_length + first, self.key.prefix_length + last
+        line_end = step - 1 in self.order.line_ends
         # Every key stored so far is of this step or an earlier one, so image tokens need no mask.
         mask = None if self.key_mask is None else self.key_mask[..., :end]
-        x_RCD = model.backbone.embedding(tokens_RC)
-        hidden = model.hidden_states(x_RCD, self.rope[start:end], mask, targets.uses_branch, self.cache, start)
+        if line_end and mask is not None:  # but the token before an end-of-line token must not see it
+            mask = mask.repeat(1, 1, 2, 1)
+            mask[..., 0, -1] = -math.inf
+        x_RCD, rope = model.embed_step(tokens_RC, line_end), self.rope[..., start:end, :, :]
+        hidden = model.hidden_states(x_RCD, rope, mask, targets.uses_branch, self.cache, start)
         return self._predict(step, hidden)
 
     def sample(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
@@ -140,4 +160,4 @@ class DecodePlan:
         """Every tensor that ``load`` and decoding write to."""
         own = [self.uniform_BN, self.tokens_BN, *self.values, self.cfg_scales, self.cache.memory]
         own += self.conditions.tensors.values()
-        return own if self.key_mask is None else [*own, self.key_mask]
+        return own if self.key_mask is None else [*own, self.key_mask, self.prefix_mask, self.rope]

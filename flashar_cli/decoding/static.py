@@ -13,24 +13,27 @@ from flashar_cli.models.flashar import FlasharModel
 
 
 class StaticDecoder(Decoder):
-    """Decodes a grid in the order that ``order`` gives. ``obstacle`` says why a model can't, None where it can."""
+    """Decodes a grid in the order that ``order`` gives for a model; ``obstacle`` says why a model can't."""
 
     def __init__(
-        self, name: str, order: Callable[[Grid], Order], obstacle: Callable[[ModelConfig], str | None] | None = None
+        self,
+        name: str,
+        order: Callable[[ModelConfig, Grid], Order],
+        obstacle: Callable[[ModelConfig], str | None] | None = None,
     ) -> None:
         self.name, self.order, self._obstacle = name, order, obstacle
 
     def obstacle(self, config: ModelConfig) -> str | None:
         return None if self._obstacle is None else self._obstacle(config)
 
-    def num_forwards(self, grid: Grid) -> int:
-        return self.order(grid).num_steps
+    def num_forwards(self, config: ModelConfig, grid: Grid) -> int:
+        return self.order(config, grid).num_steps
 
     def plan(self, model: FlasharModel, key: PlanKey) -> DecodePlan:
-        return DecodePlan(model, key, self.order(key.grid))
+        return DecodePlan(model, key, self.order(model.config, key.grid))
 
     def costs(self, config: ModelConfig, work: Workload) -> list[ForwardCost]:
-        return forward_costs(config, self.order(work.grid), work)
+        return forward_costs(config, self.order(config, work.grid), work)
 
 
 def _needs_branch(config: ModelConfig) -> str | None:
@@ -39,5 +42,5 @@ def _needs_branch(config: ModelConfig) -> str | None:
     return "this model has no vertical branch; use --decoder raster, or adapt it with `flashar adapt`"
 
 
-RASTER = StaticDecoder("raster", Grid.raster)
-FLASHAR = StaticDecoder("flashar", Grid.diagonal, _needs_branch)
+RASTER = StaticDecoder("raster", ModelConfig.raster)
+FLASHAR = StaticDecoder("flashar", lambda config, grid: grid.diagonal(), _needs_branch)

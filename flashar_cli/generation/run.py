@@ -58,7 +58,7 @@ class Made:
             "num_images": job.request.num_images,
             "num_made": self.num_images,
             "optimisation": job.engine.optimisation,
-            "forwards_per_image": job.request.decoder.num_forwards(job.request.grid),
+            "forwards_per_image": job.request.decoder.num_forwards(job.engine.model.config, job.request.grid),
             "time_s": round(self.seconds, 4),
             "images_per_s": None if speed is None else round(speed, 4),
             "written": [str(path) for path in targets.all],
@@ -69,7 +69,7 @@ class Made:
         total, decoder = job.request.num_images, job.request.decoder
         count = f"{total} images" if self.num_images == total else f"{self.num_images} of {total} images"
         speed = f" in {self.seconds:.2f} s ({self.num_images / self.seconds:.2f} images/s)" if self.num_images else ""
-        forwards = decoder.num_forwards(job.request.grid)
+        forwards = decoder.num_forwards(job.engine.model.config, job.request.grid)
         each = "" if forwards is None else f", {forwards} forwards each"
         return f"{decoder.name}: {count}{speed}{each}; wrote {', '.join(map(str, targets.all))}"
 

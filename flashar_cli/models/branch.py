@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flashar_cli.config import BackboneConfig, BranchConfig
 from flashar_cli.models.gate import build_gate
@@ -16,11 +16,16 @@ class VerticalBranch(nn.Module):
 
     def __init__(self, config: BranchConfig, backbone: BackboneConfig) -> None:
         super().__init__()
-        self.layer = config.layer
+        self.layer, self.sees_prefix = config.layer, config.sees_prefix
         self.blocks = nn.ModuleList(Block(backbone) for _ in range(config.depth))
         self.norm = RMSNorm(backbone.dim, backbone.norm_eps)
         self.head = build_head(backbone)
         self.gate = build_gate(config, backbone)
+
+    def unseen(self, x_BPD: Tensor) -> Tensor:
+        """What the head reads at prefix tokens that the blocks do not see: the branch's input as it is."""
+        # Kept for parity: lxazjk/Emu3.5-FlashAR flashar/model/modeling_emu_flashar.py predicts the corner from it.
+        return x_BPD
 
     def initialise_from(self, backbone: Transformer, generator: torch.Generator) -> None:
         """Block i becomes a copy of backbone block ``min(m + i, L - 1)``, norm and head copies of the backbone's; the

@@ -1,6 +1,7 @@
 """The whole model: prefix, backbone, vertical branch, and the one place where their predictions are fused.
 
-Letters: B batch, S = P + N sequence, P prefix tokens, N = H*W cells, C target cells, D model dim, V codebook size.
+Letters: B batch, R rows (B, or 2B with guidance), S = P + M sequence, P prefix tokens, M slots of the image, N = H*W
+cells, C target cells, D model dim, V codebook size.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from flashar_cli.models.transformer import Transformer, run_blocks
 from flashar_cli.nn.attention import AttentionBackend
 from flashar_cli.nn.kv_cache import KVCache
 from flashar_cli.nn.layers import Attention
-from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps, with_valid_keys
-from flashar_cli.nn.rope import rope_table
+from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_ranks, with_valid_keys
+from flashar_cli.nn.rope import rope_table_1d, rope_table_2d, text_places
 from flashar_cli.nn.sampling import guide
 
 if TYPE_CHECKING:
@@ -45,6 +46,18 @@ class HiddenStates(NamedTuple):
         """Those that predict each target, [B, C, D]."""
         vertical = None if self.vertical is None else _select(self.vertical, targets.vertical)
         return HiddenStates(_select(self.horizontal, targets.horizontal), vertical)
+
+
+class Inputs(NamedTuple):
+    """A teacher-forced sequence of ``num_prefix`` prefix tokens and all tokens of the image but the last: embeddings
+    [B, S, D], rotations, and the masks of the whole sequence and of its image alone.
+    """
+
+    x_BSD: Tensor
+    rope: Tensor
+    mask: Tensor | BlockMask
+    image_mask: Tensor | BlockMask | None
+    num_prefix: int
 
 
 # Computes what a forward returns instead of a prediction of all cells.
@@ -98,15 +111,26 @@ class FlasharModel(nn.Module):
         module.initialise_from(self.backbone, torch.Generator(self.device).manual_seed(seed))
         self.branch = module
 
-    def rope(self, order: Order, prefix_length: int) -> Tensor:
-        """Rotation table [P + N, E // 2, 2] of a sequence in this order."""
-        return rope_table(self.config.backbone, order, prefix_length, self.device)
+    def rope(self, order: Order, prefix_length: int, valid_RP: Tensor | None, starts_R: Tensor | None = None) -> Tensor:
+        """Rotation table of a sequence in this order, [P + M, E // 2, 2] or [R, P + M, E // 2, 2]. ``valid_RP`` bool
+        [R, P] are the valid prefix positions (None: all); in a text the image starts at ``starts_R`` [R] (None: after
+        the row's own prefix).
+        """
+        config, device = self.config.backbone, self.device
+        if config.rope == "2d":
+            return rope_table_2d(order, prefix_length, config.head_dim, config.rope_base, device)
+        if valid_RP is None:
+            valid_RP = torch.ones(1, prefix_length, dtype=torch.bool, device=device)
+        places_RS = text_places(valid_RP, image_places(order, device), starts_R)
+        return rope_table_1d(places_RS, config.head_dim, config.rope_base)
 
-    def new_cache(self, num_rows: int, length: int) -> KVCache:
-        """An empty cache for sequences of this length: backbone blocks first, then those of the branch."""
-        backbone = self.config.backbone
-        num_blocks, num_heads = self.config.num_blocks, backbone.num_kv_heads
-        return KVCache(num_blocks, num_rows, num_heads, length, backbone.head_dim, self.device, self.dtype)
+    def new_cache(self, num_rows: int, prefix_length: int, num_slots: int) -> KVCache:
+        """An empty cache for sequences of P + M tokens: backbone blocks first, then those of the branch."""
+        backbone, branch = self.config.backbone, self.config.branch
+        first = 0 if branch is None or branch.sees_prefix else prefix_length
+        firsts = [0] * backbone.num_layers + [first] * (self.config.num_blocks - backbone.num_layers)
+        length = prefix_length + num_slots
+        return KVCache(firsts, num_rows, backbone.num_kv_heads, length, backbone.head_dim, self.device, self.dtype)
 
     def hidden_states(
         self,
@@ -116,20 +140,37 @@ class FlasharModel(nn.Module):
         use_branch: bool,
         cache: KVCache | None = None,
         start: int = 0,
+        num_prefix: int = 0,
+        image_mask: Tensor | BlockMask | None = None,
     ) -> HiddenStates:
-        """Runs embedded tokens through backbone and branch; training, prefix and decoding steps all come here."""
+        """Runs embedded tokens through backbone and branch; training, prefix and decoding steps all come here.
+
+        The first ``num_prefix`` tokens belong to the prefix. A branch that does not see it runs on the others, under
+        ``image_mask``.
+        """
         blocks, layers = list(self.backbone.blocks), cache.layers if cache else None
 
-        def run(part: Iterable[nn.Module], x_BSD: Tensor, first: int) -> Tensor:
-            return run_blocks(part, x_BSD, rope, mask, layers[first:] if layers else None, start)
+        def run(
+            part: Iterable[nn.Module], x: Tensor, rope: Tensor, mask: Tensor | BlockMask | None, layer: int, start: int
+        ) -> Tensor:
+            return run_blocks(part, x, rope, mask, layers[layer:] if layers else None, start)
 
         if not use_branch:
-            return HiddenStates(self.backbone.norm(run(blocks, x_BSD, 0)), None)
+            return HiddenStates(self.backbone.norm(run(blocks, x_BSD, rope, mask, 0, start)), None)
         branch = self.branch
         assert branch is not None, "the order needs a vertical branch"
-        shared_BSD = run(blocks[: branch.layer], x_BSD, 0)
-        horizontal = self.backbone.norm(run(blocks[branch.layer :], shared_BSD, branch.layer))
-        return HiddenStates(horizontal, branch.norm(run(branch.blocks, shared_BSD, len(blocks))))
+        shared_BSD = run(blocks[: branch.layer], x_BSD, rope, mask, 0, start)
+        horizontal = self.backbone.norm(run(blocks[branch.layer :], shared_BSD, rope, mask, branch.layer, start))
+        if branch.sees_prefix:
+            return HiddenStates(horizontal, branch.norm(run(branch.blocks, shared_BSD, rope, mask, len(blocks), start)))
+        parts, rope_image = [], rope[..., num_prefix:, :, :]
+        if num_prefix:
+            parts.append(branch.unseen(shared_BSD)[:, :num_prefix])
+        if rope_image.shape[-3]:
+            image_BMD = shared_BSD[:, num_prefix:] if num_prefix else shared_BSD
+            image_BMD = run(branch.blocks, image_BMD, rope_image, image_mask, len(blocks), start + num_prefix)
+            parts.append(branch.norm(image_BMD))
+        return HiddenStates(horizontal, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
     def fuse(self, hidden: HiddenStates, targets: Targets) -> Prediction:
         """Predicts target cells: ``g * l_horizontal + (1 - g) * l_vertical`` (paper: fusion gate).
@@ -143,7 +184,7 @@ class FlasharModel(nn.Module):
             return Prediction(logits_h, logits_h, None, None, targets)
         assert self.branch is not None and v_BCD is not None
         logits_v = self.branch.head(v_BCD).float()
-        gate = self.branch.gate(h_BCD, v_BCD, logits_h, logits_v)
+        gate = self.branch.gate(h_BCD, v_BCD, logits_h, logits_v, targets.corner)
         gate = torch.where(targets.gated, gate, targets.fixed_gate).sigmoid()  # float32, as fixed_gate is
         return Prediction(torch.lerp(logits_v, logits_h, gate), logits_h, logits_v, gate, targets)
 
@@ -165,8 +206,8 @@ class FlasharModel(nn.Module):
             return self.attention_mask(order, prefix_length, valid_BP, length)
         if valid_BP is None:
             return _order_block_mask(order, prefix_length, length, self.device)
-        steps = sequence_steps(order, prefix_length, self.device)[:length]
-        return order_block_mask(steps, F.pad(valid_BP, (0, length - prefix_length), value=True))
+        ranks = sequence_ranks(order, prefix_length, self.device)[:length]
+        return order_block_mask(ranks, F.pad(valid_BP, (0, length - prefix_length), value=True))
 
     def attention_mask(self, order: Order, prefix_length: int, valid_BP: Tensor | None, length: int) -> Tensor:
         """The mask of the first ``length`` positions in this order, bool [length, length]. ``valid_BP`` bool [B, P] are
@@ -177,22 +218,50 @@ class FlasharModel(nn.Module):
             return mask
         return with_valid_keys(mask, F.pad(valid_BP, (0, length - prefix_length), value=True))
 
-    def embed(
-        self, tokens_BN: Tensor, conditions: Conditions, drop: Tensor, blank_BN: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The input sequence of a teacher-forced forward, [B, P + N - 1, D]: the prefix and all cells but the last; and
-        which prefix positions are valid, bool [B, P] (None: all).
+    def embed_step(self, tokens_RC: Tensor, line_end: bool) -> Tensor:
+        """Embeddings of the tokens of a step, [R, C, D], and of the end-of-line token that follows them, if any."""
+        x_RCD = self.backbone.embedding(tokens_RC)
+        return torch.cat([x_RCD, self._line_end(x_RCD)], dim=1) if line_end else x_RCD
+
+    def _line_end(self, x_BND: Tensor) -> Tensor:
+        end_D = self.prefix.line_end
+        assert end_D is not None, "the order has end-of-line tokens"
+        return end_D.to(x_BND.dtype).expand(len(x_BND), 1, -1)
+
+    def inputs(
+        self,
+        tokens_BN: Tensor,
+        conditions: Conditions,
+        order: Order,
+        drop: Tensor | None = None,
+        blank_BN: Tensor | None = None,
+        paired: bool = False,
+    ) -> Inputs:
+        """The sequence of a teacher-forced forward; the arguments are those of ``forward``.
 
         Under autocast the sequence, and so the residual stream of every block, has autocast's dtype, as in a model that
         decodes in that dtype.
         """
-        prefix_BPD, valid_BP = self.prefix(conditions, drop)
-        tokens_BND = self.backbone.embedding(tokens_BN[:, :-1])
+        if drop is None:
+            drop = torch.zeros(len(tokens_BN), dtype=torch.bool, device=tokens_BN.device)
+        prefix_BPD, valid_BP = self.prefix(conditions, drop), self.prefix.valid(conditions, drop)
+        tokens_BMD = self.backbone.embedding(tokens_BN[:, :-1])
         if blank_BN is not None:
-            tokens_BND = tokens_BND.masked_fill(blank_BN[:, :-1, None], 0)
-        x_BSD = torch.cat([prefix_BPD, tokens_BND], dim=1)
-        kind = x_BSD.device.type
-        return x_BSD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BSD, valid_BP
+            tokens_BMD = tokens_BMD.masked_fill(blank_BN[:, :-1, None], 0)
+        if order.line_ends:
+            ended_BMD = torch.cat([tokens_BMD, self._line_end(tokens_BMD)], dim=1)
+            tokens_BMD = ended_BMD.index_select(1, _fed_positions(order, ended_BMD.device))
+        x_BSD = torch.cat([prefix_BPD, tokens_BMD], dim=1)
+        kind, length, num_prefix = x_BSD.device.type, x_BSD.shape[1], prefix_BPD.shape[1]
+        starts_B = self.prefix.common_starts(conditions) if paired and order.uses_branch else None
+        apart = self.branch is not None and not self.branch.sees_prefix
+        return Inputs(
+            x_BSD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BSD,
+            self.rope(order, num_prefix, valid_BP, starts_B)[..., :length, :, :],
+            self._teacher_forced_mask(order, num_prefix, valid_BP, length),
+            self._teacher_forced_mask(order, 0, None, length - num_prefix) if apart else None,
+            num_prefix,
+        )
 
     def forward(
         self,
@@ -202,22 +271,26 @@ class FlasharModel(nn.Module):
         drop: Tensor | None = None,
         blank_BN: Tensor | None = None,
         read: Reader | None = None,
+        paired: bool = False,
     ) -> Any:
         """Teacher-forced prediction of all N cells in the given order, or what ``read`` returns for the hidden states
         that predict them. ``read`` is called in here because sharded heads are whole only during a forward.
 
         ``tokens_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional,
-        ``blank_BN`` bool [B, N] marks context tokens whose embedding is set to zero.
+        ``blank_BN`` bool [B, N] marks context tokens whose embedding is set to zero. ``paired``: the rows are halves of
+        guidance pairs, whose images start at the same place of the text.
         """
-        if drop is None:
-            drop = torch.zeros(len(tokens_BN), dtype=torch.bool, device=tokens_BN.device)
-        x_BSD, valid_BP = self.embed(tokens_BN, conditions, drop, blank_BN)
-        length = x_BSD.shape[1]
-        prefix_length = length - tokens_BN.shape[1] + 1
-        targets = grid_targets(order, x_BSD.device)
-        mask = self._teacher_forced_mask(order, prefix_length, valid_BP, length)
-        hidden = self.hidden_states(x_BSD, self.rope(order, prefix_length)[:length], mask, targets.uses_branch)
-        return (read or self.fuse)(hidden.since(prefix_length - 1), targets)
+        given = self.inputs(tokens_BN, conditions, order, drop, blank_BN, paired)
+        targets = grid_targets(order, given.x_BSD.device)
+        hidden = self.hidden_states(
+            given.x_BSD,
+            given.rope,
+            given.mask,
+            targets.uses_branch,
+            num_prefix=given.num_prefix,
+            image_mask=given.image_mask,
+        )
+        return (read or self.fuse)(hidden.since(given.num_prefix - 1), targets)
 
 
 def initialise(model: FlasharModel, seed: int, zero_head: bool = True) -> None:
@@ -241,5 +314,21 @@ def _select(hidden_BKD: Tensor, index: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # shared with decoding
+def image_places(order: Order, device: torch.device) -> Tensor:
+    """Places of the image's tokens in the text, from 0 on, int64 [M]."""
+    return torch.tensor(order.places, device=device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _fed_positions(order: Order, device: torch.device) -> Tensor:
+    """What is in each slot but the last, int64 [M - 1]: a position, N - 1 for an end-of-line token."""
+    found = torch.full((order.num_slots,), len(order.cells) - 1)
+    found[order.slots] = torch.arange(len(order.cells))
+    return found[:-1].to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _order_block_mask(order: Order, prefix_length: int, length: int, device: torch.device) -> BlockMask:
-    return order_block_mask(sequence_steps(order, prefix_length, device)[:length], None)
+    return order_block_mask(sequence_ranks(order, prefix_length, device)[:length], None)

@@ -15,9 +15,13 @@ from flashar_cli.config import BackboneConfig, BranchConfig
 
 
 class Gate(nn.Module):
-    """Gate logits [B, C, 1] of C targets from both heads' normed hidden states and logits; g is their sigmoid."""
+    """Gate logits [B, C, 1] of C targets from both heads' normed hidden states and logits; g is their sigmoid.
+    ``corner`` bool [C, 1] is True for cell (0, 0), None where it is not among the targets.
+    """
 
-    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+    def forward(
+        self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor, corner: Tensor | None = None
+    ) -> Tensor:
         raise NotImplementedError
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -38,19 +42,30 @@ class GateMLP(nn.Module):
 
 
 class HiddenGate(Gate):
-    """An MLP on ``[h; v]``, the normed hidden states [.., dim] of both heads (the paper's gate)."""
+    """An MLP on ``[h; v]``, the normed hidden states [.., dim] of both heads (the paper's gate).
 
-    def __init__(self, dim: int, inner_dim: int | None) -> None:
+    With ``own_corner`` cell (0, 0), where v is no normed state of the branch, has a linear gate on h instead.
+    """
+
+    # Kept for parity: lxazjk/Emu3.5-FlashAR flashar/model/modeling_emu_flashar.py hv_gate_corner.
+
+    def __init__(self, dim: int, inner_dim: int | None, own_corner: bool = False) -> None:
         super().__init__()
         self.mlp = GateMLP(2 * dim, inner_dim)
+        self.corner = nn.Linear(dim, 1) if own_corner else None
 
-    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
-        return self.mlp(torch.cat([h_BCD, v_BCD], dim=-1))
+    def forward(
+        self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor, corner: Tensor | None = None
+    ) -> Tensor:
+        gate = self.mlp(torch.cat([h_BCD, v_BCD], dim=-1))
+        return gate if self.corner is None or corner is None else torch.where(corner, self.corner(h_BCD), gate)
 
     def initialise(self, generator: torch.Generator) -> None:
         nn.init.normal_(self.mlp.fc1.weight, std=1 / math.sqrt(self.mlp.fc1.in_features), generator=generator)
-        nn.init.zeros_(self.mlp.fc2.weight)
-        nn.init.zeros_(self.mlp.fc2.bias)
+        for last in (self.mlp.fc2, self.corner):
+            if last is not None:
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
 
 
 class LogitsGate(HiddenGate):
@@ -59,7 +74,9 @@ class LogitsGate(HiddenGate):
     Kept for parity: lxazjk/LlamaGen-FlashAR autoregressive/models/gpt.py _hv_gate.
     """
 
-    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+    def forward(
+        self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor, corner: Tensor | None = None
+    ) -> Tensor:
         features = torch.cat([logits_h_BCV, logits_v_BCV], dim=-1).detach().float()
         features = torch.nan_to_num(features, nan=0.0, posinf=30.0, neginf=-30.0)
         centred = features - features.mean(dim=-1, keepdim=True)
@@ -75,7 +92,9 @@ class ScalarGate(Gate):
         super().__init__()
         self.logit = nn.Parameter(torch.zeros(()))
 
-    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+    def forward(
+        self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor, corner: Tensor | None = None
+    ) -> Tensor:
         return self.logit.expand(*h_BCD.shape[:2], 1)
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -85,13 +104,15 @@ class ScalarGate(Gate):
 class MeanGate(Gate):
     """g = 0.5. With the branch after the last block this is NAR."""
 
-    def forward(self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor) -> Tensor:
+    def forward(
+        self, h_BCD: Tensor, v_BCD: Tensor, logits_h_BCV: Tensor, logits_v_BCV: Tensor, corner: Tensor | None = None
+    ) -> Tensor:
         return h_BCD.new_zeros(*h_BCD.shape[:2], 1)
 
 
 # One module for each kind in config.GATES.
 MODULES: dict[str, Callable[[BranchConfig, BackboneConfig], Gate]] = {
-    "hidden": lambda branch, backbone: HiddenGate(backbone.dim, branch.gate_dim),
+    "hidden": lambda branch, backbone: HiddenGate(backbone.dim, branch.gate_dim, not branch.sees_prefix),
     "logits": lambda branch, backbone: LogitsGate(backbone.vocab_size, branch.gate_dim),
     "scalar": lambda branch, backbone: ScalarGate(),
     "mean": lambda branch, backbone: MeanGate(),

@@ -1,6 +1,6 @@
 """Attention masks from an order of decoding.
 
-Letters: B batch, P prefix tokens, S = P + N sequence. True means: may attend.
+Letters: B batch, P prefix tokens, S = P + slots sequence. True means: may attend.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-def sequence_steps(order: Order, prefix_length: int, device: torch.device) -> Tensor:
-    """int64 [S]: the step of every position. Each prefix token is a step of its own, before step 0 of the image."""
-    return torch.tensor([*range(-prefix_length, 0), *order.step_of_position], device=device)
+def sequence_ranks(order: Order, prefix_length: int, device: torch.device) -> Tensor:
+    """int64 [S]: the rank of every slot; a token attends to those of its rank or a lower one. Each prefix token has a
+    rank of its own, below those of the image.
+    """
+    return torch.tensor([*range(-prefix_length, 0), *order.ranks], device=device)
 
 
 @lru_cache(maxsize=16)
@@ -27,10 +29,10 @@ def sequence_steps(order: Order, prefix_length: int, device: torch.device) -> Te
 def order_mask(order: Order, prefix_length: int, device: torch.device) -> Tensor:
     """bool [S, S], made once and shared: prefix tokens are causal among themselves; an image token attends to the whole
     prefix and to every image token of its own step or an earlier one (paper: section 3, the diagonal mask). In the
-    raster order this is the ordinary causal mask.
+    raster order this is the ordinary causal mask, also among a row's last token and the end-of-line token after it.
     """
-    steps = sequence_steps(order, prefix_length, device)
-    return steps[None, :] <= steps[:, None]
+    ranks = sequence_ranks(order, prefix_length, device)
+    return ranks[None, :] <= ranks[:, None]
 
 
 def with_valid_keys(mask_SS: Tensor, valid_BS: Tensor) -> Tensor:
@@ -42,13 +44,13 @@ def with_valid_keys(mask_SS: Tensor, valid_BS: Tensor) -> Tensor:
     return (mask_SS & valid_BS[:, None, None, :]) | diagonal
 
 
-def order_block_mask(steps_S: Tensor, valid_BS: Tensor | None) -> BlockMask:
+def order_block_mask(ranks_S: Tensor, valid_BS: Tensor | None) -> BlockMask:
     """``order_mask``, or ``with_valid_keys`` of it, for FlexAttention, which skips blocks that are all False."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        in_order = steps_S[key] <= steps_S[query]
+        in_order = ranks_S[key] <= ranks_S[query]
         return in_order if valid_BS is None else (in_order & valid_BS[batch, key]) | (query == key)
 
     batch = None if valid_BS is None else len(valid_BS)
-    return create_block_mask(may_attend, batch, None, len(steps_S), len(steps_S), device=str(steps_S.device))
+    return create_block_mask(may_attend, batch, None, len(ranks_S), len(ranks_S), device=str(ranks_S.device))

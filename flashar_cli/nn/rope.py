@@ -1,6 +1,6 @@
 """Rotary positions.
 
-Letters: B batch, S sequence, A heads, E head dim, P prefix tokens, N = H*W cells.
+Letters: B batch, R rows, S sequence, or slots of the image, A heads, E head dim, P prefix tokens, N = H*W cells.
 """
 
 from __future__ import annotations
@@ -10,22 +10,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from flashar_cli.config import BackboneConfig
 from flashar_cli.grid import Order
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # shared with training, and autograd refuses inference tensors
-def rope_table(config: BackboneConfig, order: Order, prefix_length: int, device: torch.device) -> Tensor:
-    """Rotation angles of a sequence ``[prefix, cells in the given order]`` as (cos, sin) pairs: float32
-    ``[P + N, E // 2, 2]``, made once and shared.
-    """
-    table = rope_table_2d if config.rope == "2d" else rope_table_1d
-    return table(order, prefix_length, config.head_dim, config.rope_base, device)
-
-
 def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """Positions by cell: the first half of the head dim is rotated by the row, the second by the column."""
+    """Rotations by row and column of a sequence ``[prefix, cells in the given order]`` as (cos, sin) pairs, float32
+    [P + N, E // 2, 2]: the first half of the head dim is rotated by the row, the second by the column.
+    """
     frequencies = _frequencies(head_dim // 2, base)
     cells = torch.tensor(order.cells)
     rows, cols = cells // order.grid.width, cells % order.grid.width
@@ -36,10 +29,24 @@ def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, 
     return torch.cat([prefix, _pairs(angles)]).to(device)
 
 
-def rope_table_1d(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """Positions by raster index: those of the prefix, then those of the cells row by row, whatever the order."""
-    places = torch.cat([torch.arange(prefix_length), prefix_length + torch.tensor(order.cells)])
-    return _pairs(torch.outer(places.float(), _frequencies(head_dim, base))).to(device)
+def rope_table_1d(places: Tensor, head_dim: int, base: float) -> Tensor:
+    """Rotations by place in the text, int64 [..], as (cos, sin) pairs, float32 [.., E // 2, 2]."""
+    return _pairs(places.float()[..., None] * _frequencies_on(head_dim, base, places.device))
+
+
+def text_places(valid_RP: Tensor, image_S: Tensor, starts_R: Tensor | None) -> Tensor:
+    """Places int64 [R, P + S] of the tokens of ``[prefix, image]`` in a text: the valid ones of the prefix, bool
+    [R, P], count from 0, and those of the image are ``image_S`` after ``starts_R`` (None: after the row's own prefix).
+    """
+    prefix_RP = (valid_RP.cumsum(dim=1) - 1).clamp(min=0)
+    starts_R = valid_RP.sum(dim=1) if starts_R is None else starts_R
+    return torch.cat([prefix_RP, starts_R[:, None] + image_S], dim=1)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _frequencies_on(dim: int, base: float, device: torch.device) -> Tensor:
+    return _frequencies(dim, base).to(device)
 
 
 def _frequencies(dim: int, base: float) -> Tensor:
@@ -51,18 +58,19 @@ def _pairs(angles: Tensor) -> Tensor:
 
 
 def apply_rope(x_BSAE: Tensor, table: Tensor, halves: bool = False) -> Tensor:
-    """Rotates pairs of the last axis by ``table`` [S, E // 2, 2]; computes in float32 and keeps the dtype. Pairs are
-    neighbours (2k, 2k + 1) or, with ``halves``, (k, k + E / 2), as in Hugging Face's layout of Llama.
+    """Rotates pairs of the last axis by ``table`` [S, E // 2, 2] or [B, S, E // 2, 2]; computes in float32 and keeps
+    the dtype. Pairs are neighbours (2k, 2k + 1) or, with ``halves``, (k, k + E / 2), as in Hugging Face's layout of
+    Llama.
     """
     if halves:
-        cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+        cos, sin = table[..., None, :, 0], table[..., None, :, 1]
         first, second = x_BSAE.float().chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).type_as(x_BSAE)
     pairs = x_BSAE.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # Inductor fuses this into one kernel, and can't compile complex numbers
-        cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+        cos, sin = table[..., None, :, 0], table[..., None, :, 1]
         even, odd = pairs[..., 0], pairs[..., 1]
         rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     else:
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)[:, None])
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(table)[..., None, :])
     return rotated.flatten(-2).type_as(x_BSAE)

@@ -153,7 +153,7 @@ class _Probes:
     def _examples(self, batch: TokenSet) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yields (probe name, hidden [K, D], tokens [K]) for every probe: K cells with a neighbour there."""
         grid, device, dtype = self.model.config.order_grid, self.model.device, self.dtype
-        order = grid.raster() if self.settings.mask == "raster" else grid.diagonal()
+        order = self.model.config.raster(grid) if self.settings.mask == "raster" else grid.diagonal()
         tokens_BHW, conditions = batch.tensors(device)
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             states = hidden_grids(self.model, tokens_BHW, conditions, order, self.settings.layers)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,13 +21,11 @@ def hidden_grids(
     model: FlasharModel, tokens_BHW: Tensor, conditions: Conditions, order: Order, layers: Sequence[int]
 ) -> list[Tensor]:
     """Hidden states [B, H, W, D] before each of these blocks; the last cell, which predicts nothing, is zero."""
-    drop = torch.zeros(len(tokens_BHW), dtype=torch.bool, device=tokens_BHW.device)
-    x_BSD, valid_BP = model.embed(order.from_raster(tokens_BHW), conditions, drop)
-    length, prefix = x_BSD.shape[1], model.prefix.length(conditions)
-    mask = model.attention_mask(order, prefix, valid_BP, length)
+    given = model.inputs(order.from_raster(tokens_BHW), conditions, order)
     with _collected(model, layers) as states:
-        run_blocks(model.backbone.blocks, x_BSD, model.rope(order, prefix)[:length], mask, None, 0)
-    return [order.to_raster(F.pad(states[layer][:, prefix:], (0, 0, 0, 1)), trailing=1) for layer in layers]
+        run_blocks(model.backbone.blocks, given.x_BSD, given.rope, given.mask, None, 0)
+    images = (F.pad(states[layer][:, given.num_prefix :], (0, 0, 0, 1)) for layer in layers)
+    return [order.to_raster(image_BMD[:, order.slots], trailing=1) for image_BMD in images]
 
 
 @contextmanager

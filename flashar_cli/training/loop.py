@@ -188,7 +188,7 @@ def batch_losses(
     views = choose_view(run.train.num_views, run.seed, epochs, rows)
     tokens_BHW, conditions = run.train.take(rows).tensors(model.device, views)
     grid = model.config.order_grid
-    order = grid.raster() if model.branch is None else grid.diagonal()
+    order = model.config.raster(grid) if model.branch is None else grid.diagonal()
     drop = torch.from_numpy(condition_drop(optim.class_drop, run.seed, epochs, rows)).to(model.device)
     blank_BN = None
     if optim.token_drop:
@@ -207,7 +207,7 @@ def batch_losses(
         def read(hidden: HiddenStates, targets: Targets) -> Losses:
             return losses_of(model, hidden, targets, tokens_BN, stage, teacher_BND, run.engine.compile)
 
-        losses: Losses = parallel(inputs_BN, conditions, order, drop, blank_BN, read)
+        losses: Losses = parallel(inputs_BN, conditions, order, drop, blank_BN, read, True)
         return losses
 
 
@@ -217,7 +217,7 @@ def _teacher_states(
 ) -> Tensor:
     """Normed hidden states [B, N, D] from which the frozen base, in raster order, predicts the cells of ``order``."""
     model = parallel.model
-    raster = model.config.order_grid.raster()
+    raster = model.config.raster(model.config.order_grid)
     model.eval()
     states: Tensor = model(
         raster.from_raster(tokens_BHW), conditions, raster, drop, read=lambda hidden, targets: hidden.horizontal

@@ -60,7 +60,8 @@ def losses_of(
     """
     h_BND, v_BND = hidden.sources(targets)
     across, below = targets.has_horizontal[None], targets.has_vertical[None]
-    tensors = (h_BND, v_BND, tokens_BN, across, below, teacher_BND)
+    corner = None if targets.corner is None else targets.corner[None, :, 0]
+    tensors = (h_BND, v_BND, tokens_BN, across, below, corner, teacher_BND)
     modules: list[nn.Module] = [model.backbone.head]
     counts, weights = [torch.full((), tokens_BN.numel(), device=tokens_BN.device)], [1.0]
     if model.branch is not None and targets.uses_branch:
@@ -97,13 +98,16 @@ def part_sums(
     tokens_BC: Tensor,
     across_1C: Tensor,
     below_1C: Tensor,
+    corner_1C: Tensor | None,
     teacher_BCD: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Sums [K] of the terms over some targets, given the hidden states that predict each, and their gates [B, C].
 
-    ``across_1C`` and ``below_1C`` say which targets the horizontal and the vertical head predict.
+    ``across_1C`` and ``below_1C`` say which targets the horizontal and the vertical head predict, ``corner_1C`` which
+    is the cell (0, 0).
     """
-    targets = aligned_targets(across_1C[0], below_1C[0], v_BCD is not None)
+    corner = None if corner_1C is None else corner_1C[0]
+    targets = aligned_targets(across_1C[0], below_1C[0], v_BCD is not None, corner)
     prediction = model.fuse(HiddenStates(h_BCD, v_BCD), targets)
     fused = cross_entropy(prediction.logits, tokens_BC)
     if prediction.vertical is None or prediction.gate is None:

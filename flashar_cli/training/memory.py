@@ -182,7 +182,7 @@ def _stored_by_loss(model: FlasharModel, num_targets: int, dtype: torch.dtype) -
     h_BCD, v_BCD = (torch.zeros(1, num_targets, model.config.backbone.dim, dtype=dtype) for _ in range(2))
     h_BCD.requires_grad_(), v_BCD.requires_grad_()
     tokens, counted = torch.zeros(1, num_targets, dtype=torch.int64), torch.ones(1, num_targets, dtype=torch.bool)
-    tensors = (h_BCD, v_BCD, tokens, counted, counted, None)
+    tensors = (h_BCD, v_BCD, tokens, counted, counted, None, None)
     return _kept(model, lambda: part_sums(model, StageSettings(), *tensors), dtype)[0]
 
 

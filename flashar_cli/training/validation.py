@@ -91,7 +91,7 @@ def _batch_losses(
     model: FlasharModel, data: TokenSet, rows: slice, decoder: StaticDecoder, dtype: torch.dtype
 ) -> dict[str, float]:
     tokens_BHW, conditions = data.take(rows).tensors(model.device)
-    order = decoder.order(model.config.order_grid)
+    order = decoder.order(model.config, model.config.order_grid)
     tokens_BN = order.from_raster(tokens_BHW)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         losses, targets = model(tokens_BN, conditions, order, read=partial(_read, model, tokens_BN))

@@ -79,7 +79,7 @@ def test_logits_are_those_of_the_teacher_forced_forward(scale: float, captions: 
     engine, sampling = Engine(model), Sampling(cfg_scale=scale, temperature=0)
     for decoder in (RASTER, FLASHAR):
         found = engine.teacher_forced(decoder, conditions, sampling, tokens)
-        expected = teacher_forced(model, tokens, conditions, decoder.order(Grid(3, 5)), scale)
+        expected = teacher_forced(model, tokens, conditions, decoder.order(model.config, Grid(3, 5)), scale)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 

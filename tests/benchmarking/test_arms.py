@@ -206,4 +206,4 @@ def test_forwards_of_a_graph_are_counted_while_it_is_captured(decoder: str) -> N
     assert benched.tokenizer is not None
     benched.tokenizer.cuda()
     sampler = arms.prepare(benched, f"{decoder}-graph", Batch.of(plan(), benched.model, grid, 1))
-    assert sampler.forwards == DECODERS[decoder].num_forwards(grid)
+    assert sampler.forwards == DECODERS[decoder].num_forwards(benched.model.config, grid)

@@ -49,7 +49,7 @@ class Toy(Decoder):
     def obstacle(self, config: ModelConfig) -> str | None:
         return None if config.order_grid.height > 2 else "needs three rows"
 
-    def num_forwards(self, grid: Grid) -> None:
+    def num_forwards(self, config: ModelConfig, grid: Grid) -> None:
         return None
 
     def plan(self, model: FlasharModel, key: PlanKey) -> Plan:

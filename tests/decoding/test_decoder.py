@@ -64,11 +64,11 @@ def teacher_forced(model: FlasharModel, tokens: torch.Tensor, conditions: Condit
     """Logits [B, N, V] in the order, with guidance."""
     sequence = order.from_raster(tokens)
     with torch.no_grad():
-        cond = model(sequence, conditions, order).logits
         if scale == 1:
-            return cond
+            return model(sequence, conditions, order).logits
         drop = torch.ones(len(tokens), dtype=torch.bool)
-        return guide(cond, model(sequence, conditions, order, drop).logits, scale)
+        pair = [model(sequence, conditions, order, row, paired=True).logits for row in (~drop, drop)]
+        return guide(*pair, scale)
 
 
 def assert_cached_is_teacher_forced(model: FlasharModel, conditions: Conditions, scale: float, atol: float) -> None:
@@ -135,7 +135,7 @@ def test_fusion_rule_cell_by_cell():
 def test_each_cell_is_sampled_with_its_own_number(decoder):
     """By a walk over the probabilities: the first token at which their sum exceeds the cell's number."""
     model, seen = make_model(3, 5, "hidden"), []
-    order, uniform = DECODERS[decoder].order(model.config.order_grid), uniform_table(3, 0, 2, 15)
+    order, uniform = DECODERS[decoder].order(model.config, model.config.order_grid), uniform_table(3, 0, 2, 15)
     tokens = decode(model, make_conditions(2, False), order, Sampling(), uniform, lambda _, logits: seen.append(logits))
     sums = order.to_raster(torch.cat(seen, dim=1), trailing=1).double().softmax(-1).cumsum(-1)
     near = 1e-5  # where a sum falls on the number itself, rounding decides

@@ -74,9 +74,8 @@ def test_the_branch_reads_the_state_before_block_m(layer):
             model.branch.blocks[0].feed_forward.w2.weight.zero_()
     grid, tokens = model.config.order_grid, torch.randint(32, (2, 15))
     with torch.no_grad():
-        x_BSD, _ = model.embed(tokens, Conditions(labels=torch.tensor([1, 2])), torch.zeros(2, dtype=torch.bool))
-        rope, mask = model.rope(grid.diagonal(), 1)[:15], model.attention_mask(grid.diagonal(), 1, None, 15)
-        hidden = model.hidden_states(x_BSD, rope, mask, use_branch=True)
-        alone = model.hidden_states(x_BSD, rope, mask, use_branch=False)
+        given = model.inputs(tokens, Conditions(labels=torch.tensor([1, 2])), grid.diagonal())
+        hidden = model.hidden_states(given.x_BSD, given.rope, given.mask, use_branch=True)
+        alone = model.hidden_states(given.x_BSD, given.rope, given.mask, use_branch=False)
     torch.testing.assert_close(hidden.vertical, hidden.horizontal)
     torch.testing.assert_close(alone.horizontal, hidden.horizontal)

@@ -32,7 +32,7 @@ def test_a_cell_is_predicted_from_all_earlier_steps_and_from_nothing_else(shape,
         before = model(tokens, Conditions(labels=labels), order).logits
         after = model(others, Conditions(labels=labels.repeat(grid.num_cells)), order).logits
     moved = (after - before).abs().amax(dim=-1) > 1e-5
-    steps = torch.tensor(order.step_of_position)
+    steps = torch.tensor(order.ranks)
     assert torch.equal(moved, steps[None, :] > steps[:, None])
 
 

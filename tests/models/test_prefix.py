@@ -27,14 +27,16 @@ def test_the_last_class_is_the_unconditional_one():
     embedder = ClassEmbedder(ClassPrefix(num_classes=6), 8)
     table = embedder.embedding.weight
     assert table.shape == (7, 8)
-    embedded, valid = embedder(Conditions(labels=torch.tensor([5, 0, 3])), torch.tensor([False, True, False]))
-    assert valid is None and torch.equal(embedded, table[[5, 6, 3]][:, None])
+    given, drop = Conditions(labels=torch.tensor([5, 0, 3])), torch.tensor([False, True, False])
+    embedded = embedder(given, drop)
+    assert embedder.valid(given, drop) is None and torch.equal(embedded, table[[5, 6, 3]][:, None])
 
 
 def test_padding_of_a_caption_is_zero_before_the_projection():
     embedder, conditions = captions()
-    embedded, valid = embedder(conditions, torch.zeros(3, dtype=torch.bool))
-    assert torch.equal(valid, conditions.tensors["mask"] > 0)
+    drop = torch.zeros(3, dtype=torch.bool)
+    embedded = embedder(conditions, drop)
+    assert torch.equal(embedder.valid(conditions, drop), conditions.tensors["mask"] > 0)
     for row, padding in enumerate((0, 2, 3)):
         features = conditions.tensors["features"][row].clone()
         features[:padding] = 0
@@ -44,11 +46,12 @@ def test_padding_of_a_caption_is_zero_before_the_projection():
 
 def test_an_unconditional_caption_has_its_embedding_everywhere_under_the_captions_mask():
     embedder, conditions = captions()
-    embedded, valid = embedder(conditions, torch.tensor([False, True, False]))
+    drop = torch.tensor([False, True, False])
+    embedded, valid = embedder(conditions, drop), embedder.valid(conditions, drop)
     inner = F.gelu(embedder.uncond_embedding @ embedder.fc1.weight.T, approximate="tanh")
     torch.testing.assert_close(embedded[1], inner @ embedder.fc2.weight.T)
     assert torch.equal(valid, conditions.tensors["mask"] > 0)
-    kept, _ = embedder(conditions, torch.zeros(3, dtype=torch.bool))
+    kept = embedder(conditions, torch.zeros(3, dtype=torch.bool))
     assert torch.equal(embedded[[0, 2]], kept[[0, 2]])
 
 
@@ -92,7 +95,8 @@ def test_prompts_are_padded_on_the_left_and_keep_what_is_kept_without_a_conditio
     assert conditions.tensors["ids"].tolist() == [[1, 7, 8, 9, 6], [0, 0, 1, 11, 6]]
     assert conditions.tensors["mask"].tolist() == [[True] * 5, [False, False, True, True, True]]
     assert conditions.tensors["uncond_ids"].tolist() == [[1, 0, 0, 0, 6], [0, 0, 1, 0, 6]]
-    embedded, valid = embedder(conditions, torch.tensor([False, True]))
+    drop = torch.tensor([False, True])
+    embedded, valid = embedder(conditions, drop), embedder.valid(conditions, drop)
     table = embedder.embedding.weight
     assert torch.equal(embedded, table[torch.tensor([[1, 7, 8, 9, 6], [0, 0, 1, 0, 6]])])
     assert torch.equal(valid, conditions.tensors["mask"]) and embedder.length(conditions) == 5
@@ -102,7 +106,7 @@ def test_an_unconditional_prompt_may_have_a_mask_of_its_own():
     embedder, conditions = prompts()
     other = torch.tensor([[False] * 4 + [True]] * 2)
     given = Conditions(**{**conditions.tensors, "uncond_mask": other})
-    _, valid = embedder(given, torch.tensor([False, True]))
+    valid = embedder.valid(given, torch.tensor([False, True]))
     assert torch.equal(valid, torch.stack([conditions.tensors["mask"][0], other[1]]))
 
 
@@ -141,6 +145,7 @@ def test_blank_and_example_conditions_fit_the_model(config):
     same = all(torch.equal(other.tensors[name], tensor) for name, tensor in example.tensors.items())
     assert same == (config.kind == "class")
     with torch.no_grad():
-        embedded, valid = prefix(blank, torch.zeros(5, dtype=torch.bool))
+        drop = torch.zeros(5, dtype=torch.bool)
+        embedded, valid = prefix(blank, drop), prefix.valid(blank, drop)
     assert embedded.shape == (5, prefix.length(blank), 8) and (valid is not None) == prefix.masks_keys
     assert config.num_weights(8) == sum(parameter.numel() for parameter in prefix.parameters())

@@ -8,7 +8,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.attention import attend, attention_kernels, check_backend, flex_takes
-from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps
+from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_ranks
 from tests.tiny_models import build_model, random_config
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def test_every_backend_gives_the_same(num_kv_heads):
     mask = order_mask(order, 1, CPU)
     expected = attend(q, k, v, mask, "eager")
     torch.testing.assert_close(attend(q, k, v, mask, "sdpa"), expected)
-    blocks = order_block_mask(sequence_steps(order, 1, CPU), None)
+    blocks = order_block_mask(sequence_ranks(order, 1, CPU), None)
     torch.testing.assert_close(attend(q, k, v, blocks, "flex"), expected)
 
 

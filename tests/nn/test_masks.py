@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flashar_cli.grid import Grid
-from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_steps, with_valid_keys
+from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_ranks, with_valid_keys
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
 
@@ -45,16 +45,16 @@ def test_padded_keys_are_hidden_except_from_themselves():
 @pytest.mark.parametrize("captions", (False, True))
 def test_block_masks_allow_the_same(shape, captions):
     order, device = Grid(*shape).diagonal(), torch.device("cpu")
-    steps = sequence_steps(order, 3, device)
+    ranks = sequence_ranks(order, 3, device)
     valid = None
     expected = order_mask(order, 3, device)[None, None]
     if captions:
-        valid = torch.ones(2, len(steps), dtype=torch.bool)
+        valid = torch.ones(2, len(ranks), dtype=torch.bool)
         valid[1, :2] = False
         expected = with_valid_keys(expected[0, 0], valid)
-    block_mask = order_block_mask(steps, valid)
+    block_mask = order_block_mask(ranks, valid)
     batch, head = torch.arange(len(expected))[:, None, None, None], torch.zeros(1, 1, 1, 1, dtype=torch.int64)
-    places = torch.arange(len(steps))
+    places = torch.arange(len(ranks))
     assert torch.equal(block_mask.mask_mod(batch, head, places[:, None], places).expand(expected.shape), expected)
     blocks = block_mask.to_dense()[:, 0].bool()
     size = block_mask.BLOCK_SIZE[0]

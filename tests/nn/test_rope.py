@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flashar_cli.grid import Grid
-from flashar_cli.nn.rope import apply_rope, rope_table_1d, rope_table_2d
+from flashar_cli.nn.rope import apply_rope, rope_table_1d, rope_table_2d, text_places
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
 
@@ -73,15 +73,33 @@ def test_pairs_turn_by_their_angles(monkeypatch, compiling, head_dim, dtype):
     torch.testing.assert_close(turned, one_by_one(x, table).to(dtype))
 
 
-def test_positions_by_place_are_those_of_the_raster_in_any_order():
+def test_angles_by_place():
     """Angle of pair k at place p: p / base ** (2k / E)."""
-    base, head_dim, prefix, cpu = 100.0, 6, 2, torch.device("cpu")
-    grid = Grid(3, 4)
-    raster = rope_table_1d(grid.raster(), prefix, head_dim, base, cpu)
-    for place in range(prefix + 12):
-        for pair in range(3):
-            angle = place / base ** (2 * pair / head_dim)
-            assert raster[place, pair].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-6)
-    diagonal = rope_table_1d(grid.diagonal(), prefix, head_dim, base, cpu)
-    assert torch.equal(diagonal[:prefix], raster[:prefix])
-    assert torch.equal(diagonal[prefix:], raster[prefix:][grid.diagonal().cells])
+    base, head_dim = 100.0, 6
+    table = rope_table_1d(torch.tensor([[0, 1, 13], [7, 0, 2]]), head_dim, base)
+    for row, places in enumerate(((0, 1, 13), (7, 0, 2))):
+        for index, place in enumerate(places):
+            for pair in range(3):
+                angle = place / base ** (2 * pair / head_dim)
+                assert table[row, index, pair].tolist() == pytest.approx([math.cos(angle), math.sin(angle)], abs=1e-6)
+
+
+def test_places_of_texts_by_hand():
+    """Prompts of 3 and of 1 token, padded on the left, before an image of 2x2 tokens."""
+    valid, grid = torch.tensor([[True, True, True], [False, False, True]]), Grid(2, 2)
+    raster = torch.tensor(grid.raster(line_ends=True).places)
+    assert text_places(valid, raster, None).tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 1, 2, 3, 4, 5]]
+    diagonal = torch.tensor(grid.diagonal().places)
+    assert text_places(valid, diagonal, None).tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 2, 3, 4]]
+    both = text_places(valid, torch.tensor(Grid(1, 2).raster().places), torch.tensor([3, 3]))
+    assert both.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 3, 4]]
+    assert Grid(2, 3).diagonal().places == [0, 1, 3, 2, 4, 5]
+
+
+@pytest.mark.parametrize("halves", (False, True))
+def test_rows_with_tables_of_their_own_turn_apart(halves):
+    x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(1))
+    places = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 1, 5, 6]])
+    tables = rope_table_1d(places, 8, 100.0)
+    expected = torch.cat([apply_rope(x[row : row + 1], tables[row], halves) for row in range(2)])
+    assert torch.equal(apply_rope(x, tables, halves), expected)

@@ -20,12 +20,10 @@ def test_states_are_what_each_block_reads(height: int, width: int, diagonal: boo
     conditions = model.prefix.example(2, seed=0)
     layers = (2, 0, 1)  # of two blocks, in any order
     found = hidden_grids(model, tokens_BHW, conditions, order, layers)
-    x_BSD, valid_BP = model.embed(order.from_raster(tokens_BHW), conditions, torch.zeros(2, dtype=torch.bool))
-    length = x_BSD.shape[1]
-    mask, rope = model.attention_mask(order, 1, valid_BP, length), model.rope(order, 1)[:length]
-    states = [x_BSD]
+    given = model.inputs(order.from_raster(tokens_BHW), conditions, order)
+    states = [given.x_BSD]
     for block in model.backbone.blocks:
-        states.append(run_blocks([block], states[-1], rope, mask, None, 0))
+        states.append(run_blocks([block], states[-1], given.rope, given.mask, None, 0))
     for layer, got_BHWD in zip(layers, found, strict=True):
         for position, cell in enumerate(order.cells[:-1]):
             row, col = divmod(cell, width)

@@ -50,8 +50,21 @@ class Prefix(nn.Module, ABC):
     def example(self, batch: int, seed: int) -> Conditions:
         """Conditions to measure with, the same for the same seed."""
 
-    @abstractmethod
-    def forward(self, conditions: Conditions, drop: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [B, P, D], and which positions are valid, bool [B, P] (None: all). ``drop`` bool [B] marks the
-        rows to make unconditional.
+    @property
+    def line_end(self) -> Tensor | None:
+        """Embedding [D] of the token that ends a row in raster order; None where the model knows none."""
+        return None
+
+    def common_starts(self, conditions: Conditions) -> Tensor | None:
+        """Where in the text an image starts for its prompt and its unconditional one alike, int64 [B]: after the longer
+        of both. None where each starts after its own prefix.
         """
+        return None
+
+    def valid(self, conditions: Conditions, drop: Tensor) -> Tensor | None:
+        """Which positions hold tokens, bool [B, P]; None: all. ``drop`` as in ``forward``."""
+        return None
+
+    @abstractmethod
+    def forward(self, conditions: Conditions, drop: Tensor) -> Tensor:
+        """Embeddings [B, P, D]. ``drop`` bool [B] marks the rows to make unconditional."""

@@ -42,6 +42,6 @@ class ClassEmbedder(Prefix):
         """Classes in turn."""
         return Conditions(labels=torch.arange(batch) % self.num_classes)
 
-    def forward(self, conditions: Conditions, drop: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, conditions: Conditions, drop: Tensor) -> Tensor:
         labels = conditions.tensors["labels"].masked_fill(drop, self.num_classes)
-        return self.embedding(labels)[:, None], None
+        return self.embedding(labels)[:, None]

@@ -57,10 +57,13 @@ class CaptionEmbedder(Prefix):
         features_BPF = torch.randn(batch, self.config.length, self.config.feature_dim, generator=generator)
         return Conditions(features=features_BPF, mask=torch.ones(batch, self.config.length))
 
-    def forward(self, conditions: Conditions, drop: Tensor) -> tuple[Tensor, Tensor | None]:
+    def valid(self, conditions: Conditions, drop: Tensor) -> Tensor:
+        return conditions.tensors["mask"] > 0
+
+    def forward(self, conditions: Conditions, drop: Tensor) -> Tensor:
         # Kept for parity: FoundationVision/LlamaGen autoregressive/sample/sample_t2i.py multiplies features by the
         # mask; an unconditional row has the unconditional embedding at all positions, under the caption's mask.
         dtype, mask = self.fc1.weight.dtype, conditions.tensors["mask"]
         features = conditions.tensors["features"].to(dtype) * mask[..., None].to(dtype)
         features = torch.where(drop[:, None, None], self.uncond_embedding, features)
-        return self.fc2(F.gelu(self.fc1(features), approximate="tanh")), mask > 0
+        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))

@@ -68,10 +68,22 @@ class TextEmbedder(Prefix):
         mask = torch.ones(batch, length, dtype=torch.bool)
         return Conditions(ids=ids, mask=mask, uncond_ids=unconditional(ids, self.config), uncond_mask=mask)
 
-    def forward(self, conditions: Conditions, drop: Tensor) -> tuple[Tensor, Tensor | None]:
-        given = conditions.tensors
-        ids = torch.where(drop[:, None], given["uncond_ids"], given["ids"])
-        return self.embedding(ids), torch.where(drop[:, None], given["uncond_mask"], given["mask"])
+    @property
+    def line_end(self) -> Tensor | None:
+        return None if self.config.line_end is None else self.embedding.weight[self.config.line_end]
+
+    def common_starts(self, conditions: Conditions) -> Tensor | None:
+        # Kept for parity: lxazjk/Emu3.5-FlashAR flashar/model/modeling_emu_flashar.py generate pads the shorter prompt
+        # of a guidance pair, and places the image after the padding.
+        lengths = [conditions.tensors[name].sum(dim=1) for name in ("mask", "uncond_mask")]
+        return torch.maximum(*lengths)
+
+    def valid(self, conditions: Conditions, drop: Tensor) -> Tensor:
+        return torch.where(drop[:, None], conditions.tensors["uncond_mask"], conditions.tensors["mask"])
+
+    def forward(self, conditions: Conditions, drop: Tensor) -> Tensor:
+        ids = torch.where(drop[:, None], conditions.tensors["uncond_ids"], conditions.tensors["ids"])
+        return self.embedding(ids)
 
 
 def unconditional(ids: Tensor, config: TextPrefix) -> Tensor:
