@@ -1,17 +1,29 @@
-"""Upstream's names of our tensors, as a table. Letters: A query heads, G key and value heads, E width of a head."""
+"""Upstream's names of our tensors, as a table. Letters: A query heads, G key and value heads, E width of a head, P text
+tokens, V visual tokens.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import ModelConfig, TextPrefix
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows ``first`` .. ``last`` - 1 of an upstream tensor of ``total`` rows; all of it where these are None."""
+
+    name: str
+    first: int = 0
+    last: int | None = None
+    total: int | None = None
 
 
 @dataclass(frozen=True)
@@ -21,12 +33,51 @@ class Joined:
     names: tuple[str, ...]
     rows: Callable[[ModelConfig], tuple[int, ...]]
 
+    def parts(self, config: ModelConfig) -> list[Part]:
+        """What our tensor is stacked from."""
+        return [Part(name, 0, rows, rows) for name, rows in zip(self.names, self.rows(config), strict=True)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of an upstream tensor that are one of ours; ``rows`` says the first of them, the one after the last,
+    and how many rows there are in all.
+    """
+
+    name: str
+    rows: Callable[[ModelConfig], tuple[int, int, int]]
+
+    def parts(self, config: ModelConfig) -> list[Part]:
+        """What our tensor is stacked from."""
+        return [Part(self.name, *self.rows(config))]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    name: str
+
+    def parts(self, config: ModelConfig) -> list[Part]:
+        return [Part(self.name)]
+
 
 def qkv_rows(config: ModelConfig) -> tuple[int, ...]:
     """Rows of separate query, key and value projections: A * E, G * E, G * E."""
     backbone = config.backbone
     kv_rows = backbone.num_kv_heads * backbone.head_dim
     return backbone.num_heads * backbone.head_dim, kv_rows, kv_rows
+
+
+def text_rows(config: ModelConfig) -> tuple[int, int, int]:
+    """The rows of text tokens in a table of text tokens, then visual ones: 0, P, P + V."""
+    first_visual, _, total = visual_rows(config)
+    return 0, first_visual, total
+
+
+def visual_rows(config: ModelConfig) -> tuple[int, int, int]:
+    """The rows of visual tokens in a table of text tokens, then visual ones: P, P + V, P + V."""
+    assert isinstance(config.prefix, TextPrefix), "no other prefix has a table of text tokens"
+    total = config.prefix.vocab_size + config.backbone.vocab_size
+    return config.prefix.vocab_size, total, total
 
 
 class KeyTable:
@@ -36,43 +87,73 @@ class KeyTable:
     order. There ``{+}`` is the number of a branch's block, which upstream numbers after those of the backbone.
     """
 
-    def __init__(self, *pairs: tuple[str | Joined, str]) -> None:
+    def __init__(self, *pairs: tuple[str | Joined | Rows, str]) -> None:
         self._pairs = [
-            (Joined((theirs,), lambda config: ()) if isinstance(theirs, str) else theirs, _pattern(ours))
-            for theirs, ours in pairs
+            (_Whole(theirs) if isinstance(theirs, str) else theirs, _pattern(ours)) for theirs, ours in pairs
         ]
 
+    def parts(self, ours: str, config: ModelConfig) -> list[Part]:
+        """The upstream tensors, or rows of them, that are ours when stacked. Raises FlasharError for a name
+        that upstream does not have.
+        """
+        for theirs, pattern in self._pairs:
+            match = re.fullmatch(pattern, ours)
+            if match is not None:
+                num_layers = config.backbone.num_layers
+                return [
+                    replace(part, name=_filled(part.name, match.groups(), num_layers)) for part in theirs.parts(config)
+                ]
+        raise FlasharError(f"'{ours}' has no name in the upstream layout of family {config.family}")
+
     def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-        """Our tensors under upstream's names, joined ones split. Raises FlasharError for a part without a name."""
-        found: dict[str, Tensor] = {}
+        """Our tensors under upstream's names: joined ones split, rows of one tensor stacked.
+
+        Raises FlasharError for a tensor without a name, and for one of which rows are missing. Tensors on the meta
+        device, which have shapes alone, become whole without these rows.
+        """
+        found: dict[str, dict[Part, Tensor]] = {}
         for name, tensor in state.items():
-            names, rows = self._upstream(name, config)
-            parts = tensor.split(list(rows)) if rows else (tensor,)
-            found.update(zip(names, parts, strict=True))
-        return found
+            parts = self.parts(name, config)
+            rows = [part.last - part.first for part in parts if part.last is not None]
+            for part, piece in zip(parts, tensor.split(rows) if rows else [tensor], strict=True):
+                found.setdefault(part.name, {})[part] = piece
+        return {name: _whole(name, pieces) for name, pieces in found.items()}
 
     def to_ours(self, state: Mapping[str, Tensor], names: Iterable[str], config: ModelConfig) -> dict[str, Tensor]:
         """The tensors that we call ``names``, from a state that has them all. Raises FlasharError where tensors to join
         differ in dtype.
         """
-        import torch
-
         found = {}
         for name in names:
-            theirs, _ = self._upstream(name, config)
-            parts = [state[each] for each in theirs]
-            if len({part.dtype for part in parts}) > 1:
-                raise FlasharError(f"{', '.join(theirs)} differ in dtype; expected one, as they become one tensor")
-            found[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            parts = self.parts(name, config)
+            tensors = [
+                state[part.name] if part.last is None else state[part.name][part.first : part.last] for part in parts
+            ]
+            found[name] = _stacked(tensors, [part.name for part in parts])
         return found
 
-    def _upstream(self, ours: str, config: ModelConfig) -> tuple[list[str], tuple[int, ...]]:
-        for theirs, pattern in self._pairs:
-            match = re.fullmatch(pattern, ours)
-            if match is not None:
-                names = [_filled(name, match.groups(), config.backbone.num_layers) for name in theirs.names]
-                return names, theirs.rows(config)
-        raise FlasharError(f"'{ours}' has no name in the upstream layout of family {config.family}")
+
+def _whole(name: str, pieces: Mapping[Part, Tensor]) -> Tensor:
+    """An upstream tensor from all parts of it that there are."""
+    parts = sorted(pieces, key=lambda part: part.first)
+    tensors, total = [pieces[part] for part in parts], parts[0].total
+    if total is None or [part.first for part in parts] + [total] == [0] + [part.last for part in parts]:
+        return _stacked(tensors, [name])
+    if tensors[0].is_meta:
+        return tensors[0].new_empty((total, *tensors[0].shape[1:]))
+    there = ", ".join(f"{part.first} to {part.last}" for part in parts)
+    raise FlasharError(
+        f"upstream's {name} has {total} rows, of which a checkpoint keeps {there} alone; the upstream layout can't be "
+        "written"
+    )
+
+
+def _stacked(tensors: Sequence[Tensor], names: Iterable[str]) -> Tensor:
+    import torch
+
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise FlasharError(f"{', '.join(names)} differ in dtype; expected one, as they become one tensor")
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _pattern(ours: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flashar_cli.config import TextPrefix
 from flashar_cli.errors import FlasharError
-from flashar_cli.families.keys import Joined, KeyTable, qkv_rows
+from flashar_cli.families.keys import Joined, KeyTable, Rows, qkv_rows, text_rows, visual_rows
 from tests.tiny_models import random_config
 
 CONFIG = random_config()  # two blocks, four query heads of 16 on two key and value heads
@@ -46,3 +47,42 @@ def test_joined_tensors_come_apart_in_order():
     assert torch.equal(ours["wqkv.0"], torch.cat([*parts.values()]))
     back = table.to_upstream(ours, CONFIG)
     assert back.keys() == parts.keys() and all(torch.equal(back[name], parts[name]) for name in parts)
+
+
+VOCABULARY = KeyTable(
+    (Rows("embed.weight", text_rows), "prefix.embedding.weight"),
+    (Rows("embed.weight", visual_rows), "backbone.embedding.weight"),
+    (Rows("head.{}.weight", visual_rows), "heads.{}.weight"),
+    ("norm", "norm"),
+)
+PROMPTED = CONFIG.model_copy(update={"prefix": TextPrefix(vocab_size=7)})  # 32 visual tokens
+
+
+def test_rows_of_one_tensor_are_two_of_ours():
+    table = torch.randn(39, 3)
+    names = ["backbone.embedding.weight", "prefix.embedding.weight", "norm"]
+    upstream = {"embed.weight": table, "norm": torch.tensor(2.0)}
+    ours = VOCABULARY.to_ours(upstream, names, PROMPTED)
+    assert torch.equal(ours["prefix.embedding.weight"], torch.stack([table[row] for row in range(7)]))
+    assert torch.equal(ours["backbone.embedding.weight"], torch.stack([table[7 + row] for row in range(32)]))
+    for order in (names, names[::-1]):
+        back = VOCABULARY.to_upstream({name: ours[name] for name in order}, PROMPTED)
+        assert back.keys() == upstream.keys() and all(torch.equal(back[name], upstream[name]) for name in back)
+
+
+def test_rows_that_nothing_needs_are_known_by_their_number_alone():
+    head = torch.randn(39, 3)
+    ours = VOCABULARY.to_ours({"head.4.weight": head}, ["heads.4.weight"], PROMPTED)
+    assert torch.equal(ours["heads.4.weight"], head[7:])
+    expected = VOCABULARY.to_upstream({name: tensor.to("meta") for name, tensor in ours.items()}, PROMPTED)
+    assert {name: tensor.shape for name, tensor in expected.items()} == {"head.4.weight": head.shape}
+    with pytest.raises(FlasharError, match=r"head\.4\.weight has 39 rows, of which a checkpoint keeps 7 to 39 alone"):
+        VOCABULARY.to_upstream(ours, PROMPTED)
+    with pytest.raises(FlasharError, match="keeps 0 to 7 alone"):
+        VOCABULARY.to_upstream({"prefix.embedding.weight": torch.ones(7, 3)}, PROMPTED)
+
+
+def test_what_becomes_one_tensor_has_one_dtype():
+    halves = {"prefix.embedding.weight": torch.ones(7, 3).half(), "backbone.embedding.weight": torch.ones(32, 3)}
+    with pytest.raises(FlasharError, match=r"embed\.weight.* dtype"):
+        VOCABULARY.to_upstream(halves, PROMPTED)
