@@ -11,9 +11,10 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import BackboneConfig, BranchConfig, default_gate_dim
+from flashar_cli.config import BranchConfig, ModelConfig, default_gate_dim
 from flashar_cli.config.recipe import AdaptRecipe, BranchSettings, load_recipe, shipped_recipes
 from flashar_cli.errors import FlasharError
+from flashar_cli.families import get_family
 from flashar_cli.machine.memory import free_bytes, require_memory
 from flashar_cli.machine.world import current_world
 from flashar_cli.probing.report import read_probe, read_recommendation
@@ -40,7 +41,7 @@ class AdaptJob:
     @property
     def branch(self) -> BranchConfig:
         """The branch to add. Raises FlasharError."""
-        return choose_branch(self.recipe.branch, self.recommended_layer, self.loaded.config.backbone)
+        return choose_branch(self.recipe.branch, self.recommended_layer, self.loaded.config)
 
     @property
     def run_dir(self) -> Path:
@@ -105,12 +106,15 @@ def load_job(
     return job
 
 
-def choose_branch(wanted: BranchSettings, recommended: int | None, backbone: BackboneConfig) -> BranchConfig:
-    """Where the branch starts: the recipe's layer, else the probe's, else L - depth. Raises FlasharError."""
+def choose_branch(wanted: BranchSettings, recommended: int | None, base: ModelConfig) -> BranchConfig:
+    """The branch to add: from the recipe's layer on, else the probe's, else L - depth. The family says whether it sees
+    the prefix. Raises FlasharError.
+    """
+    backbone, sees_prefix = base.backbone, get_family(base.family).new_branch_sees_prefix
     layer = next(
         value for value in (wanted.layer, recommended, max(0, backbone.num_layers - wanted.depth)) if value is not None
     )
     if layer > backbone.num_layers:
         raise FlasharError(f"--branch-layer is {layer}; expected 0..{backbone.num_layers}")
     gate_dim = default_gate_dim(wanted.gate, backbone.dim, backbone.vocab_size)
-    return BranchConfig(layer=layer, depth=wanted.depth, gate=wanted.gate, gate_dim=gate_dim)
+    return BranchConfig(layer=layer, depth=wanted.depth, sees_prefix=sees_prefix, gate=wanted.gate, gate_dim=gate_dim)

@@ -19,7 +19,7 @@ from flashar_cli.config import (
 )
 from flashar_cli.decoding.quantize import Scheme, quantize_model
 from flashar_cli.errors import FlasharError
-from flashar_cli.families import PRESETS
+from flashar_cli.families import PRESETS, get_family
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
@@ -110,13 +110,20 @@ def random_tokenizer(config: TokenizerConfig, device: torch.device, seed: int) -
 
 
 def ensure_branch(model: FlasharModel, seed: int) -> bool:
-    """Adds a fresh branch, beside the last block, to a base without one; returns whether it did."""
+    """Adds a fresh branch, beside the last blocks, to a base without one; returns whether it did."""
     if model.branch is not None:
         return False
-    backbone = model.config.backbone
+    backbone, family = model.config.backbone, get_family(model.config.family)
+    depth = min(family.new_branch_depth, backbone.num_layers)
     gate_dim = default_gate_dim("hidden", backbone.dim, backbone.vocab_size)
     with torch.no_grad():
-        branch = BranchConfig(layer=backbone.num_layers - 1, depth=1, gate="hidden", gate_dim=gate_dim)
+        branch = BranchConfig(
+            layer=backbone.num_layers - depth,
+            depth=depth,
+            sees_prefix=family.new_branch_sees_prefix,
+            gate="hidden",
+            gate_dim=gate_dim,
+        )
         model.add_branch(branch, seed)
     model.eval()
     return True

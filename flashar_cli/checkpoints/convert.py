@@ -52,6 +52,7 @@ def convert(path: Path, options: ConvertOptions, tokenizer_path: Path | None) ->
             state_problems(tokenizer_on_meta(vq).state_dict(), vq_state), tokenizer_path, f"{family.tokenizer_title}"
         )
     try:
+        options.refuse_others(source, family.needed)
         facts = family.read(source, options, vq)
         if facts.tokenizer is not None and facts.tokenizer.codebook_size != facts.backbone.vocab_size:
             raise FlasharError(

@@ -141,7 +141,7 @@ def _plan(
     where, precision = machine.prepare()
     if where.type != "cuda" and machine.dtype == "auto":
         precision = torch.bfloat16
-    branch = choose_branch(settings.branch, recommended, base.backbone)
+    branch = choose_branch(settings.branch, recommended, base)
     return describe(base, branch, settings, nproc or current_world().size, where, precision)
 
 

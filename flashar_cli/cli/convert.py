@@ -42,6 +42,12 @@ class Unsaid:
     ] = None
     norm_eps: Annotated[float | None, options.number(bounds.NORM_EPS, help="RMSNorm epsilon. Default: 1e-5.")] = None
     rope_base: Annotated[float | None, options.number(bounds.ROPE_BASE, help="Rotary base. Default: 10000.")] = None
+    visual_token_offset: Annotated[
+        int | None, options.number(bounds.TOKEN_ID, help="Emu3.5: id of the first visual token. Default: eoi + 1.")
+    ] = None
+    eol_token_id: Annotated[
+        int | None, options.number(bounds.TOKEN_ID, help="Emu3.5: id of the token that ends a row of image tokens.")
+    ] = None
 
 
 @options.flattened

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import Family, Preset
+from flashar_cli.families.emu import EmuFlashAR, EmuImage
 from flashar_cli.families.janus import Janus
 from flashar_cli.families.llamagen import LlamaGen
 from flashar_cli.families.llamagen_flashar import LlamaGenFlashAR
 from flashar_cli.families.nar import NAR
 from flashar_cli.families.source import Source
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LlamaGen(), NAR(), LlamaGenFlashAR(), Janus())}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (LlamaGen(), NAR(), LlamaGenFlashAR(), Janus(), EmuImage(), EmuFlashAR())
+}
 PRESETS: dict[str, Preset] = {preset.name: preset for family in FAMILIES.values() for preset in family.presets}
 
 

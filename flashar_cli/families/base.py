@@ -101,16 +101,19 @@ class ConvertOptions:
     branch_depth: int | None = None
     norm_eps: float | None = None
     rope_base: float | None = None
+    visual_token_offset: int | None = None
+    eol_token_id: int | None = None
 
     def given(self) -> list[str]:
         """The options that were passed, as they are typed."""
         return [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
 
-    def refuse_facts(self, source: Source) -> None:
-        """Raises FlasharError for every option but the family: for files whose ``config.json`` says all the rest."""
-        told = [option for option in self.given() if option != "--family"]
-        if told:
-            raise FlasharError(f"{', '.join(told)}: {source.path / 'config.json'} tells that; leave it out")
+    def refuse_others(self, source: Source, needed: tuple[str, ...]) -> None:
+        """Raises FlasharError for every option but the family and the ``needed`` ones, which the files may lack."""
+        known = [f"--{name.replace('_', '-')}" for name in ("family", *needed)]
+        others = [option for option in self.given() if option not in known]
+        if others:
+            raise FlasharError(f"{', '.join(others)}: {source.path} tells that or has no such thing; leave it out")
 
 
 class Family(ABC):
@@ -126,6 +129,9 @@ class Family(ABC):
     keys: ClassVar[KeyTable]
     dropped: ClassVar[tuple[str, ...]] = ()  # names of tensors that nothing here needs, `*` for any part
     tokenizer_title: ClassVar[str | None] = None  # what messages call an image tokenizer in a separate file
+    needed: ClassVar[tuple[str, ...]] = ()  # fields of ConvertOptions that its files may lack
+    new_branch_depth: ClassVar[int] = 1  # blocks of a branch that is added without a word about it
+    new_branch_sees_prefix: ClassVar[bool] = True
     text_tokenizer: ClassVar[str | None] = None  # the file of the source that is the text tokenizer
 
     @abstractmethod

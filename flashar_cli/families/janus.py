@@ -176,7 +176,6 @@ class Janus(Family):
         return source.document("config.json").get("model_type") == "janus"
 
     def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
-        options.refuse_facts(source)
         config = _read(source, "config.json", _Config)
         ids = config.text_config.model_dump(include={"bos_token_id", "pad_token_id"}, exclude_none=True)
         special = _read(source, "generation_config.json", _Generation, **ids)

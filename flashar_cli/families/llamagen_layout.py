@@ -60,6 +60,7 @@ class LlamaGenLayout(Family):
     hallmark = "tok_embeddings.weight, layers.0.attention.wqkv.weight and so on"
     tokenizer_title = "LlamaGen VQ tokenizer"
     dropped = (POSITIONS,)
+    needed = ("num_heads", "grid", "res", "branch_layer", "branch_depth", "norm_eps", "rope_base")
     known: ClassVar[tuple[Preset, ...]]
     keys = KeyTable(
         ("cls_embedding.embedding_table.weight", "prefix.embedding.weight"),

@@ -60,12 +60,20 @@ class Source:
 
     def shape(self, name: str, title: str) -> tuple[int, int]:
         """Rows and columns of a matrix that every model of the family ``title`` has."""
+        rows, columns = self._sizes(name, title, 2, "a matrix")
+        return rows, columns
+
+    def length(self, name: str, title: str) -> int:
+        """The length of a vector that every model of the family ``title`` has."""
+        return self._sizes(name, title, 1, "a vector")[0]
+
+    def _sizes(self, name: str, title: str, ndim: int, what: str) -> tuple[int, ...]:
         if name not in self.state:
             raise FlasharError(f"{self.path} lacks {name}; expected a whole {title} checkpoint")
         shape = self.state[name].shape
-        if len(shape) != 2 or 0 in shape:
-            raise FlasharError(f"{self.path}: {name} is {list(shape)}; expected a matrix")
-        return shape[0], shape[1]
+        if len(shape) != ndim or 0 in shape:
+            raise FlasharError(f"{self.path}: {name} is {list(shape)}; expected {what}")
+        return tuple(shape)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

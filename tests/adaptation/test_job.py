@@ -9,7 +9,7 @@ from flashar_cli.config.recipe import BranchSettings
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 
-XL = PRESETS["llamagen-xl"].backbone  # 36 blocks of width 1280, 16384 tokens
+XL = PRESETS["llamagen-xl"].config()  # 36 blocks of width 1280, 16384 tokens
 
 
 @pytest.mark.parametrize(
