@@ -55,6 +55,24 @@ def test_raster_is_predicted_by_the_token_before():
     assert set(order.vertical_source) == {NO_SOURCE}
 
 
+@given(SIDES, SIDES)
+def test_line_ends_have_slots_after_every_row_but_the_last(height, width):
+    order = Grid(height, width).raster(line_ends=True)
+    text = [(row, col) for row in range(height) for col in range(width + 1)][:-1]  # col == width ends the row
+    assert order.num_slots == len(text) and order.places == list(range(len(text)))
+    assert [text[slot] for slot in order.slots] == [divmod(cell, width) for cell in order.cells]
+    assert order.cells == list(range(height * width)) and order.num_steps == height * width
+    for cell, source in enumerate(order.horizontal_source):  # the token before it in the text, or the prefix
+        assert source == text.index(divmod(cell, width))
+    assert order.slot_starts == [text.index(divmod(cell, width)) for cell in order.cells] + [len(text)]
+    assert order.ranks == sorted(order.ranks) and len(set(order.ranks)) == len(text)  # causal
+
+
+def test_orders_with_and_without_line_ends_differ():
+    assert Grid(2, 3).raster() != Grid(2, 3).raster(line_ends=True)
+    assert Grid(2, 3).raster().num_slots == 6 and Grid(2, 3).diagonal().slots == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("text", ("", "0x4", "4x", "axb", "4x4x4", "-1x3"))
 def test_bad_grids_are_refused(text):
     with pytest.raises(FlasharError):

@@ -13,6 +13,7 @@ from flashar_cli.config import (
     ModelConfig,
     Provenance,
     Sampling,
+    TextPrefix,
     VQConfig,
 )
 from flashar_cli.models.flashar import FlasharModel, initialise
@@ -41,6 +42,15 @@ def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenize
         generation=Sampling(cfg_scale=1.5, top_k=8),
         provenance=Provenance(tool_version="test"),
     )
+
+
+def emu_like_config(height: int = 3, width: int = 5, depth: int = 1) -> ModelConfig:
+    """As Emu3.5: prompts of 20 text tokens, one of which ends rows, and a branch that sees image tokens alone."""
+    config = random_config(height, width, tokenizer=False).model_dump()
+    config["backbone"] |= {"rope": "1d", "qk_norm": True, "head_dim": 24, "max_positions": 64}
+    config["prefix"] = TextPrefix(vocab_size=20, line_end=5, max_length=9).model_dump()
+    config["branch"] |= {"sees_prefix": False, "depth": depth}
+    return ModelConfig.model_validate(config)
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> FlasharModel:

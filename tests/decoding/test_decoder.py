@@ -12,14 +12,17 @@ from flashar_cli.config import CaptionPrefix, ModelConfig, Sampling, TextPrefix,
 from flashar_cli.decoding.decoders import DECODERS, choose_decoder, decoders_of
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.images import Request, generate_tokens
+from flashar_cli.decoding.plan import DecodePlan
+from flashar_cli.decoding.static import FLASHAR
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid, Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.prefix.text import left_padded, unconditional
+from flashar_cli.nn.rope import rope_table_1d
 from flashar_cli.nn.sampling import guide, uniform_table
 from tests.decoding.plain import decode
-from tests.tiny_models import build_model, random_config
+from tests.tiny_models import build_model, emu_like_config, random_config
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4), (16, 16)]
 GATES = ("hidden", "logits", "scalar", "mean")
@@ -223,6 +226,70 @@ def test_an_unconditional_prompt_has_its_own_mask():
         tokens = decode(model, conditions, order, sampling, uniform, lambda _, logits, seen=seen: seen.append(logits))
         expected = teacher_forced(model, tokens, conditions, order, 3.0)
         torch.testing.assert_close(torch.cat(seen, dim=1), expected, atol=5e-4, rtol=0)
+
+
+def pairs(lengths: tuple[int, ...], uncond_lengths: tuple[int, ...]) -> Conditions:
+    """Prompts and unconditional ones of these lengths, padded to the longest; pair k is the same in any batch."""
+    longest = max(*lengths, *uncond_lengths)
+    halves = []
+    for salt, each in enumerate((lengths, uncond_lengths)):
+        rows = [[(11 * k + 5 * j + salt) % 15 + 5 for j in range(length)] for k, length in enumerate(each)]
+        halves.append(left_padded(rows, 0, longest))
+    (ids, mask), (uncond_ids, uncond_mask) = halves
+    return Conditions(ids=ids, mask=mask, uncond_ids=uncond_ids, uncond_mask=uncond_mask)
+
+
+@pytest.mark.parametrize("shape", ((3, 5), (5, 3), (1, 4), (4, 1)))
+@pytest.mark.parametrize("scale", (1.0, 3.0))
+def test_cached_decoding_with_line_ends_and_a_branch_apart_equals_teacher_forcing(shape, scale):
+    model = scaled(build_model(emu_like_config(*shape, depth=2)))
+    conditions, uniform = pairs((7, 3, 9), (4, 6, 4)), uniform_table(0, 0, 3, shape[0] * shape[1])
+    grid = model.config.order_grid
+    for order in (grid.diagonal(), model.config.raster(grid)):
+        seen = []
+        tokens = decode(
+            model,
+            conditions,
+            order,
+            Sampling(cfg_scale=scale),
+            uniform,
+            lambda _, logits, seen=seen: seen.append(logits),
+        )
+        expected = teacher_forced(model, tokens, conditions, order, scale)
+        torch.testing.assert_close(torch.cat(seen, dim=1), expected, atol=2e-4 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("guided", (False, True))
+def test_a_prompt_longer_than_the_unconditional_one_places_its_image_after_itself(guided):
+    """And one that is shorter after the unconditional one, where both decode together."""
+    model = scaled(build_model(emu_like_config()))
+    order = model.config.order_grid.diagonal()
+    given = pairs((7, 3), (4, 6))
+    rotations = DecodePlan(model, FLASHAR.key(model, given, Sampling(cfg_scale=3.0 if guided else 1.0)), order)
+    rotations.load(given, Sampling(cfg_scale=3.0 if guided else 1.0), torch.zeros(2, 15))
+    config = model.config.backbone
+    for row, first in enumerate((7, 6, 7, 6) if guided else (7, 3)):
+        expected = rope_table_1d(first + torch.tensor(order.cells), config.head_dim, config.rope_base)
+        assert torch.equal(rotations.rope[row, 7:], expected)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_pairs_of_different_lengths_decode_as_each_alone(decoder):
+    model, lengths, uncond = scaled(build_model(emu_like_config())), (7, 3, 9), (4, 6, 4)
+    uniform, sampling = uniform_table(0, 0, 3, 15), Sampling(cfg_scale=3.0)
+
+    def run(given: Conditions, uniform_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        tokens = decode(model, given, DECODERS[decoder], sampling, uniform_BN, lambda _, step: seen.append(step))
+        return tokens, torch.cat(seen, dim=1)
+
+    tokens, logits = run(pairs(lengths, uncond), uniform)
+    for k in range(3):
+        padded = pairs(lengths, uncond)[slice(k, k + 1)].tensors
+        spare = 9 - max(lengths[k], uncond[k])
+        alone = run(Conditions(**{name: part[:, spare:] for name, part in padded.items()}), uniform[k : k + 1])
+        assert torch.equal(tokens[k : k + 1], alone[0])
+        torch.testing.assert_close(logits[k : k + 1], alone[1], atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
