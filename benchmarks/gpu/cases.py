@@ -29,7 +29,7 @@ class Case:
 
 TINY = "llamagen-tiny-flashar"
 B, L, XL, XXL = (f"llamagen-{size} --random-weights" for size in ("b", "l", "xl", "xxl"))
-EMU = "benchmarks/gpu/emu3.5-34b-shape --random-weights"
+EMU = "emu3.5-image --random-weights --res 512"
 EAGER, GRAPH, COMPILE, FLEX = (f"raster-{level},flashar-{level}" for level in ("eager", "graph", "compile", "flex"))
 # Throughput is of tokens alone: pixels of hundreds of images would take most of the time and memory, and not count.
 TOKENS = "--res 256 --repeats 3 --no-pixels"
@@ -40,7 +40,7 @@ CASES: tuple[Case, ...] = (
     Case("b-256", "bench", 100, f"{B} {TOKENS} --arms flashar-compile --batch-sizes 128,256,512"),
     Case("xl-512-graph", "bench", 90, f"{XL} --res 512 --arms {GRAPH}"),
     Case("train-xl", "train", 100, "--model llamagen-xl --attention flex,sdpa --compile true --micro-batch-sizes 32"),
-    Case("emu-34b", "bench", 150, f"{EMU} --arms flashar-compile --repeats 3"),
+    Case("emu35-compile", "bench", 150, f"{EMU} --arms flashar-compile --repeats 3"),
     Case("xl-512-compile", "bench", 150, f"{XL} --res 512 --arms {COMPILE}"),
     Case("l-256", "bench", 100, f"{L} {TOKENS} --arms flashar-compile --batch-sizes 128,256"),
     Case("xl-256", "bench", 110, f"{XL} {TOKENS} --arms flashar-compile --batch-sizes 64,128,256"),
@@ -50,10 +50,10 @@ CASES: tuple[Case, ...] = (
     Case("xl-512-profile", "profile", 100, f"{XL} --res 512 --arm flashar-compile"),
     Case("agreement", "bench", 80, f"{TINY} --arms {EAGER},{GRAPH},{COMPILE} --batch-sizes 1,8 --agreement"),
     Case("images", "images", 30, f"{TINY} --num-images 40 --batch-size 20 --optimisation graph"),
-    Case("emu-34b-graph", "bench", 60, f"{EMU} --arms flashar-graph --repeats 3"),
+    Case("emu35-graph", "bench", 60, f"{EMU} --arms flashar-graph --repeats 3"),
     # Where the time goes, and the next level in case the first one fails.
     Case("b-256-profile", "profile", 60, f"{B} --res 256 --arm flashar-compile --batch-size 256"),
-    Case("emu-34b-profile", "profile", 150, f"{EMU} --arm flashar-compile"),
+    Case("emu35-profile", "profile", 150, f"{EMU} --arm flashar-compile"),
     Case("xl-512-profile-graph", "profile", 40, f"{XL} --res 512 --arm flashar-graph"),
     Case("b-256-graph", "bench", 60, f"{B} {TOKENS} --arms flashar-graph --batch-sizes 128,256,512"),
     Case("l-256-graph", "bench", 60, f"{L} {TOKENS} --arms flashar-graph --batch-sizes 128,256"),
@@ -61,7 +61,8 @@ CASES: tuple[Case, ...] = (
     Case("xxl-256-graph", "bench", 80, f"{XXL} {TOKENS} --arms flashar-graph --batch-sizes 64,128,256"),
     Case("xl-384-graph", "bench", 60, f"{XL} --arms {GRAPH}"),
     Case("b-256-pixels", "bench", 80, f"{B} --res 256 --arms flashar-graph --batch-sizes 64,128 --repeats 3"),
-    Case("emu-34b-raster", "bench", 200, f"{EMU} --arms {GRAPH} --repeats 1"),
+    Case("emu35-raster", "bench", 200, f"{EMU} --arms {GRAPH} --repeats 1"),
+    Case("emu35-batches", "bench", 200, f"{EMU} --arms flashar-compile --batch-sizes 2,4,8 --repeats 2"),
     Case("train-xl-plain", "train", 120, "--model llamagen-xl --attention sdpa,flex --compile false"),
     Case("b-sweep", "bench", 100, f"{B} --arms {GRAPH} --batch-sizes 1,4,16,64,256 --repeats 3"),
     # A raster image of 1024 pixels is 4096 forwards, some four million kernels to capture.

@@ -66,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--after", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of calls before"
     )
-    parser.add_argument("--only", metavar="CASE,..", help="these cases, also where done; * stands for anything")
+    parser.add_argument(
+        "--only",
+        metavar="CASE,..",
+        help="these cases or parts, also where done; emu35 is all of emu35-*",
+    )
     parser.add_argument("--upstream", type=Path, metavar="DIR", help="a LlamaGen clone: benches its own sampler too")
     parser.add_argument("--rehearse", action="store_true", help="small cases on a CPU: the machinery, no measurement")
     parser.add_argument("--dry-run", action="store_true", help="print the cases that would run, and their times")
@@ -96,12 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose(cases: Sequence[Case], text: str | None) -> list[Case]:
-    """The cases of ``--only NAME,..`` in the order of the table. Raises FlasharError for unknown ones."""
+    """The cases of ``--only NAME,..`` in the order of the table; ``emu35`` is all of ``emu35-*``. Raises FlasharError
+    for unknown ones.
+    """
     words = text.split(",") if text is not None else ["*"]
+
+    def chosen(case: Case, word: str) -> bool:
+        return fnmatchcase(case.name, word) or case.name.startswith(f"{word}-")
+
     for word in words:
-        if not any(fnmatchcase(case.name, word) for case in cases):
+        if not any(chosen(case, word) for case in cases):
             raise FlasharError(f"--only names '{word}'; expected {', '.join(case.name for case in cases)}")
-    return [case for case in cases if any(fnmatchcase(case.name, word) for word in words)]
+    return [case for case in cases if any(chosen(case, word) for word in words)]
 
 
 def to_do(cases: Sequence[Case], entries: Mapping[str, Entry]) -> list[Case]:

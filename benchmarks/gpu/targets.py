@@ -237,7 +237,7 @@ def arm_of(batch: BatchReport, name: str) -> ArmReport:
     return next(arm for arm in batch.arms if arm.name == name)
 
 
-XL, EMU = "llamagen-xl", "benchmarks/gpu/emu3.5-34b-shape"
+XL, EMU = "llamagen-xl", "emu3.5-image"
 TARGETS = (
     Target("XL 384, speed-up / floors", SHARE_OF_FLOORS, True, "", speedup_over_floors(XL, "24x24")),
     Target("XL 512, speed-up / floors", SHARE_OF_FLOORS, True, "", speedup_over_floors(XL, "32x32")),

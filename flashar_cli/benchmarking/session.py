@@ -15,7 +15,7 @@ from flashar_cli.benchmarking.plan import Plan, refuse_what_cannot_fit, sizes_th
 from flashar_cli.benchmarking.published.upstream import Upstream, load_upstream
 from flashar_cli.benchmarking.reports.document import Agreement, BenchReport
 from flashar_cli.benchmarking.run import bench
-from flashar_cli.benchmarking.subject import BenchModel, converted, grid_of_res, load_subject
+from flashar_cli.benchmarking.subject import BenchModel, config_of, converted, grid_of_res, load_subject
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.quantize import Scheme, check_scheme
 from flashar_cli.errors import FlasharError
@@ -51,6 +51,7 @@ class Session:
         warmup: int,
         cfg_scale: float | None,
         random_weights: bool,
+        layers: int | None,
         no_pixels: bool,
         quantize: Scheme | None,
         agreement: bool,
@@ -67,7 +68,8 @@ class Session:
         if quantize is not None:
             check_scheme(quantize, device, dtype)
         is_random, sides = random_weights or model is None, res or ()
-        if len(sides) > 1 and not is_random:
+        name = model or ("llamagen-xl" if device.type == "cuda" else "llamagen-b")
+        if len(sides) > 1 and not is_random and config_of(name).backbone.max_positions is None:
             raise FlasharError(
                 f"--res is {','.join(map(str, sides))}, but trained weights are of one grid; "
                 "bench others with --random-weights"
@@ -76,9 +78,8 @@ class Session:
         compared = tuple(name for name, *_ in our_arms(names)) if agreement else ()
         if agreement and not compared:
             raise FlasharError("--agreement compares our own arms, and --arms names none; name one, e.g. flashar-eager")
-        name = model or ("llamagen-xl" if device.type == "cuda" else "llamagen-b")
         loaded_dtype = torch.float32 if compared else dtype
-        subject = load_subject(name, sides[0] if sides else None, is_random, device, loaded_dtype, seed)
+        subject = load_subject(name, sides[0] if sides else None, is_random, device, loaded_dtype, seed, layers)
         if no_pixels:
             subject = replace(subject, tokenizer=None)
         config = subject.model.config

@@ -38,13 +38,23 @@ class BenchModel:
 
 
 def load_subject(
-    name: str, res: int | None, random_weights: bool, device: torch.device, dtype: torch.dtype, seed: int
+    name: str,
+    res: int | None,
+    random_weights: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    layers: int | None = None,
 ) -> BenchModel:
-    """Loads MODEL, or builds its shape with random weights. ``res`` is the side of the images in pixels.
+    """Loads MODEL, or builds its shape with random weights, with ``layers`` of its blocks alone. ``res`` is the side of
+    the images in pixels.
 
-    Raises FlasharError for an unknown model, and for a ``res`` that real weights were not trained for.
+    Raises FlasharError for an unknown model, for a ``res`` that real weights were not trained for, and for ``layers``
+    of real weights or more than there are.
     """
     if not random_weights:
+        if layers is not None:
+            raise FlasharError(f"--layers is {layers}, but trained weights need all their blocks; add --random-weights")
         # A preset's grid is known without its weights: check it before they are downloaded.
         if name in PRESETS:
             _check_grid(PRESETS[name].config(), res)
@@ -58,7 +68,11 @@ def load_subject(
     if res is not None:
         grid = grid_of_res(config.tokenizer, res)
         config = config.model_copy(update={"grid": GridConfig(height=grid.height, width=grid.width)})
-    refuse_too_large(config, f"{name} with random weights", device, dtype)
+    if layers is not None:
+        name = f"{name}, {layers} of {config.backbone.num_layers} layers"
+        config = _shallow(config, layers)
+    whole = config.model_copy(update={"branch": config.branch or usual_branch(config)})
+    refuse_too_large(whole, f"{name} with random weights", device, dtype)
     model = random_model(config, device, dtype, seed)
     tokenizer = None if config.tokenizer is None else random_tokenizer(config.tokenizer, device, seed)
     return BenchModel(name, model, tokenizer, "random weights", ensure_branch(model, seed))
@@ -67,6 +81,17 @@ def load_subject(
 def config_of(name: str) -> ModelConfig:
     """The shape of MODEL, without its weights. Raises FlasharError for an unknown one."""
     return PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
+
+
+def _shallow(config: ModelConfig, layers: int) -> ModelConfig:
+    """The config with so many backbone blocks; a branch stays where it was, or begins after the last one."""
+    backbone, branch = config.backbone, config.branch
+    if layers > backbone.num_layers:
+        raise FlasharError(f"--layers is {layers}; expected at most {backbone.num_layers}, the blocks of this model")
+    fewer = {"backbone": backbone.model_copy(update={"num_layers": layers})}
+    if branch is None:
+        return config.model_copy(update=fewer)
+    return config.model_copy(update={**fewer, "branch": branch.model_copy(update={"layer": min(branch.layer, layers)})})
 
 
 def grid_of_res(tokenizer: TokenizerConfig | None, res: int) -> Grid:
@@ -113,24 +138,27 @@ def ensure_branch(model: FlasharModel, seed: int) -> bool:
     """Adds a fresh branch, beside the last blocks, to a base without one; returns whether it did."""
     if model.branch is not None:
         return False
-    backbone, family = model.config.backbone, get_family(model.config.family)
-    depth = min(family.new_branch_depth, backbone.num_layers)
-    gate_dim = default_gate_dim("hidden", backbone.dim, backbone.vocab_size)
     with torch.no_grad():
-        branch = BranchConfig(
-            layer=backbone.num_layers - depth,
-            depth=depth,
-            sees_prefix=family.new_branch_sees_prefix,
-            gate="hidden",
-            gate_dim=gate_dim,
-        )
-        model.add_branch(branch, seed)
+        model.add_branch(usual_branch(model.config), seed)
     model.eval()
     return True
 
 
+def usual_branch(base: ModelConfig) -> BranchConfig:
+    """A branch of the depth that is usual in the family, beside the last blocks, with the gate on hidden states."""
+    backbone, family = base.backbone, get_family(base.family)
+    depth = min(family.new_branch_depth, backbone.num_layers)
+    return BranchConfig(
+        layer=backbone.num_layers - depth,
+        depth=depth,
+        sees_prefix=family.new_branch_sees_prefix,
+        gate="hidden",
+        gate_dim=default_gate_dim("hidden", backbone.dim, backbone.vocab_size),
+    )
+
+
 def _check_grid(config: ModelConfig, res: int | None) -> None:
-    if res is None:
+    if res is None or config.backbone.max_positions is not None:
         return
     grid = grid_of_res(config.tokenizer, res)
     if grid != config.order_grid:

@@ -88,6 +88,9 @@ class Work:
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Bench the model's shape; needs no download.")
     ] = False
+    layers: Annotated[
+        int | None, options.number(bounds.LAYERS, help="With random weights: only so many of the model's blocks.")
+    ] = None
     no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Stop at tokens; the report says so.")] = False
     quantize: options.Quantize = None
     agreement: Annotated[bool, typer.Option("--agreement", help="Compare each arm with float32 first.")] = False

@@ -102,7 +102,7 @@ def test_a_model_that_has_not_the_decoder(run_cli: Callable, write_tiny_checkpoi
     assert (done.code, done.err) == (2, "error: needs three rows\n")
 
 
-def column_by_column(grid: Grid) -> Order:
+def column_by_column(config: ModelConfig, grid: Grid) -> Order:
     """One cell a step, each predicted by the vertical head of the token before it."""
     cells = [row * grid.width + col for col in range(grid.width) for row in range(grid.height)]
     previous = tuple(range(grid.num_cells))

@@ -31,9 +31,9 @@ from flashar_cli.nn.attention import attend
 from flashar_cli.nn.layers import Block
 from flashar_cli.nn.sampling import uniform_table
 from flashar_cli.tokenizers.vq import VQTokenizer
-from tests.decoding.plain import by, decode, key_of, plan_of
+from tests.decoding.plain import BY_ORDER, by, decode, key_of, plan_of
 from tests.decoding.test_decoder import make_conditions, make_model
-from tests.tiny_models import TINY_VQ, build_model, random_config
+from tests.tiny_models import TINY_VQ, build_model, emu_like_config, random_config
 
 PARAMS = Sampling(cfg_scale=2.0, temperature=0.9, top_k=9)
 
@@ -498,6 +498,15 @@ def test_a_deep_model_compiles_no_more_than_a_shallow_one(traced_only, monkeypat
         assert lines == [] and not counters["graph_break"]
         numbers.append(counters["stats"]["unique_graphs"])
     assert numbers == [3 + 2 + 2 + 5] * 2
+
+
+def test_line_ends_and_a_branch_apart_compile_whole(traced_only):
+    model, lines, counters = build_model(emu_like_config(2, 2)), [], torch._dynamo.utils.counters
+    engine, conditions = Engine(model, optimisation="compile", explain=lines.append), model.prefix.example(2, seed=0)
+    for decoder in BY_ORDER.values():
+        tokens = engine.decode(decoder, conditions, PARAMS, uniform(0, 2, 4))
+        assert torch.equal(tokens, decode(model, conditions, decoder, PARAMS, uniform(0, 2, 4)))
+    assert lines == [] and not counters["graph_break"]
 
 
 def test_a_part_that_is_not_compiled_any_more_is_said(traced_only, monkeypatch):

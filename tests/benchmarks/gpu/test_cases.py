@@ -14,7 +14,6 @@ from benchmarks.gpu.cases import CASES, REHEARSAL, Case
 from benchmarks.gpu.targets import summary
 from flashar_cli.benchmarking.arms import known_arms
 from flashar_cli.cli.main import app
-from flashar_cli.config import read_config
 from tests.benchmarks.gpu.test_targets import bench, training, verdicts
 
 ROOT = Path(__file__).parents[3]
@@ -66,12 +65,3 @@ def made_up(case: Case) -> dict[str, object]:
     side = int(options.get("--res", 384 if model == "llamagen-xl" else 512)) // 16
     size = int(options.get("--batch-sizes", "1").split(",")[-1])
     return bench(model, f"{side}x{side}", size, dict.fromkeys(options["--arms"].split(","), 1.0), {})
-
-
-def test_the_34_b_shape_is_as_heavy_as_what_it_stands_for() -> None:
-    config = read_config(ROOT / "benchmarks" / "gpu" / "emu3.5-34b-shape")
-    dim, ffn_dim, heads, kv_heads, head_dim = 5120, 25600, 64, 8, 128
-    attention = dim * (heads + 2 * kv_heads) * head_dim + heads * head_dim * dim
-    assert config.backbone.block_weights == attention + 3 * dim * ffn_dim + 2 * dim
-    assert config.backbone.num_layers * config.backbone.block_weights + 2 * 282926 * dim > 34e9
-    assert (config.order_grid.height, config.order_grid.width) == (32, 32)

@@ -115,7 +115,7 @@ def test_targets_are_met_or_missed() -> None:
         "throughput/xxl": {"kind": "bench", "status": "stopped", "why": "after 300 s", "report": None},
         "train": training(0.55),
         "train-float32": training(0.9, dtype="float32"),
-        "34b": bench("benchmarks/gpu/emu3.5-34b-shape", "32x32", 1, {"flashar-graph": 1.3}, {}),
+        "34b": bench("emu3.5-image", "32x32", 1, {"flashar-graph": 1.3}, {}),
     }
     text = summary(entries)
     found = verdicts(text)
