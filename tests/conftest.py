@@ -76,7 +76,7 @@ def text_checkpoint(tmp_path: Path) -> Path:
     prefix = TextPrefix(vocab_size=16, begin=(10,), end=(11,), pad_id=12, kept=(10, 11), max_length=6)
     config = random_config(branch=False).model_copy(update={"prefix": prefix})
     assert config.tokenizer is not None
-    extras = {checkpoint.TEXT_TOKENIZER_FILE: tmp_path / "words.json"}
+    extras = {"text_tokenizer.json": tmp_path / "words.json"}
     images = build_tokenizer(config.tokenizer).state_dict()
     checkpoint.save(tmp_path / "text", config, build_model(config).state_dict(), images, extras=extras)
     return tmp_path / "text"

@@ -126,7 +126,7 @@ class Family(ABC):
     keys: ClassVar[KeyTable]
     dropped: ClassVar[tuple[str, ...]] = ()  # names of tensors that nothing here needs, `*` for any part
     tokenizer_title: ClassVar[str | None] = None  # what messages call an image tokenizer in a separate file
-    text_tokenizer: ClassVar[str | None] = None  # the file of the source that is the text tokenizer
+    text_tokenizer: ClassVar[tuple[str, ...]] = ()  # files of the source that are the text tokenizer
 
     @abstractmethod
     def recognises(self, source: Source) -> bool:

@@ -58,7 +58,7 @@ class Toy(Family):
     hallmark = "config.json of a toy"
     sign = "its config.json"
     presets = (PRESET,)
-    text_tokenizer = "tokenizer.json"
+    text_tokenizer = ("tokenizer.json",)
     dropped = ("seen.*", "*.lm_head.weight")
     keys = KeyTable(
         (

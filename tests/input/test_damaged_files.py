@@ -41,7 +41,7 @@ from tests.tiny_models import TINY_VQ, build_model, random_config
 
 OPTIONS = ConvertOptions(num_heads=4, grid=Grid(3, 5))
 CLASSES = Wanted(4)
-CLASS_CONDITIONS = ClassConditions(ClassPrefix(num_classes=4))
+CLASS_CONDITIONS = ClassConditions(ClassPrefix(num_classes=4), Grid(4, 4))
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from flashar_cli.data.options import EncodeOptions
 from flashar_cli.data.prepare import plan_encoding, plan_tokens
 from flashar_cli.data.shards import read_shards
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.machine.world import World
 from tests.data.images import captioned_images
 from tests.tiny_models import build_model, random_config
 
-CPU = torch.device("cpu")
+CPU, GRID = torch.device("cpu"), Grid(3, 5)
 BEGIN, END, PAD = 60, 61, 63
 PREFIX = TextPrefix(
     vocab_size=64, template="<{prompt}>", begin=(BEGIN,), end=(END,), pad_id=PAD, kept=(BEGIN, END), max_length=12
@@ -36,7 +37,7 @@ class Letters:
         return [ord(letter) - 96 if "a" <= letter <= "z" else 0 for letter in text]
 
 
-KIND = TextConditions(PREFIX, text_tokenizer=Letters())
+KIND = TextConditions(PREFIX, GRID, text_tokenizer=Letters())
 
 
 def file_of(folder, document) -> Path:
@@ -96,7 +97,7 @@ def test_unconditional_ids_of_other_lengths(tmp_path):
         ({"cond": [[64]]}, r"has the id 64; this model's text tokens are 0\.\.63"),
         ({"cond": [[1]], "uncond": [[64]]}, "has the id 64"),
         ({"cond": [[1]], "uncond": []}, "1 rows in cond and 0 in uncond"),
-        ({"cond": [[1], [2]], "uncond": [[1]]}, "2 rows in cond and 1 in uncond"),
+        ({"cond": [[1], [2], [3]], "uncond": [[1], [2]]}, "3 rows in cond and 2 in uncond"),
         ({"cond": [[1] * 13]}, "a prompt has 13 tokens; this model takes 1 to 12"),
         ({"cond": [[1]], "uncond": [[1] * 13]}, "13 tokens"),
     ),
@@ -119,7 +120,7 @@ def test_what_is_not_of_this_kind_is_refused():
         with pytest.raises(FlasharError, match=words):
             KIND.parse(given, CPU)
     with pytest.raises(FlasharError, match="--prompt-tokens FILE"):
-        TextConditions(PREFIX).parse(Given(prompts=["a"]), CPU)
+        TextConditions(PREFIX, GRID).parse(Given(prompts=["a"]), CPU)
 
 
 def test_captions_of_data_are_cut_to_fit():
@@ -132,7 +133,7 @@ def test_captions_of_data_are_cut_to_fit():
     assert rows(short, "ids") == [[PAD, PAD, BEGIN, 0, 0, END], [BEGIN, 0, 1, 2, 0, END]]
     shown, names = KIND.examples(subjects, 2)
     assert len(shown) == 2 and names == ["ab", "abcdefghijkl"]
-    narrow = TextConditions(PREFIX.model_copy(update={"max_length": 3}), text_tokenizer=Letters())
+    narrow = TextConditions(PREFIX.model_copy(update={"max_length": 3}), GRID, text_tokenizer=Letters())
     with pytest.raises(FlasharError, match="too few for its template"):
         narrow.read(["ab"], [], Path("shards"))
 
