@@ -14,6 +14,7 @@ GENEVAL_IMAGE = r"\d{5,}/samples/\d{4,}\.png"
 GENEVAL_METADATA = r"\d{5,}/metadata\.jsonl"
 
 
+@dataclass(frozen=True)
 class Layout:
     """One file beside the other: ``00000.png`` .."""
 
@@ -27,9 +28,7 @@ class Layout:
 
     def identity(self) -> str:
         """The same for layouts that hold the same documents, and images in the same places."""
-        names = "".join(self.name(index, 2) for index in range(2)).encode()
-        content = b"".join(name.encode() + b"\0" + text for name, text in self.documents().items())
-        return hashlib.sha256(names + content).hexdigest()
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from flashar_cli.errors import FlasharError
@@ -20,7 +20,7 @@ class Targets:
     tokens_out: Path | None
     npz: Path | None
     with_images: bool  # whether the folder holds images too
-    layout: Layout = field(default_factory=Layout)  # of the folder
+    layout: Layout  # of the folder
 
     @classmethod
     def of(

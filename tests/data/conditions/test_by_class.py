@@ -35,6 +35,8 @@ def test_conditions_and_their_names():
     for given in (Given(prompts=["a"]), Given("1", caption_features=path), Given("1", prompt_tokens=path)):
         with pytest.raises(FlasharError, match="class-conditional; pass --labels, not captions"):
             unnamed.parse(given, CPU)
+    with pytest.raises(FlasharError, match="--negative-prompt: this model is class-conditional"):
+        unnamed.parse(Given("1", negative_prompts=["a"]), CPU)
 
 
 def test_labels_of_data_and_examples():

@@ -45,6 +45,7 @@ def test_prompts_or_a_file_of_features(small_text_encoder, tmp_path):
         (Given(prompts=["a"], caption_features=path), "expected either --prompt or --caption-features FILE"),
         (Given(labels="1"), "caption-conditional; pass --prompt or --caption-features, not --labels"),
         (Given(prompts=["a"], prompt_tokens=path), "not --prompt-tokens"),
+        (Given(prompts=["a"], negative_prompts=["b"]), "--negative-prompt: this model has learned features"),
     ):
         with pytest.raises(FlasharError, match=words):
             kind.parse(given, CPU)
