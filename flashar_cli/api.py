@@ -20,10 +20,11 @@ from flashar_cli.config import ModelConfig, Sampling
 from flashar_cli.data.conditions import Given, parse
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.images import Request, generate_tokens
+from flashar_cli.decoding.images import Request, check_positions, choose_grid, generate_tokens
 from flashar_cli.decoding.quantize import Scheme, check_scheme, quantize_model
 from flashar_cli.decoding.static import StaticDecoder
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.tokenizers import ImageTokenizer
@@ -81,15 +82,22 @@ class ImageModel:
         prompts: Sequence[str] | None = None,
         caption_features: Tensor | None = None,
         caption_mask: Tensor | None = None,
+        negative_prompts: Sequence[str] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Conditions:
-        """What images shall show: class labels, prompts, or caption features with their mask. Raises FlasharError for
-        none or several of these, and for prompts that this model does not read.
+        """What images of a grid (H, W) of tokens shall show: class labels, prompts, or caption features with their
+        mask. ``negative_prompts``, one for all prompts or one for each, say what they shall not. Raises FlasharError
+        for none or several of these, and for prompts or a grid that this model does not take.
         """
+        size = self._grid(grid)
         kinds = [labels is not None, prompts is not None, caption_features is not None]
         if sum(kinds) != 1 or (caption_features is None) != (caption_mask is None):
             raise FlasharError("expected class labels, prompts, or caption features together with their mask")
+        negative = None if negative_prompts is None else list(negative_prompts)
         if prompts is not None:
-            return parse(Given(prompts=list(prompts)), self.model, self.text_tokenizer)[0]
+            given = Given(prompts=list(prompts), negative_prompts=negative)
+            return parse(given, self.model, self.text_tokenizer, size)[0]
+        Given(negative_prompts=negative).refuse_negative("only prompts have negative ones")
         if labels is not None:
             return Conditions(labels=torch.as_tensor(labels, dtype=torch.int64).reshape(-1))
         assert caption_features is not None and caption_mask is not None
@@ -100,8 +108,10 @@ class ImageModel:
         labels: Sequence[int] | Tensor | None = None,
         *,
         prompts: Sequence[str] | None = None,
+        negative_prompts: Sequence[str] | None = None,
         caption_features: Tensor | None = None,
         caption_mask: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
         num_images: int | None = None,
         decoder: str | None = None,
         seed: int = 0,
@@ -111,17 +121,19 @@ class ImageModel:
     ) -> Generated:
         """Makes images of class labels, of prompts, or of caption features [B, P, F] with their mask [B, P].
 
+        ``negative_prompts``, one for all prompts or one for each, stand in the place of the unconditional prompt;
+        ``grid`` are rows and columns of tokens, for a model that knows grids of any size (default: the model's).
         ``decoder`` names one that the model has (default: flashar where it has a branch); ``sampling`` are fields of
         ``config.Sampling``, by default the checkpoint's; ``optimisation`` is a level, such as ``graph`` (CUDA graphs,
         captured at the first batch and kept). Raises FlasharError for conditions or settings that don't fit.
         """
-        conditions = self.conditions(labels, prompts, caption_features, caption_mask)
+        conditions = self.conditions(labels, prompts, caption_features, caption_mask, negative_prompts, grid)
         request = Request(
             decoder=choose_decoder(self.config, decoder),
             conditions=conditions,
             num_images=len(conditions) if num_images is None else num_images,
             sampling=self.sampling(**sampling),
-            grid=self.config.order_grid,
+            grid=self._grid(grid),
             seed=seed,
             batch_size=batch_size,
         )
@@ -144,9 +156,14 @@ class ImageModel:
         caption_mask: Tensor | None = None,
         decoder: str | None = None,
     ) -> Tensor:
-        """Teacher-forced logits float32 [B, H, W, V] of token grids int64 [B, H, W], as ``decoder`` predicts them."""
-        conditions = self.conditions(labels, prompts, caption_features, caption_mask)
+        """Teacher-forced logits float32 [B, H, W, V] of token grids int64 [B, H, W], as ``decoder`` predicts them.
+        Raises FlasharError for tokens or conditions that don't fit the model or each other.
+        """
+        any_grid = self.config.backbone.max_positions is not None and tokens.ndim == 3
+        grid = (tokens.shape[1], tokens.shape[2]) if any_grid else None
+        conditions = self.conditions(labels, prompts, caption_features, caption_mask, grid=grid)
         self.model.prefix.check(conditions)
+        check_positions(self.config, self._grid(grid), self.model.prefix.length(conditions))
         if len(conditions) != len(tokens):
             raise FlasharError(f"got {len(tokens)} token grids and {len(conditions)} conditions; expected as many")
         vocab_size = self.config.backbone.vocab_size
@@ -157,9 +174,12 @@ class ImageModel:
         chosen = choose_decoder(self.config, decoder)
         if not isinstance(chosen, StaticDecoder):
             raise FlasharError(f"the decoder {chosen.name} has no logits of given tokens: its steps depend on them")
-        order, device = chosen.order(self.config, self.config.order_grid), self.model.device
+        order, device = chosen.order(self.config, self._grid(grid)), self.model.device
         prediction = self.model(order.from_raster(tokens.to(device)), conditions.to(device), order)
         return order.to_raster(prediction.logits, trailing=1)
+
+    def _grid(self, wanted: tuple[int, int] | None) -> Grid:
+        return choose_grid(self.config, None if wanted is None else Grid(*wanted))
 
     @torch.inference_mode()
     def images(self, tokens: Tensor) -> NDArray[np.uint8]:

@@ -15,8 +15,10 @@ import torch
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import TextPrefix
 from flashar_cli.tokenizers import build_tokenizer
+from flashar_cli.tokenizers.text import open_text_tokenizer
 from flashar_cli.tokenizers.vq import VQTokenizer
-from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
+from tests.tiny_models import CAPTION_PREFIX, PROMPT_PREFIX, build_model, random_config
+from tests.tokenizers.text.vocabularies import write_vocabulary
 
 
 @pytest.fixture
@@ -76,10 +78,25 @@ def text_checkpoint(tmp_path: Path) -> Path:
     prefix = TextPrefix(vocab_size=16, begin=(10,), end=(11,), pad_id=12, kept=(10, 11), max_length=6)
     config = random_config(branch=False).model_copy(update={"prefix": prefix})
     assert config.tokenizer is not None
-    extras = {checkpoint.TEXT_TOKENIZER_FILE: tmp_path / "words.json"}
+    extras = {"text_tokenizer.json": tmp_path / "words.json"}
     images = build_tokenizer(config.tokenizer).state_dict()
     checkpoint.save(tmp_path / "text", config, build_model(config).state_dict(), images, extras=extras)
     return tmp_path / "text"
+
+
+@pytest.fixture
+def prompt_checkpoint(tmp_path: Path) -> Path:
+    """A random base of 3x5 tokens, or of any other grid within 128 positions, that reads prompts in a template by a
+    tiktoken vocabulary.
+    """
+    config = random_config(3, 5, branch=False)
+    backbone = config.backbone.model_copy(update={"rope": "1d", "max_positions": 128})
+    config = config.model_copy(update={"prefix": PROMPT_PREFIX, "backbone": backbone})
+    assert config.tokenizer is not None
+    vocabulary = open_text_tokenizer(write_vocabulary(tmp_path / "vocabulary"), PROMPT_PREFIX.vocab_size)
+    images = build_tokenizer(config.tokenizer).state_dict()
+    checkpoint.save(tmp_path / "prompted", config, build_model(config).state_dict(), images, extras=vocabulary.copies)
+    return tmp_path / "prompted"
 
 
 @pytest.fixture(autouse=True)

@@ -76,3 +76,35 @@ def test_quantised(write_tiny_checkpoint):
     assert (near - far).abs().max() < 0.05 * far.abs().max()
     with pytest.raises(FlasharError, match="overflows float16"):
         flashar_cli.load(path, dtype=torch.float16, quantize="int8")
+
+
+def test_prompts_on_a_grid(prompt_checkpoint):
+    model = flashar_cli.load(str(prompt_checkpoint))
+    prompts = ["a red star", "a blue ring"]
+    greedy = {"prompts": prompts, "grid": (2, 7), "temperature": 0, "top_k": 0}
+    made = model.generate(**greedy, cfg_scale=1.0)
+    assert made.tokens.shape == (2, 2, 7) and made.images.shape == (2, 8, 28, 3)
+    assert torch.equal(model.logits(made.tokens, prompts=prompts).argmax(-1), made.tokens)
+    assert model.generate(prompts=prompts).tokens.shape == (2, 3, 5)
+    # Away from the unconditional text is what a negative prompt of that text would be.
+    guided = model.generate(**greedy, cfg_scale=6.0).tokens
+    assert torch.equal(model.generate(**greedy, cfg_scale=6.0, negative_prompts=["assistant"]).tokens, guided)
+    assert not torch.equal(model.generate(**greedy, cfg_scale=6.0, negative_prompts=prompts[::-1]).tokens, guided)
+    long = torch.zeros(1, 11, 11, dtype=torch.int64)
+    for call in (
+        lambda: model.generate(prompts=prompts, negative_prompts=["a", "b", "c"]),
+        lambda: model.generate(prompts=prompts, grid=(11, 11)),
+        lambda: model.generate(prompts=prompts, grid=(0, 3)),
+        lambda: model.logits(long, prompts=["a"]),
+        lambda: model.logits(long[0], prompts=["a"]),
+    ):
+        with pytest.raises(FlasharError):
+            call()
+
+
+def test_what_only_prompts_take(write_tiny_checkpoint):
+    model = flashar_cli.load(str(write_tiny_checkpoint()))
+    with pytest.raises(FlasharError, match="only prompts have negative ones"):
+        model.generate([1], negative_prompts=["a"])
+    with pytest.raises(FlasharError, match="the grid is 4x5, but this model makes images of 4x4"):
+        model.generate([1], grid=(4, 5))

@@ -17,6 +17,7 @@ from flashar_cli.config import (
     VQConfig,
 )
 from flashar_cli.models.flashar import FlasharModel, initialise
+from tests.tokenizers.text.vocabularies import SIZE
 
 TINY_VQ = VQConfig(
     codebook_size=32,
@@ -28,6 +29,13 @@ TINY_VQ = VQConfig(
     latent_channels=16,
 )
 CAPTION_PREFIX = CaptionPrefix(feature_dim=16, length=6)
+PROMPT_PREFIX = TextPrefix(
+    vocab_size=SIZE,
+    template="<|extra_203|>{prompt}<|extra_100|><|image start|>{height}*{width}<|image token|>",
+    uncond_template="<|extra_203|>assistant<|extra_100|><|image start|>{height}*{width}<|image token|>",
+    pad_id=SIZE - 211,
+    max_length=64,
+)
 
 
 def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> ModelConfig:

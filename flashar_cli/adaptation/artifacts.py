@@ -128,4 +128,4 @@ def left_behind(job: AdaptJob) -> dict[str, Path]:
     files = {path.name: path for path in found if path.suffix in (".jsonl", ".png", ".html")}
     files |= {f"{TENSORBOARD_FOLDER}/{path.name}": path for path in (job.run_dir / TENSORBOARD_FOLDER).glob("*")}
     text = job.loaded.text_tokenizer
-    return files if text is None else files | {checkpoint.TEXT_TOKENIZER_FILE: text.path}
+    return files if text is None else files | text.copies

@@ -1,5 +1,6 @@
 """The one checkpoint format: a directory with ``config.json``, ``model.safetensors`` (sharded with an index when
-large), ``tokenizer.safetensors`` where the model can make images, and ``text_tokenizer.json`` where it reads prompts.
+large), ``tokenizer.safetensors`` where the model can make images, and the files of a text tokenizer where it reads
+prompts.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flashar_cli.config import CONFIG_FILE, ModelConfig, TokenizerConfig, read_config
+from flashar_cli.config import CONFIG_FILE, ModelConfig, TextPrefix, TokenizerConfig, read_config
 from flashar_cli.errors import FlasharError
-from flashar_cli.files.kinds import ANYTHING, HTML, JSON_LINES, PNG, SAFETENSORS, FolderKind, json_object
+from flashar_cli.files.kinds import (
+    ANYTHING,
+    HTML,
+    JSON_LINES,
+    PNG,
+    SAFETENSORS,
+    FolderKind,
+    begins_with,
+    json_object,
+)
 from flashar_cli.files.tensors import (
     MODEL_FILE,
     WEIGHT_DTYPES,
@@ -32,10 +42,9 @@ from flashar_cli.inputs.reading import files_sha256
 from flashar_cli.machine.memory import require_memory
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
-from flashar_cli.tokenizers.text import TextTokenizer
+from flashar_cli.tokenizers.text import KINDS, TextTokenizer, find_text_tokenizer
 
 TOKENIZER_FILE = "tokenizer.safetensors"
-TEXT_TOKENIZER_FILE = "text_tokenizer.json"
 MAX_SHARD_SIZE = "5GB"
 
 # The weights, and what `adapt` and `probe` leave beside them.
@@ -46,6 +55,8 @@ CHECKPOINT = FolderKind(
         r"(model|tokenizer)(-\d{5}-of-\d{5})?\.safetensors": SAFETENSORS,
         r"(model|tokenizer)\.safetensors\.index\.json": json_object("an index", "weight_map"),
         r"text_tokenizer\.json": json_object("a text tokenizer", "model"),
+        r"text_tokenizer\.tiktoken": begins_with("a tiktoken vocabulary", b"", b" 0\n", b" 1\n"),
+        r"text_tokenizer_special\.txt": begins_with("special tokens", b"<|"),
         r"metrics\.jsonl": JSON_LINES,
         r"report\.html": HTML,
         r"gate-map\.png|samples-\w+\.png|probe\.png": PNG,
@@ -88,8 +99,17 @@ def load(
     tokenizer, path = None, directory / TOKENIZER_FILE
     if config.tokenizer is not None:
         tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, vq_dtype)
-    text_file = directory / TEXT_TOKENIZER_FILE
-    return Loaded(model, tokenizer, TextTokenizer(text_file) if text_file.exists() else None)
+    return Loaded(model, tokenizer, read_text_tokenizer(directory, config))
+
+
+def read_text_tokenizer(directory: Path, config: ModelConfig) -> TextTokenizer | None:
+    """The text tokenizer of a checkpoint; None where it has none. Raises FlasharError for files that are damaged or of
+    another model.
+    """
+    if not isinstance(config.prefix, TextPrefix):
+        return None
+    found = (find_text_tokenizer(directory, kind.names, config.prefix.vocab_size) for kind in KINDS)
+    return next((tokenizer for tokenizer in found if tokenizer is not None), None)
 
 
 def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -125,7 +145,7 @@ def save(
 
 
 def problems(directory: Path) -> list[str]:
-    """Every reason why a checkpoint cannot be loaded, of model and tokenizer. Raises FlasharError without a config."""
+    """Every reason why a checkpoint cannot be loaded, of model and tokenizers. Raises FlasharError without a config."""
     config = read_config(directory)
     found: list[str] = []
     parts: list[tuple[Path, nn.Module, Callable[[Path], dict[str, Tensor]]]] = [
@@ -138,6 +158,10 @@ def problems(directory: Path) -> list[str]:
             found += [f"{path.name}: {line}" for line in state_problems(module.state_dict(), read(path))]
         except FlasharError as error:
             found.append(str(error))
+    try:
+        read_text_tokenizer(directory, config)
+    except FlasharError as error:
+        found.append(str(error))
     return found
 
 

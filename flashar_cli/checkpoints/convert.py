@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flashar_cli.checkpoints.checkpoint import (
-    TEXT_TOKENIZER_FILE,
     Loaded,
     model_on_meta,
     state_problems,
     tokenizer_on_meta,
 )
-from flashar_cli.config import ModelConfig, explain
+from flashar_cli.config import ModelConfig, TextPrefix, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import family_of, get_family
 from flashar_cli.families.base import TOKENIZER, ConvertOptions
@@ -25,7 +24,7 @@ from flashar_cli.families.source import Source
 from flashar_cli.files.tensors import describe_problems, save_pickle
 from flashar_cli.files.writing import atomic_files
 from flashar_cli.inputs.reading import files_sha256
-from flashar_cli.tokenizers.text import TextTokenizer
+from flashar_cli.tokenizers.text import find_text_tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def convert(path: Path, options: ConvertOptions, tokenizer_path: Path | None) ->
     ours = family.to_ours(state, expected, config)
     if config.tokenizer is not None and vq_state is None:
         vq_state = {name.removeprefix(TOKENIZER): ours.pop(name) for name in expected if name.startswith(TOKENIZER)}
-    return Converted(config, ours, vq_state, _text_tokenizer(source, family.text_tokenizer), facts.notes)
+    return Converted(config, ours, vq_state, _text_tokenizer(source, family.text_tokenizer, config), facts.notes)
 
 
 def export(loaded: Loaded) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -99,12 +98,14 @@ def write_upstream(states: Mapping[Path, Mapping[str, Tensor]]) -> None:
                 save_pickle({"model": tensors}, file)
 
 
-def _text_tokenizer(source: Source, name: str | None) -> dict[str, Path]:
-    """The text tokenizer of a directory that has one."""
-    if name is None or not (source.path / name).exists():
+def _text_tokenizer(source: Source, names: Sequence[str], config: ModelConfig) -> dict[str, Path]:
+    """The files of the text tokenizer of a directory that has one. Wrong ones are refused now rather than when the
+    model is used.
+    """
+    if not isinstance(config.prefix, TextPrefix):
         return {}
-    TextTokenizer(source.path / name)  # refused now rather than when the model is used
-    return {TEXT_TOKENIZER_FILE: source.path / name}
+    found = find_text_tokenizer(source.path, names, config.prefix.vocab_size)
+    return {} if found is None else found.copies
 
 
 def _refuse(problems: list[str], path: Path, expected: str) -> None:

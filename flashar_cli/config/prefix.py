@@ -21,7 +21,7 @@ class PrefixConfig(Config):
 
     @property
     def longest(self) -> int:
-        """Positions P of the longest prefix, which memory is planned for."""
+        """Positions P of the longest prefix that memory and time are planned for; of prompts, those of training."""
         raise NotImplementedError
 
     @property
@@ -111,12 +111,17 @@ class TextPrefix(PrefixConfig):
         None, description="id that is fed after each row of image tokens but the last, in raster order"
     )
     max_length: Annotated[int, bounds.PREFIX] = Field(512, description="tokens of the longest prompt")
+    train_length: Annotated[int, bounds.PREFIX] | None = Field(
+        None, description="tokens that the captions of training data are cut to; null: max_length"
+    )
 
     @model_validator(mode="after")
     def _check_ids(self) -> TextPrefix:
         highest = max((self.pad_id, *self.begin, *self.end, *self.kept, self.line_end or 0))
         if highest >= self.vocab_size:
             raise ValueError(f"id {highest} is not among the {self.vocab_size} text tokens")
+        if self.train_length is not None and self.train_length > self.max_length:
+            raise ValueError(f"train_length {self.train_length} is more than max_length {self.max_length}")
         if self.template.count("{prompt}") != 1:
             raise ValueError("template has no place for the prompt, or several; expected one {prompt}")
         if self.uncond_template is not None and "{prompt}" in self.uncond_template:
@@ -129,7 +134,7 @@ class TextPrefix(PrefixConfig):
 
     @property
     def longest(self) -> int:
-        return self.max_length
+        return self.train_length or self.max_length
 
     @property
     def has_line_ends(self) -> bool:

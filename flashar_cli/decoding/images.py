@@ -11,16 +11,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashar_cli.config import Sampling
+from flashar_cli.config import ModelConfig, Sampling
 from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.memory import decoding_bytes
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
 from flashar_cli.machine.memory import require_memory
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import uniform_table
+
+
+def choose_grid(config: ModelConfig, wanted: Grid | None) -> Grid:
+    """The grid of tokens to make; None: the model's own. Raises FlasharError for another one of a model that has one
+    grid, and for more positions than the model knows.
+    """
+    grid = wanted or config.order_grid
+    if grid != config.order_grid and config.backbone.max_positions is None:
+        raise FlasharError(f"the grid is {grid}, but this model makes images of {config.order_grid} tokens alone")
+    check_positions(config, grid, 1)
+    return grid
+
+
+def check_positions(config: ModelConfig, grid: Grid, prefix_length: int) -> None:
+    """Raises FlasharError for more positions than the model knows: of the prefix, and of rows with an end of line."""
+    most, needed = config.backbone.max_positions, prefix_length + grid.height * (grid.width + 1)
+    if most is not None and needed > most:
+        raise FlasharError(
+            f"a grid of {grid} after {prefix_length} prefix tokens takes {needed} positions; this model knows {most}; "
+            "choose a smaller grid or a shorter prompt"
+        )
 
 
 @dataclass(frozen=True)
@@ -42,15 +64,16 @@ class Request:
         return -(-self.num_images // self.batch_size)
 
     def check(self, model: FlasharModel) -> None:
-        """Raises FlasharError for conditions that don't fit the model, and for more images, in all or at a time, than
-        this machine can make.
+        """Raises FlasharError for conditions that don't fit the model and this grid, and for more images, in all or at
+        a time, than this machine can make.
         """
         bounds.IMAGES.check("--num-images", self.num_images)
         bounds.BATCH.check("--batch-size", self.batch_size)
         model.prefix.check(self.conditions)
+        length = model.prefix.length(self.conditions)
+        check_positions(model.config, self.grid, length)
         if model.device.type == "cpu":  # a GPU that runs out raises an error; a CPU's system kills the process
             largest = min(self.batch_size, self.num_images)
-            length = model.prefix.length(self.conditions)
             each = decoding_bytes(model.config, self.grid, length, model.dtype.itemsize, self.sampling.guided)
             require_memory(f"a batch of {largest} images (--batch-size)", largest * each)
 

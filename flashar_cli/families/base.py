@@ -132,7 +132,7 @@ class Family(ABC):
     needed: ClassVar[tuple[str, ...]] = ()  # fields of ConvertOptions that its files may lack
     new_branch_depth: ClassVar[int] = 1  # blocks of a branch that is added without a word about it
     new_branch_sees_prefix: ClassVar[bool] = True
-    text_tokenizer: ClassVar[str | None] = None  # the file of the source that is the text tokenizer
+    text_tokenizer: ClassVar[tuple[str, ...]] = ()  # files of the source that are the text tokenizer
 
     @abstractmethod
     def recognises(self, source: Source) -> bool:

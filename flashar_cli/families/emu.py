@@ -26,6 +26,7 @@ UNCONDITIONAL = "<|extra_203|>You are a helpful assistant. USER:  ASSISTANT: <|e
 GUIDANCE = Sampling(cfg_scale=2.5)
 DEFAULT_GRID = Grid(32, 32)
 MAX_PROMPT = 1024  # tokens; the published model was trained with far longer texts
+TRAINED_PROMPT = 128 + 7  # a filled template, and the image prefix of a grid with two digits a side
 END_OF_IMAGE, END_OF_LINE, PADDING = 151853, 151846, 151643  # <|image end|>, <|extra_200|>, <|endoftext|>
 
 Count = Annotated[int, bounds.WIDTH]
@@ -58,6 +59,7 @@ def text_prefix(num_text: int, line_end: int | None, pad_id: int) -> TextPrefix:
         pad_id=pad_id,
         line_end=line_end,
         max_length=MAX_PROMPT,
+        train_length=TRAINED_PROMPT,
     )
 
 
@@ -120,6 +122,7 @@ class EmuLayout(Family):
     )
     new_branch_depth = 4
     new_branch_sees_prefix = False
+    text_tokenizer = ("emu3.tiktoken", "emu3_vision_tokens.txt")
     backbone: ClassVar[str]
 
     def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:

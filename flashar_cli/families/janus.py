@@ -138,7 +138,7 @@ class Janus(Family):
     hallmark = "a directory whose config.json has model_type janus"
     sign = "model_type in config.json"
     presets = (preset("1b", 2048, 24, 16, 5632), preset("7b", 4096, 30, 32, 11008))
-    text_tokenizer = "tokenizer.json"
+    text_tokenizer = ("tokenizer.json",)
     dropped = ("model.vision_model.*", "model.aligner.*", "lm_head.weight")  # for images as input, and for text
     keys = KeyTable(
         (f"{_LLAMA}.embed_tokens.weight", "prefix.embedding.weight"),

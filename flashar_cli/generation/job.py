@@ -11,12 +11,14 @@ import torch
 
 from flashar_cli.api import load
 from flashar_cli.checkpoints import checkpoint
-from flashar_cli.data.conditions import Given, parse
+from flashar_cli.config import read_config
+from flashar_cli.data.conditions import Given, conditions_of
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.images import Request
+from flashar_cli.decoding.images import Request, choose_grid
 from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Wanted:
 
     name: str
     given: Given
+    grid: Grid | None
     num_images: int | None
     decoder: str | None
     sampling: Mapping[str, Any]
@@ -63,29 +66,34 @@ def plan_job(
     dtype: torch.dtype,
     explain: Callable[[str], None],
 ) -> GenerateJob:
-    """Loads the checkpoint and checks that it can make what was asked for. ``explain`` is told why an optimisation is
-    impossible. Raises FlasharError.
+    """Checks that a checkpoint can make what was asked for, before its weights are read, and loads it. ``explain`` is
+    told why an optimisation is impossible. Raises FlasharError.
     """
-    loaded = load(str(directory), device, dtype, wanted.quantize)
-    if with_images and loaded.tokenizer is None:
+    config = read_config(directory)
+    if with_images and config.tokenizer is None:
         raise FlasharError(
             f"{wanted.name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
         )
-    sampling = loaded.sampling(**wanted.sampling)
-    conditions, names = parse(wanted.given, loaded.model, loaded.text_tokenizer)
+    sampling, grid = config.generation.changed(**wanted.sampling), choose_grid(config, wanted.grid)
+    decoder = choose_decoder(config, wanted.decoder)
+    text_tokenizer = checkpoint.read_text_tokenizer(directory, config)
+    conditions, names = conditions_of(config, text_tokenizer, grid).parse(wanted.given, device)
     request = Request(
-        decoder=choose_decoder(loaded.config, wanted.decoder),
+        decoder=decoder,
         conditions=conditions,
         num_images=len(conditions) if wanted.num_images is None else wanted.num_images,
         sampling=sampling,
-        grid=loaded.config.order_grid,
+        grid=grid,
         seed=wanted.seed,
         batch_size=wanted.batch_size,
     )
+    request.check(checkpoint.model_on_meta(config))
+    loaded = load(str(directory), device, dtype, wanted.quantize)
     request.check(loaded.model)
     settings = {
         "model": wanted.name,
         "decoder": request.decoder.name,
+        "grid": str(grid),
         "seed": wanted.seed,
         **sampling.model_dump(mode="json"),
         "quantize": wanted.quantize,

@@ -104,7 +104,7 @@ def generate(
                 request.batch_size,
                 (grid.height, grid.width),
                 sides if targets.npz is not None else None,
-                targets.out is not None and targets.with_images,
+                targets.layout if targets.out is not None and targets.with_images else None,
                 overwrite,
             )
             with closing(store):
@@ -193,6 +193,7 @@ def _identity(job: GenerateJob, targets: Targets) -> dict[str, Any]:
         "optimisation": job.engine.optimisation,
         "outputs": [name for name in ("out", "tokens_out", "npz") if getattr(targets, name) is not None],
         "with_images": targets.with_images,
+        "layout": targets.layout.identity(),
     }
 
 

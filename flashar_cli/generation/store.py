@@ -28,14 +28,17 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import ANYTHING, JSON_LINES, NPY, PNG_SIGNATURE, FolderKind, begins_with, json_object
 from flashar_cli.files.writing import atomic_file, empty_folder, lock, parents_of, remove_folder
 from flashar_cli.generation.arrays import ArrayFile
+from flashar_cli.generation.layout import FLAT_IMAGE, GENEVAL_FOLDER, GENEVAL_IMAGE, GENEVAL_METADATA, Layout
 from flashar_cli.machine.memory import require_disk
 
 SAMPLES, TOKENS, PIXELS, SETTINGS, DONE = "samples", "tokens.npy", "pixels.npy", "settings.json", "done.jsonl"
 CONTACT_SHEET = "contact-sheet.png"
 FILE_BYTES = 4096  # a PNG file takes one block of a disk at least
-_IMAGE = r"\d{5,}\.png"
+_IMAGE = rf"{FLAT_IMAGE}|{GENEVAL_IMAGE}|contact-sheet\.png"
 _OURS = begins_with("a PNG image of flashar", PNG_SIGNATURE, TEXT_KEY.encode() + b"\0")
-SAMPLE_FOLDER = FolderKind("samples", {r"tokens\.npy": NPY, rf"{_IMAGE}|contact-sheet\.png": _OURS})
+SAMPLE_FOLDER = FolderKind(
+    "samples", {r"tokens\.npy": NPY, _IMAGE: _OURS, GENEVAL_FOLDER: ANYTHING, GENEVAL_METADATA: JSON_LINES}
+)
 WORK_FOLDER = FolderKind(
     "a run of `flashar generate`",
     {
@@ -43,7 +46,7 @@ WORK_FOLDER = FolderKind(
         r"done\.jsonl": JSON_LINES,
         r"pixels\.npy|samples/tokens\.npy": NPY,
         # The last ones may be torn by a kill.
-        rf"samples/|samples/({_IMAGE}|contact-sheet\.png)": ANYTHING,
+        rf"samples/({_IMAGE}|{GENEVAL_FOLDER}|{GENEVAL_METADATA})?": ANYTHING,
         r"\.(settings\.json|done\.jsonl)\.[0-9a-f]{8}\.flashar-tmp": ANYTHING,
     },
 )
@@ -51,7 +54,7 @@ WORK_FOLDER = FolderKind(
 
 class Store:
     """The work folder of a run. ``settings`` is what every written byte follows from; ``grid`` (H, W); ``sides`` (h, w)
-    where images go into the archive's array; ``with_pngs``: into files too.
+    where images go into the archive's array; ``layout``: of those in files, None where there are none.
 
     Raises FlasharError where the folder is of other settings, unless ``overwrite``; where another process works in it;
     and where the disk is too small.
@@ -65,11 +68,11 @@ class Store:
         batch_size: int,
         grid: tuple[int, int],
         sides: tuple[int, int] | None,
-        with_pngs: bool,
+        layout: Layout | None,
         overwrite: bool,
     ) -> None:
         self.folder, self.samples, self.num_images, self.batch_size = folder, folder / SAMPLES, num_images, batch_size
-        self._with_pngs = with_pngs
+        self._layout = layout
         self._done: dict[int, str] = {}
         self._writing = threading.Lock()
         with parents_of(folder / SETTINGS), ExitStack() as opened:
@@ -113,7 +116,8 @@ class Store:
 
     def image_path(self, index: int) -> Path:
         """Where image ``index`` is written."""
-        return self.samples / f"{index:0{max(5, len(str(self.num_images - 1)))}d}.png"
+        assert self._layout is not None, "this run writes no files of images"
+        return self.samples / self._layout.name(index, self.num_images)
 
     def write(
         self, index: int, tokens: NDArray[np.int64], images: NDArray[np.uint8] | None, texts: Sequence[dict[str, Any]]
@@ -127,17 +131,22 @@ class Store:
         if images is not None and self._pixels is not None:
             self._pixels.write(first, images)
             digest.update(images.tobytes())
-        if images is not None and self._with_pngs:
+        if images is not None and self._layout is not None:
             for offset, (image, text) in enumerate(zip(images, texts, strict=True)):
-                content = png_bytes(image, text)
-                self.image_path(first + offset).write_bytes(content)
+                content, path = png_bytes(image, text), self.image_path(first + offset)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
                 digest.update(content)
         with self._writing, open(self.folder / DONE, "a", encoding="utf-8") as file:
             file.write(_line(index, digest.hexdigest()))
             self._done[index] = digest.hexdigest()
 
     def settle(self) -> None:
-        """Has the disk keep what is done, before anything leaves the folder: ``is_whole`` relies on it."""
+        """Adds what the layout has beside images, and has the disk keep what is done, before anything leaves the
+        folder: ``is_whole`` relies on it.
+        """
+        for name, content in (self._layout.documents() if self._layout else {}).items():
+            (self.samples / name).write_bytes(content)
         with open(self.folder / DONE, "rb") as file:
             os.fsync(file.fileno())
 
@@ -151,7 +160,7 @@ class Store:
 
     def _refuse_full(self, image_bytes: int) -> None:
         """Raises FlasharError where the disk has no room for the arrays and the files."""
-        each = image_bytes + (FILE_BYTES if self._with_pngs else 0)
+        each = image_bytes + (FILE_BYTES if self._layout else 0)
         require_disk(f"writing {self.num_images} images (--num-images)", self.num_images * each, self.folder)
 
     def _count(self, index: int) -> int:
@@ -166,7 +175,7 @@ class Store:
         if self._pixels is not None:
             digest.update(self._pixels.read(first, count).tobytes())
         try:
-            for number in range(first, first + count) if self._with_pngs else ():
+            for number in range(first, first + count) if self._layout else ():
                 digest.update(self.image_path(number).read_bytes())
         except FileNotFoundError:
             return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import NPY, NPZ
 from flashar_cli.files.outputs import Output
+from flashar_cli.generation.layout import Layout
 from flashar_cli.generation.store import SAMPLE_FOLDER, WORK_FOLDER, is_whole
 
 
@@ -19,15 +20,28 @@ class Targets:
     tokens_out: Path | None
     npz: Path | None
     with_images: bool  # whether the folder holds images too
+    layout: Layout  # of the folder
 
     @classmethod
-    def of(cls, name: str, out: Path | None, tokens_out: Path | None, npz: Path | None, no_images: bool) -> Targets:
-        """Those that were asked for, by default a folder named after the model. Raises FlasharError."""
-        if no_images and npz is not None:
-            raise FlasharError("--npz holds images, but --no-images was passed; leave one of them out")
-        if out is None and tokens_out is None and npz is None:
+    def of(
+        cls,
+        name: str,
+        out: Path | None,
+        tokens_out: Path | None,
+        npz: Path | None,
+        no_images: bool,
+        layout: Layout | None = None,
+    ) -> Targets:
+        """Those that were asked for, by default a folder named after the model, which a ``layout`` needs too. Raises
+        FlasharError.
+        """
+        for option, given in (("--npz", npz), ("--geneval", layout)):
+            if no_images and given is not None:
+                raise FlasharError(f"{option} holds images, but --no-images was passed; leave one of them out")
+        if out is None and (layout is not None or (tokens_out is None and npz is None)):
             out = Path(f"{Path(name).name}-samples")
-        return cls(out, tokens_out, npz, with_images=not no_images and (out is not None or npz is not None))
+        with_images = not no_images and (out is not None or npz is not None)
+        return cls(out, tokens_out, npz, with_images, layout or Layout())
 
     @property
     def all(self) -> list[Path]:

@@ -109,6 +109,7 @@ SHARE = real(0.0, 1.0)
 # How much is done, and by how many.
 SEED = whole(0, 2**32 - 1)
 IMAGES = whole(1, 2**31)
+SAMPLES = whole(1, 2**20)  # of one prompt
 TWO_IMAGES = whole(2, 2**31)  # one to learn from, one to measure
 BATCH = whole(1, 2**20)
 STEPS = whole(1, 2**31)

@@ -44,6 +44,11 @@ def without_controls(text: str) -> str:
     return text
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, as one of bytes that are not UTF-8 has."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def shown(value: object) -> str:
     """A value as Python writes it, in at most ``MOST_SHOWN`` characters, however large or deep it is."""
     if isinstance(value, int) and abs(value) >= _LONG:  # Python refuses to write thousands of digits

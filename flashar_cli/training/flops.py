@@ -1,6 +1,7 @@
 """Floating-point operations of training, computed from the config.
 
-Letters: S positions a forward runs on (prefix and all cells but the last), N = H*W cells, D model dim.
+Letters: S positions a forward runs on (prefix and all tokens of the image but the last), N = H*W cells, A heads, E
+their width.
 """
 
 from __future__ import annotations
@@ -15,20 +16,28 @@ FORWARD, FORWARD_AND_BACKWARD = 1, 3
 def training_flops(config: ModelConfig, stage: StageSettings) -> int:
     """Multiplications and additions of one image in one step of ``stage``.
 
-    The usual count (arXiv 2204.02311, appendix B): 6 for each weight and token, and for attention 12 S^2 D for each
+    The usual count (arXiv 2204.02311, appendix B): 6 for each weight and token, and for attention 12 S^2 A E for each
     block, the whole square, as a dense mask saves nothing. Frozen layers come before all trained ones and so need no
     backward: a third of that. Distillation adds a raster forward of the base. Embedding look-ups, norms, softmaxes and
     recomputed activations are not counted.
     """
-    backbone, branch = config.backbone, config.branch
-    num_cells = config.order_grid.num_cells
-    num_positions = config.prefix.longest + num_cells - 1
-    block = 2 * backbone.block_weights * num_positions + 4 * num_positions**2 * backbone.dim
+    backbone, branch, grid = config.backbone, config.branch, config.order_grid
+    num_cells, prefix = grid.num_cells, config.prefix.longest
+
+    def blocks(count: int, num_positions: int) -> int:
+        attention = 4 * num_positions**2 * backbone.num_heads * backbone.head_dim
+        return count * (2 * backbone.block_weights * num_positions + attention)
+
+    def base(num_slots: int) -> int:
+        projections = 2 * config.prefix.read_weights(backbone.dim) * prefix
+        return blocks(backbone.num_layers, prefix + num_slots - 1) + head + projections
+
     head = 2 * backbone.head_weights * num_cells
-    base = backbone.num_layers * block + head + 2 * config.prefix.read_weights(backbone.dim) * config.prefix.longest
+    raster = base(config.raster(grid).num_slots)
     if branch is None:
-        return FORWARD_AND_BACKWARD * base
-    added = branch.depth * block + head + 2 * config.gate_weights * num_cells
+        return FORWARD_AND_BACKWARD * raster
+    branch_positions = num_cells - 1 + (prefix if branch.sees_prefix else 0)
+    added = blocks(branch.depth, branch_positions) + head + 2 * config.gate_weights * num_cells
     frozen = stage.backbone_lr_factor == 0
-    teacher = base if stage.distill_weight else 0
-    return (FORWARD if frozen else FORWARD_AND_BACKWARD) * base + FORWARD_AND_BACKWARD * added + teacher
+    teacher = raster if stage.distill_weight else 0
+    return (FORWARD if frozen else FORWARD_AND_BACKWARD) * base(num_cells) + FORWARD_AND_BACKWARD * added + teacher

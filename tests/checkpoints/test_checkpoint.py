@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flashar_cli.checkpoints import checkpoint
+from flashar_cli.checkpoints.checkpoint import CHECKPOINT
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.tensors import INDEX_FILE
 from tests.tiny_models import build_model, random_config
@@ -68,3 +69,23 @@ def test_weights_take_the_dtype_asked_for(tmp_path, dtype):
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {dtype or torch.float16}
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, state[name].to(tensor.dtype)), name
+
+
+def test_text_tokenizers_are_found_by_their_files(prompt_checkpoint, text_checkpoint):
+    for directory, text, ids in ((prompt_checkpoint, "<|image token|>", [504]), (text_checkpoint, "red star", [2, 3])):
+        loaded = checkpoint.load(directory, CPU)
+        assert loaded.text_tokenizer is not None and checkpoint.problems(directory) == []
+        assert set(loaded.text_tokenizer.files) <= set(directory.iterdir())
+        assert CHECKPOINT.foreign(directory) is None
+        assert loaded.text_tokenizer.encode(text) == ids
+    (prompt_checkpoint / "text_tokenizer_special.txt").write_text("<|image token|>\n")
+    with pytest.raises(FlasharError, match="this model's table has 507 rows"):
+        checkpoint.load(prompt_checkpoint, CPU)
+    assert any("507 rows" in line for line in checkpoint.problems(prompt_checkpoint))
+    (prompt_checkpoint / "text_tokenizer_special.txt").unlink()
+    with pytest.raises(FlasharError, match=r"lacks text_tokenizer_special\.txt"):
+        checkpoint.load(prompt_checkpoint, CPU)
+    (prompt_checkpoint / "text_tokenizer.tiktoken").unlink()
+    assert checkpoint.load(prompt_checkpoint, CPU).text_tokenizer is None
+    (prompt_checkpoint / "text_tokenizer.tiktoken").write_text("my notes")
+    assert CHECKPOINT.foreign(prompt_checkpoint) == "text_tokenizer.tiktoken"

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import flashar_cli
+
 
 def test_images_tokens_and_npz(run_cli, write_tiny_checkpoint, tmp_path):
     model = write_tiny_checkpoint()
@@ -167,3 +169,81 @@ def test_unknown_models(run_cli, tmp_path, monkeypatch):
     result = run_cli("generate", "llamagen-b", "--labels", 1, "--tokens-out", tmp_path / "t.npy")
     assert result.code == 2 and "c2i_B_256.pt" in result.err and "llamagen-tiny" in result.err
     assert run_cli("generate").code == 2
+
+
+def test_prompts_of_a_file_in_any_batches_on_any_grid(run_cli, prompt_checkpoint, tmp_path):
+    prompts = ["a red star", "a blue ring and a green heart for the helpful assistant", "", "stars"]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+    words = [part for prompt in prompts for part in ("--prompt", prompt)]
+    made = []
+    for k, shown in enumerate((("--prompts-file", tmp_path / "p.jsonl"), words)):
+        out = tmp_path / f"{k}"
+        arguments = ("--grid", "4x3", "--batch-size", 3 - k, "--out", out, "--samples-per-prompt", 2, "--json")
+        result = run_cli("generate", prompt_checkpoint, *shown, *arguments)
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["grid"] == "4x3" and json.loads(result.out)["num_images"] == 8
+        made.append(np.load(out / "tokens.npy"))
+    assert made[0].shape == (8, 4, 3) and np.array_equal(*made)
+    with Image.open(tmp_path / "0" / "00005.png") as image:
+        settings = json.loads(image.text["flashar"])
+        assert image.size == (12, 16) and settings["shows"] == "" and settings["grid"] == "4x3"
+    # Each image is that of its prompt alone, whose prefix is not padded.
+    model = flashar_cli.load(str(prompt_checkpoint))
+    alone = model.generate(prompts=[prompts[0], prompts[0]], grid=(4, 3), batch_size=1).tokens
+    assert np.array_equal(alone, made[0][:2])
+
+
+def test_negative_prompts_change_guidance_alone(run_cli, prompt_checkpoint, tmp_path):
+    def tokens(*more: object) -> np.ndarray:
+        path = tmp_path / "t.npy"
+        result = run_cli(
+            "generate", prompt_checkpoint, "--prompt", "a red star", "--tokens-out", path, "--overwrite", *more
+        )
+        assert result.code == 0, result.err
+        return np.load(path)
+
+    guided = ("--num-images", 3, "--temperature", 1, "--top-k", 0, "--cfg-scale", 4)
+    plain, negative = tokens(*guided), tokens(*guided, "--negative-prompt", "a blue ring")
+    assert not np.array_equal(plain, negative)
+    assert np.array_equal(
+        tokens(*guided, "--cfg-scale", 1), tokens(*guided, "--cfg-scale", 1, "--negative-prompt", "a")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    (
+        (
+            ("--prompt", "a", "--grid", "1x200"),
+            "a grid of 1x200 after 1 prefix tokens takes 202 positions; this model knows 128",
+        ),
+        (("--prompt", "a red star", "--grid", "10x11"), "a grid of 10x11 after 13 prefix tokens takes 133 positions"),
+        (("--prompt", "a", "--grid", "0x3"), "--grid"),
+        (("--prompt", "a" * 64), "tokens; this model takes 1 to 64; shorten it"),
+        (("--prompt", "a", "--prompts-file", "p.txt"), "--prompt and --prompts-file all say what images show"),
+        (("--prompts-file", "p.txt", "--prompt-tokens", "p.json"), "expected either --prompt or --prompt-tokens FILE"),
+        (("--prompts-file", "missing.txt"), "--prompts-file missing.txt does not exist; expected a file"),
+        (("--prompt-tokens", "p.json", "--negative-prompt", "a"), "--negative-prompt: the file of --prompt-tokens"),
+        (("--prompt-tokens", "p.json", "--samples-per-prompt", 2), "--samples-per-prompt is for --prompt"),
+        (("--labels", 1), "made for prompts; pass --prompt or --prompt-tokens, not --labels"),
+        (("--negative-prompt", "a"), "expected either --prompt or --prompt-tokens FILE"),
+    ),
+)
+def test_bad_prompts_write_nothing_before_weights_are_read(
+    run_cli, prompt_checkpoint, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a red star\n")
+    (tmp_path / "p.json").write_text('{"cond": [[1, 2]]}')
+    (prompt_checkpoint / "model.safetensors").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    result = run_cli("generate", prompt_checkpoint, *arguments)
+    assert result.code == 2 and words in result.err and result.err.count("\n") == 1, result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_grid_of_a_model_with_one_grid_is_refused(run_cli, write_tiny_checkpoint, tmp_path):
+    model, path = write_tiny_checkpoint(), tmp_path / "t.npy"
+    result = run_cli("generate", model, "--labels", 1, "--grid", "4x5", "--tokens-out", path)
+    assert result.code == 2 and "the grid is 4x5, but this model makes images of 4x4 tokens alone" in result.err
+    assert run_cli("generate", model, "--labels", 1, "--grid", "4x4", "--tokens-out", path).code == 0

@@ -15,7 +15,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 
 GRID = Grid(2, 3)
-CLASSES = ClassConditions(ClassPrefix(num_classes=5))
+CLASSES = ClassConditions(ClassPrefix(num_classes=5), GRID)
 TOKENIZER = "ab" * 32
 
 
@@ -62,7 +62,7 @@ def test_round_trip(tmp_path, num_views, vocab_size, dtype):
         ((Grid(3, 2), vocab_size, TOKENIZER, CLASSES), "grid 2x3"),
         ((GRID, 16, TOKENIZER, CLASSES), "this model's are 0..15"),
         ((GRID, vocab_size, "other", CLASSES), "another tokenizer"),
-        ((GRID, vocab_size, TOKENIZER, CaptionConditions(CaptionPrefix(feature_dim=8))), "no column caption"),
+        ((GRID, vocab_size, TOKENIZER, CaptionConditions(CaptionPrefix(feature_dim=8), GRID)), "no column caption"),
     ):
         with pytest.raises(FlasharError, match=words):
             read_shards(tmp_path, *wrong)

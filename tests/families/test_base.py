@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.tiny_models import TINY_VQ
 from tests.tokenizers.test_text import write_tokenizer
+from tests.tokenizers.text.vocabularies import SIZE, write_vocabulary
 
 BACKBONE = BackboneConfig(
     dim=32,
@@ -58,7 +60,7 @@ class Toy(Family):
     hallmark = "config.json of a toy"
     sign = "its config.json"
     presets = (PRESET,)
-    text_tokenizer = "tokenizer.json"
+    text_tokenizer = ("tokenizer.json",)
     dropped = ("seen.*", "*.lm_head.weight")
     keys = KeyTable(
         (
@@ -229,6 +231,30 @@ def test_a_text_tokenizer_travels_in_the_checkpoint(run_cli, tmp_path):
     (folder / "tokenizer.json").unlink()
     assert run_cli("convert", folder, "--out", tmp_path / "other").code == 0
     assert not (tmp_path / "other" / "text_tokenizer.json").exists()
+
+
+def test_a_text_tokenizer_of_two_files(run_cli, tmp_path, monkeypatch):
+    """In files of other names than a checkpoint's; a wrong one is refused at once, and none is no error."""
+    monkeypatch.setattr(Toy, "text_tokenizer", ("emu3.tiktoken", "emu3_vision_tokens.txt"))
+    monkeypatch.setitem(globals(), "PRESET", replace(PRESET, prefix=TextPrefix(vocab_size=SIZE)))
+    folder = write(tmp_path / "toy", upstream_state() | {"m.text.weight": torch.zeros(SIZE, 32)})
+    files = write_vocabulary(folder)
+    for overwrite in ((), ("--overwrite",)):
+        result = run_cli("convert", folder, "--out", tmp_path / "model", *overwrite)
+        assert result.code == 0, result.err
+    for path, name in zip(files, ("text_tokenizer.tiktoken", "text_tokenizer_special.txt"), strict=True):
+        assert (tmp_path / "model" / name).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "model" / "text_tokenizer.json").exists()
+    content = files[0].read_bytes()
+    files[0].write_bytes(content.replace(b" 270\n", b" 271\n"))
+    assert "its rank 270" in run_cli("convert", folder, "--out", tmp_path / "other").err
+    files[0].write_bytes(content)
+    files[1].unlink()
+    assert "lacks emu3_vision_tokens.txt" in run_cli("convert", folder, "--out", tmp_path / "other").err
+    assert not (tmp_path / "other").exists()
+    files[0].unlink()
+    assert run_cli("convert", folder, "--out", tmp_path / "other").code == 0
+    assert not list((tmp_path / "other").glob("text_tokenizer*"))
 
 
 def test_a_preset_of_many_files_is_a_snapshot(monkeypatch, tmp_path):

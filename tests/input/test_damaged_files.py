@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,17 @@ from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import ConvertOptions
 from flashar_cli.grid import Grid
+from flashar_cli.tokenizers.text import open_text_tokenizer
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.data.images import encoded, good_kinds, quarters
 from tests.input.files import DEEP, accepted, damaged, quick, thorough
 from tests.parity.upstream_files import upstream_state
 from tests.tiny_models import TINY_VQ, build_model, random_config
+from tests.tokenizers.text.vocabularies import SIZE, write_vocabulary
 
 OPTIONS = ConvertOptions(num_heads=4, grid=Grid(3, 5))
 CLASSES = Wanted(4)
-CLASS_CONDITIONS = ClassConditions(ClassPrefix(num_classes=4))
+CLASS_CONDITIONS = ClassConditions(ClassPrefix(num_classes=4), Grid(4, 4))
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,13 @@ def caption_features(folder: Path) -> File:
     return File(content, path, lambda: read_caption_features(path))
 
 
+def vocabulary(folder: Path, which: int = 0) -> File:
+    files = write_vocabulary(folder)
+    return File(
+        files[which].read_bytes(), files[which], lambda: open_text_tokenizer(files, SIZE).encode("a blue star, <|")
+    )
+
+
 IMAGE = encoded(quarters(16, 16))
 FILES = {
     "upstream pickle": upstream_pickle,
@@ -151,6 +161,8 @@ FILES = {
     "token shard": code_shard,
     "caption shard": caption_shard,
     "caption features": caption_features,
+    "vocabulary": vocabulary,
+    "special tokens": partial(vocabulary, which=1),
 }
 
 

@@ -19,6 +19,8 @@ from flashar_cli.benchmarking.reports.document import BenchReport, read_report
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import read_config
 from flashar_cli.config.recipe import DataSettings, Stage, StageSettings
+from flashar_cli.data.conditions import Given
+from flashar_cli.data.conditions.text import TextConditions
 from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.encode_shard import WORK
 from flashar_cli.data.encoding import PLAN, count_missing, encode
@@ -29,6 +31,8 @@ from flashar_cli.data.sources.base import Wanted
 from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.tensors import INDEX_FILE
+from flashar_cli.generation.layout import GenEval
+from flashar_cli.grid import Grid
 from flashar_cli.machine.world import World
 from flashar_cli.probing.report import read_recommendation
 from flashar_cli.reporting import curves
@@ -39,7 +43,7 @@ from tests.adaptation.runs import adapt_report, run_records
 from tests.benchmarking.reports.made_up import report
 from tests.data.images import shape_folder
 from tests.input.files import accepted, as_json, damaged, mutated, quick, thorough
-from tests.tiny_models import build_model, random_config
+from tests.tiny_models import PROMPT_PREFIX, build_model, random_config
 
 SETTINGS = {"base": "abc", "seed": 3}
 STAGES = [Stage("one", 4, StageSettings()), Stage("two", 4, StageSettings())]
@@ -194,6 +198,18 @@ def image_list(folder: Path) -> Document:
     return Document(lines, path, read)
 
 
+def prompts(folder: Path) -> Document:
+    path = folder / "prompts.jsonl"
+    content = [{"tag": "counting", "include": [{"class": "bench", "count": 2}], "prompt": f"{k} stars"} for k in (1, 2)]
+    return Document(content, path, lambda: GenEval.read(path, 4).documents())
+
+
+def prompt_tokens(folder: Path) -> Document:
+    path, kind = folder / "tokens.json", TextConditions(PROMPT_PREFIX, Grid(3, 5))
+    content = {"cond": [[1, 2, 3], [4]], "uncond": [[5, 6]]}
+    return Document(content, path, lambda: kind.parse(Given(prompt_tokens=path), torch.device("cpu"))[0])
+
+
 DOCUMENTS = {
     "manifest": manifest,
     "manifest without a version": old_manifest,
@@ -207,6 +223,8 @@ DOCUMENTS = {
     "index": index,
     "config": config_file,
     "list of images": image_list,
+    "prompts": prompts,
+    "prompt tokens": prompt_tokens,
 }
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tests.benchmarking.reports.made_up import report
 from tests.input.files import special_files, time_limit
 from tests.parity.upstream_files import upstream_state
-from tests.tiny_models import CAPTION_PREFIX, build_model, random_config
+from tests.tiny_models import CAPTION_PREFIX, PROMPT_PREFIX, build_model, random_config
+from tests.tokenizers.text.vocabularies import write_vocabulary
 
 Arguments = tuple[Any, ...]
 KINDS = special_files()
@@ -22,27 +23,38 @@ KINDS = special_files()
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    """A whole checkpoint, a base, one that reads captions, and an upstream file."""
+    """A whole checkpoint, a base, one that reads captions, one that reads prompts, and an upstream file."""
     import torch
 
     from flashar_cli.checkpoints import checkpoint
+    from flashar_cli.tokenizers.text.tiktoken_bpe import TiktokenTokenizer
     from flashar_cli.tokenizers.vq import VQTokenizer
 
     folder = tmp_path_factory.mktemp("models")
-    captions = random_config(branch=False).model_copy(update={"prefix": CAPTION_PREFIX})
-    for name, config in (("whole", random_config()), ("base", random_config(branch=False)), ("t2i", captions)):
+    captions, prompts = (
+        random_config(branch=False).model_copy(update={"prefix": prefix}) for prefix in (CAPTION_PREFIX, PROMPT_PREFIX)
+    )
+    vocabulary = dict(zip(TiktokenTokenizer.names, write_vocabulary(folder / "vocabulary"), strict=True))
+    for name, config in (
+        ("whole", random_config()),
+        ("base", random_config(branch=False)),
+        ("t2i", captions),
+        ("text", prompts),
+    ):
         assert config.tokenizer is not None
-        tokenizer = VQTokenizer(config.tokenizer).state_dict()
-        checkpoint.save(folder / name, config, build_model(config).state_dict(), tokenizer)
+        tokenizer, extras = VQTokenizer(config.tokenizer).state_dict(), vocabulary if name == "text" else None
+        checkpoint.save(folder / name, config, build_model(config).state_dict(), tokenizer, extras=extras)
     torch.save(upstream_state(), folder / "upstream.pt")
     return {path.stem: path for path in folder.iterdir()}
 
 
-def in_checkpoint(name: str) -> Callable[[Path, dict[str, Path]], tuple[Path, Arguments]]:
+def in_checkpoint(
+    name: str, model: str = "whole", *shown: str
+) -> Callable[[Path, dict[str, Path]], tuple[Path, Arguments]]:
     def place(folder: Path, models: dict[str, Path]) -> tuple[Path, Arguments]:
-        shutil.copytree(models["whole"], folder / "model")
+        shutil.copytree(models[model], folder / "model")
         (folder / "model" / name).unlink(missing_ok=True)
-        return folder / "model" / name, ("generate", folder / "model", "--out", folder / "out")
+        return folder / "model" / name, ("generate", folder / "model", "--out", folder / "out", *shown)
 
     return place
 
@@ -65,6 +77,11 @@ PLACES = {
     "weights": in_checkpoint("model.safetensors"),
     "index": in_checkpoint("model.safetensors.index.json"),
     "tokenizer": in_checkpoint("tokenizer.safetensors"),
+    "vocabulary": in_checkpoint("text_tokenizer.tiktoken", "text", "--prompt", "a star"),
+    "special tokens": in_checkpoint("text_tokenizer_special.txt", "text", "--prompt", "a star"),
+    "prompts": as_argument("p.jsonl", "generate", "@text", "--prompts-file", "FILE", "--out", "OUT"),
+    "geneval": as_argument("m.jsonl", "generate", "@text", "--geneval", "FILE", "--out", "OUT"),
+    "prompt tokens": as_argument("t.json", "generate", "@text", "--prompt-tokens", "FILE", "--out", "OUT"),
     "model": as_argument("model", "generate", "FILE", "--out", "OUT"),
     "caption features": as_argument("f.safetensors", "generate", "@t2i", "--caption-features", "FILE", "--out", "OUT"),
     "upstream pickle": as_argument("w.pt", "convert", "FILE", "--out", "OUT"),
@@ -119,6 +136,13 @@ def test_the_places_are_good_with_good_files(run_cli, tmp_path, monkeypatch, mod
     monkeypatch.chdir(tmp_path)
     path, arguments = PLACES["config"](tmp_path, models)
     shutil.copyfile(models["whole"] / "config.json", path)
+    assert run_cli(*arguments).code == 0
+    shutil.rmtree(tmp_path / "out")
+    path, arguments = PLACES["special tokens"](tmp_path / "prompts", models)
+    shutil.copyfile(models["text"] / path.name, path)
+    assert run_cli(*arguments).code == 0
+    path, arguments = PLACES["geneval"](tmp_path, models)
+    path.write_text('{"prompt": "a star"}\n')
     assert run_cli(*arguments).code == 0
     path, arguments = PLACES["old report"](tmp_path, models)
     path.write_text(json.dumps(report()))

@@ -35,7 +35,7 @@ from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.nn.sampling import guide, uniform_table
 from flashar_cli.tokenizers.pixels import to_uint8
-from flashar_cli.tokenizers.text import TextTokenizer
+from flashar_cli.tokenizers.text import open_text_tokenizer
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.state import TrainingState
 from tests.decoding.plain import decode
@@ -194,7 +194,8 @@ def write_captioned_base(folder: Path) -> Path:
     )  # fmt: skip
     model = FlasharModel(config)
     initialise(model, 0)
-    loaded = checkpoint.Loaded(model, embedded.tokenizer, TextTokenizer(folder / "tokenizer.json"))
+    text_tokenizer = open_text_tokenizer([folder / "tokenizer.json"], len(WORDS))
+    loaded = checkpoint.Loaded(model, embedded.tokenizer, text_tokenizer)
     train, validation = split_validation(plan_tokens(loaded, "shapes:3000", None, 0).tokens(lambda count: None), 64)
     run_stages(
         TrainingRun(
@@ -207,7 +208,7 @@ def write_captioned_base(folder: Path) -> Path:
     )  # fmt: skip
     checkpoint.save(
         folder / "base", config, model.state_dict(), embedded.tokenizer.state_dict(),
-        extras={checkpoint.TEXT_TOKENIZER_FILE: folder / "tokenizer.json"},
+        extras=text_tokenizer.copies,
     )  # fmt: skip
     return folder / "base"
 

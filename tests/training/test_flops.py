@@ -12,7 +12,7 @@ from flashar_cli.config.recipe import StageSettings
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.losses import losses_of
-from tests.tiny_models import build_model, random_config
+from tests.tiny_models import build_model, emu_like_config, random_config
 
 STAGE1 = StageSettings(backbone_lr_factor=0.0)
 STAGE1_DISTILLING = StageSettings(backbone_lr_factor=0.0, distill_weight=0.2)
@@ -33,6 +33,22 @@ def test_by_hand() -> None:
     assert training_flops(config, STAGE1) == backbone + 3 * branch
     assert training_flops(config, STAGE1_DISTILLING) == 2 * backbone + 3 * branch
     assert training_flops(random_config(3, 5, branch=False), STAGE2) == 3 * backbone
+
+
+def test_line_ends_and_a_branch_apart_by_hand() -> None:
+    """As above, with heads of 24, gains of queries and keys, prompts of 9 tokens, 2 line ends and a branch of 2."""
+    block_weights = 64 * (96 + 48 + 48) + 96 * 64 + 3 * 64 * 48 + 2 * 64 + 2 * 24
+
+    def block(num_positions: int) -> int:
+        return 2 * block_weights * num_positions + 2 * (2 * num_positions * num_positions * 4 * 24)
+
+    head = 2 * (64 * 32 + 64) * 15
+    gate = 2 * (128 * 64 + 64 + 1 + 64 + 1) * 15
+    config = emu_like_config(3, 5, depth=2)
+    added = 2 * block(14) + head + gate
+    assert training_flops(config, STAGE2) == 3 * (2 * block(9 + 14) + head + added)
+    raster = 2 * block(9 + 14 + 2) + head
+    assert training_flops(config, STAGE1_DISTILLING) == 2 * block(9 + 14) + head + 3 * added + raster
 
 
 @pytest.mark.parametrize("branch", (True, False))

@@ -7,6 +7,7 @@ from flashar_cli.data.conditions.base import ConditionKind, Given, Subjects
 from flashar_cli.data.conditions.by_class import ClassConditions
 from flashar_cli.data.conditions.caption import CaptionConditions
 from flashar_cli.data.conditions.text import TextConditions
+from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.tokenizers.text import TextTokenizer
@@ -16,13 +17,15 @@ __all__ = ["ConditionKind", "Given", "Subjects", "conditions_of", "parse"]
 KINDS: dict[str, type[ConditionKind]] = {"class": ClassConditions, "caption": CaptionConditions, "text": TextConditions}
 
 
-def conditions_of(config: ModelConfig, text_tokenizer: TextTokenizer | None = None) -> ConditionKind:
-    """The conditions that a model reads."""
-    return KINDS[config.prefix.kind](config.prefix, config.class_names, text_tokenizer)
+def conditions_of(
+    config: ModelConfig, text_tokenizer: TextTokenizer | None = None, grid: Grid | None = None
+) -> ConditionKind:
+    """The conditions that a model reads, for images of a grid; None: the model's own."""
+    return KINDS[config.prefix.kind](config.prefix, grid or config.order_grid, config.class_names, text_tokenizer)
 
 
 def parse(
-    given: Given, model: FlasharModel, text_tokenizer: TextTokenizer | None = None
+    given: Given, model: FlasharModel, text_tokenizer: TextTokenizer | None = None, grid: Grid | None = None
 ) -> tuple[Conditions, list[str]]:
     """The conditions on the command line, and a name for each. Raises FlasharError where the model has another kind."""
-    return conditions_of(model.config, text_tokenizer).parse(given, model.device)
+    return conditions_of(model.config, text_tokenizer, grid).parse(given, model.device)

@@ -17,28 +17,34 @@ from numpy.typing import NDArray
 
 from flashar_cli.data.sources.base import Wanted
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.tokenizers.text import TextTokenizer
 
+DEFAULT_PROMPTS_OPTION = "--prompt"
 # Captions to the bytes of their feature file.
 FeatureWriter = Callable[[Sequence[str]], bytes]
 
 
 @dataclass(frozen=True)
 class Given:
-    """The conditions on the command line; None for options that were not passed."""
+    """The conditions on the command line; None for options that were not passed. ``prompts_option`` is the one that the
+    prompts came by; ``negative_prompts`` are what images must not show, one for all or one for each.
+    """
 
     labels: str | None = None
     prompts: list[str] | None = None
     caption_features: Path | None = None
     prompt_tokens: Path | None = None
+    negative_prompts: list[str] | None = None
+    prompts_option: str = DEFAULT_PROMPTS_OPTION
 
     @property
     def options(self) -> list[str]:
-        """The options that were passed."""
+        """The options that were passed and say what images show."""
         values = {
             "--labels": self.labels,
-            "--prompt": self.prompts or None,
+            self.prompts_option: self.prompts or None,
             "--caption-features": self.caption_features,
             "--prompt-tokens": self.prompt_tokens,
         }
@@ -49,10 +55,15 @@ class Given:
         the model in messages.
         """
         for option in self.options:
-            if option not in known:
+            if option not in (*known, self.prompts_option):
                 raise FlasharError(f"this model is {model}; pass {' or '.join(known)}, not {option}")
         if len(self.options) != 1:
             raise FlasharError(f"this model is {model}; expected either {' or '.join(known)} FILE")
+
+    def refuse_negative(self, why: str) -> None:
+        """Raises FlasharError for negative prompts, which ``why`` says nothing reads."""
+        if self.negative_prompts:
+            raise FlasharError(f"--negative-prompt: {why}; leave it out")
 
 
 class Subjects(ABC):
@@ -97,9 +108,12 @@ class Captions(Subjects):
 
 @dataclass(frozen=True)
 class ConditionKind(ABC):
-    """The conditions of a model with this ``prefix`` in its config and this tokenizer in its checkpoint."""
+    """The conditions of a model with this ``prefix`` in its config and this tokenizer in its checkpoint, for images of
+    a ``grid``.
+    """
 
     prefix: Any
+    grid: Grid
     class_names: tuple[str, ...] | None = None
     text_tokenizer: TextTokenizer | None = None
 

@@ -57,6 +57,7 @@ class ClassConditions(ConditionKind):
     def parse(self, given: Given, device: torch.device) -> tuple[Conditions, list[str]]:
         if set(given.options) - {"--labels"}:
             raise FlasharError("this model is class-conditional; pass --labels, not captions")
+        given.refuse_negative("this model is class-conditional, and has a class of its own for no class")
         return self._named(parse_labels(given.labels, self.prefix.num_classes, self.class_names))
 
     def read(self, values: list[Any], features: list[Path], where: Path) -> Labels:

@@ -37,6 +37,7 @@ class CaptionConditions(ConditionKind):
 
     def parse(self, given: Given, device: torch.device) -> tuple[Conditions, list[str]]:
         given.require_one("caption-conditional", ("--prompt", "--caption-features"))
+        given.refuse_negative("this model has learned features of its own for no caption")
         if given.prompts:
             return encode_captions(given.prompts, self.prefix.length, device), given.prompts
         conditions = read_caption_features(Path(str(given.caption_features)))

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from flashar_cli.data.conditions import Given, caption
 from flashar_cli.data.conditions.caption import CaptionConditions, read_caption_features
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from tests.tiny_models import CAPTION_PREFIX
 
 CPU = torch.device("cpu")
+GRID = Grid(4, 4)
 
 
 def test_feature_files(tmp_path):
@@ -33,7 +35,7 @@ def test_feature_files(tmp_path):
 
 
 def test_prompts_or_a_file_of_features(small_text_encoder, tmp_path):
-    kind, path = CaptionConditions(CAPTION_PREFIX), tmp_path / "captions.safetensors"
+    kind, path = CaptionConditions(CAPTION_PREFIX, GRID), tmp_path / "captions.safetensors"
     conditions, names = kind.parse(Given(prompts=["a red star", "ring"]), CPU)
     assert conditions.tensors["features"].shape == (2, 6, 16) and names == ["a red star", "ring"]
     save_file({"caption_features": torch.zeros(3, 6, 16), "caption_mask": torch.ones(3, 6)}, path)
@@ -43,6 +45,7 @@ def test_prompts_or_a_file_of_features(small_text_encoder, tmp_path):
         (Given(prompts=["a"], caption_features=path), "expected either --prompt or --caption-features FILE"),
         (Given(labels="1"), "caption-conditional; pass --prompt or --caption-features, not --labels"),
         (Given(prompts=["a"], prompt_tokens=path), "not --prompt-tokens"),
+        (Given(prompts=["a"], negative_prompts=["b"]), "--negative-prompt: this model has learned features"),
     ):
         with pytest.raises(FlasharError, match=words):
             kind.parse(given, CPU)
@@ -50,7 +53,7 @@ def test_prompts_or_a_file_of_features(small_text_encoder, tmp_path):
 
 def test_captions_without_features_cannot_be_read():
     with pytest.raises(FlasharError, match="shards has captions without features"):
-        CaptionConditions(CAPTION_PREFIX).read(["a star"], [], Path("shards"))
+        CaptionConditions(CAPTION_PREFIX, GRID).read(["a star"], [], Path("shards"))
 
 
 def test_captions_become_left_padded_features(small_text_encoder):

@@ -19,12 +19,13 @@ from flashar_cli.data.options import EncodeOptions
 from flashar_cli.data.prepare import plan_encoding
 from flashar_cli.data.shards import read_shards
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.machine.world import World
 from tests.data.images import captioned_images
 from tests.tiny_models import CAPTION_PREFIX as PREFIX
 
 CPU = torch.device("cpu")
-CAPTIONS = CaptionConditions(PREFIX)
+CAPTIONS = CaptionConditions(PREFIX, Grid(4, 4))
 
 
 def test_features_come_back_left_padded(tmp_path):
@@ -80,7 +81,7 @@ def test_tokens_with_captions(caption_checkpoint, small_text_encoder, tmp_path):
     with pytest.raises(FlasharError, match=r"captions-00001.safetensors is missing"):
         read_shards(tmp_path / "one", job.grid, 32, None, CAPTIONS)
     with pytest.raises(FlasharError, match="no column label"):
-        read_shards(tmp_path / "two", job.grid, 32, None, ClassConditions(ClassPrefix(num_classes=10)))
+        read_shards(tmp_path / "two", job.grid, 32, None, ClassConditions(ClassPrefix(num_classes=10), Grid(4, 4)))
     assert encode(job, tmp_path / "one", World()) == 3
     assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == contents[0]
 

@@ -18,11 +18,12 @@ from flashar_cli.data.options import EncodeOptions
 from flashar_cli.data.prepare import plan_encoding, plan_tokens
 from flashar_cli.data.shards import read_shards
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.machine.world import World
 from tests.data.images import captioned_images
 from tests.tiny_models import build_model, random_config
 
-CPU = torch.device("cpu")
+CPU, GRID = torch.device("cpu"), Grid(3, 5)
 BEGIN, END, PAD = 60, 61, 63
 PREFIX = TextPrefix(
     vocab_size=64, template="<{prompt}>", begin=(BEGIN,), end=(END,), pad_id=PAD, kept=(BEGIN, END), max_length=12
@@ -36,7 +37,7 @@ class Letters:
         return [ord(letter) - 96 if "a" <= letter <= "z" else 0 for letter in text]
 
 
-KIND = TextConditions(PREFIX, text_tokenizer=Letters())
+KIND = TextConditions(PREFIX, GRID, text_tokenizer=Letters())
 
 
 def file_of(folder, document) -> Path:
@@ -96,7 +97,7 @@ def test_unconditional_ids_of_other_lengths(tmp_path):
         ({"cond": [[64]]}, r"has the id 64; this model's text tokens are 0\.\.63"),
         ({"cond": [[1]], "uncond": [[64]]}, "has the id 64"),
         ({"cond": [[1]], "uncond": []}, "1 rows in cond and 0 in uncond"),
-        ({"cond": [[1], [2]], "uncond": [[1]]}, "2 rows in cond and 1 in uncond"),
+        ({"cond": [[1], [2], [3]], "uncond": [[1], [2]]}, "3 rows in cond and 2 in uncond"),
         ({"cond": [[1] * 13]}, "a prompt has 13 tokens; this model takes 1 to 12"),
         ({"cond": [[1]], "uncond": [[1] * 13]}, "13 tokens"),
     ),
@@ -119,7 +120,7 @@ def test_what_is_not_of_this_kind_is_refused():
         with pytest.raises(FlasharError, match=words):
             KIND.parse(given, CPU)
     with pytest.raises(FlasharError, match="--prompt-tokens FILE"):
-        TextConditions(PREFIX).parse(Given(prompts=["a"]), CPU)
+        TextConditions(PREFIX, GRID).parse(Given(prompts=["a"]), CPU)
 
 
 def test_captions_of_data_are_cut_to_fit():
@@ -132,7 +133,7 @@ def test_captions_of_data_are_cut_to_fit():
     assert rows(short, "ids") == [[PAD, PAD, BEGIN, 0, 0, END], [BEGIN, 0, 1, 2, 0, END]]
     shown, names = KIND.examples(subjects, 2)
     assert len(shown) == 2 and names == ["ab", "abcdefghijkl"]
-    narrow = TextConditions(PREFIX.model_copy(update={"max_length": 3}), text_tokenizer=Letters())
+    narrow = TextConditions(PREFIX.model_copy(update={"max_length": 3}), GRID, text_tokenizer=Letters())
     with pytest.raises(FlasharError, match="too few for its template"):
         narrow.read(["ab"], [], Path("shards"))
 
@@ -160,3 +161,97 @@ def test_shards_hold_captions_as_text(tmp_path, monkeypatch):
     assert plan_encoding(bare, str(lines), None, 0, EncodeOptions(shard_size=6)).key() == job.key()
     with pytest.raises(FlasharError, match="no text tokenizer"):
         plan_tokens(bare, str(lines), None, 0)
+
+
+TEMPLATE = "do {prompt} on{height}by{width}"
+WITH_UNCOND = TextPrefix(
+    vocab_size=64, template=TEMPLATE, uncond_template="no{height}by{width}", pad_id=PAD, max_length=40, train_length=20
+)
+TEMPLATED = TextConditions(WITH_UNCOND, GRID, text_tokenizer=Letters())
+
+
+def unpadded(conditions, part="") -> list[list[int]]:
+    """The ids of each row under its mask; the rest must be padding."""
+    ids, mask = conditions.tensors[f"{part}ids"], conditions.tensors[f"{part}mask"]
+    assert (ids[~mask] == PAD).all() and mask[:, -1].all() and (mask[:, 1:] >= mask[:, :-1]).all()
+    return [row[valid].tolist() for row, valid in zip(ids, mask, strict=True)]
+
+
+def letters(*texts: str) -> list[list[int]]:
+    return [Letters().encode(text) for text in texts]
+
+
+def test_templates_hold_the_grid_and_an_unconditional_text():
+    prompts = ["ab", "{height}{width}{prompt}"]  # which stay as they are
+    conditions, _ = TEMPLATED.parse(Given(prompts=prompts), CPU)
+    assert unpadded(conditions) == letters("do ab on3by5", "do {height}{width}{prompt} on3by5")
+    assert unpadded(conditions, "uncond_") == letters("no3by5", "no3by5")
+    config = random_config(branch=False).model_copy(update={"prefix": WITH_UNCOND})
+    other = conditions_of(config, Letters(), Grid(12, 7)).parse(Given(prompts=["ab"]), CPU)[0]
+    assert len(unpadded(other)[0]) == len("do ab on12by7")
+    own = conditions_of(config, Letters()).parse(Given(prompts=["ab"]), CPU)[0]
+    assert unpadded(own) == letters("do ab on4by4")
+    build_model(config).prefix.check(conditions)
+
+
+@pytest.mark.parametrize("kind", (KIND, TEMPLATED))
+def test_negative_prompts_stand_in_the_template_of_prompts(kind):
+    def filled(*prompts: str) -> list[list[int]]:
+        return unpadded(kind.parse(Given(prompts=list(prompts)), CPU)[0])
+
+    for negative, expected in ((["z"], ["z", "z"]), (["z", "yyyy"], ["z", "yyyy"]), ([""], ["", ""])):
+        conditions, names = kind.parse(Given(prompts=["ab", "c"], negative_prompts=negative), CPU)
+        assert names == ["ab", "c"] and unpadded(conditions) == filled("ab", "c")
+        assert unpadded(conditions, "uncond_") == filled(*expected)
+    with pytest.raises(FlasharError, match="2 negative prompts for 3 prompts; expected one, or as many"):
+        kind.parse(Given(prompts=["a", "b", "c"], negative_prompts=["d", "e"]), CPU)
+
+
+def test_unconditional_ids_from_a_file_or_the_template(tmp_path):
+    def of(kind, document):
+        conditions, _ = kind.parse(Given(prompt_tokens=file_of(tmp_path, document)), CPU)
+        assert unpadded(conditions) == document["cond"]
+        return unpadded(conditions, "uncond_")
+
+    bare = TextConditions(WITH_UNCOND, GRID)
+    for kind in (TEMPLATED, bare):
+        assert of(kind, {"cond": [[1], [2, 3]], "uncond": [[4, 5, 6]]}) == [[4, 5, 6]] * 2
+        assert of(kind, {"cond": [[1], [2, 3]], "uncond": [[4], [5]]}) == [[4], [5]]
+    assert of(TEMPLATED, {"cond": [[1], [2, 3]]}) == letters("no3by5", "no3by5")
+    with pytest.raises(FlasharError, match=r'has no uncond, and .* no text tokenizer to make it; add "uncond"'):
+        of(bare, {"cond": [[1]]})
+    given = Given(prompt_tokens=file_of(tmp_path, {"cond": [[1]]}), negative_prompts=["a"])
+    with pytest.raises(FlasharError, match="--negative-prompt: the file of --prompt-tokens says by uncond"):
+        TEMPLATED.parse(given, CPU)
+
+
+def test_captions_are_cut_to_the_training_length():
+    subjects = TEMPLATED.read(["abcdefghijklmnop", "a" * 100_000, "z"], [], Path("shards"))
+    conditions = subjects.take(np.array([2, 0, 1])).conditions()
+    assert unpadded(conditions) == letters("do z on3by5", "do abcdefghij on3by5", "do aaaaaaaaaa on3by5")
+    assert unpadded(conditions, "uncond_") == letters(*["no3by5"] * 3)
+    # Not those of a person, which only the model's length bounds.
+    assert len(unpadded(TEMPLATED.parse(Given(prompts=["a" * 30]), CPU)[0])[0]) == 40
+    with pytest.raises(ValueError, match="train_length 41 is more than max_length 40"):
+        TextPrefix(**WITH_UNCOND.model_dump() | {"train_length": 41})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    (
+        ("a" * 31, "a prompt has 41 tokens; this model takes 1 to 40"),
+        ("a" * 70_000, "a prompt has 70000 characters; expected at most 65536"),
+        ("caf\udce9", "is no Unicode text"),
+    ),
+)
+def test_prompts_that_cannot_be_read_are_one_line(prompt, words):
+    for given in (Given(prompts=["a", prompt]), Given(prompts=["a"], negative_prompts=[prompt])):
+        with pytest.raises(FlasharError, match=words) as error:
+            TEMPLATED.parse(given, CPU)
+        assert "\n" not in str(error.value)
+
+
+def test_a_prompt_without_tokens_is_refused():
+    bare = TextConditions(TextPrefix(vocab_size=64), GRID, text_tokenizer=Letters())
+    with pytest.raises(FlasharError, match="a prompt has 0 tokens; this model takes 1 to 512"):
+        bare.parse(Given(prompts=["abc", ""]), CPU)

@@ -1,22 +1,25 @@
-"""Text to text tokens, by the vocabulary file in a checkpoint."""
+"""Vocabularies of Hugging Face's tokenizers library."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.reading import read_bytes
+from flashar_cli.tokenizers.text.base import TextTokenizer
 
 
-class TextTokenizer:
-    """A ``tokenizer.json`` of Hugging Face's tokenizers library; ``path`` is kept so that derived checkpoints can copy
-    it. Raises FlasharError for any other file.
-    """
+class HuggingFaceTokenizer(TextTokenizer):
+    """A ``tokenizer.json``."""
 
-    def __init__(self, path: Path) -> None:
+    names = ("text_tokenizer.json",)
+
+    def __init__(self, files: Sequence[Path], size: int) -> None:
         from tokenizers import Tokenizer
 
-        self.path = path
+        super().__init__(files, size)
+        (path,) = files
         content = read_bytes(path)
         try:
             self._tokenizer = Tokenizer.from_str(content.decode())
@@ -25,12 +28,12 @@ class TextTokenizer:
             raise FlasharError(
                 f"{path} is not a tokenizer.json ({reason}); expected a file of Hugging Face's tokenizers library"
             ) from None
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of text tokens, with those added to the vocabulary."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+        if highest >= size:
+            raise FlasharError(
+                f"{path} has ids up to {highest}; this model's text tokens are 0..{size - 1}; "
+                "use the vocabulary that it was trained with"
+            )
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without any special tokens around them."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
