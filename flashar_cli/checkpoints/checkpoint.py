@@ -85,11 +85,13 @@ def load(
     config = read_config(directory)
     refuse_too_large(config, str(directory), device, dtype or torch.bfloat16)
     model = _assign(model_on_meta(config), read_weights(directory, _read_file), directory, device, dtype)
-    tokenizer, path = None, directory / TOKENIZER_FILE
-    if config.tokenizer is not None:
-        tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, vq_dtype)
-    text_file = directory / TEXT_TOKENIZER_FILE
-    return Loaded(model, tokenizer, TextTokenizer(text_file) if text_file.exists() else None)
+    return Loaded(model, *_tokenizers(directory, config, device, vq_dtype))
+
+
+def load_tokenizers(directory: Path, device: torch.device) -> Loaded:
+    """As ``load``, for work that needs no model: it has no data, and its files are not opened."""
+    config = read_config(directory)
+    return Loaded(model_on_meta(config), *_tokenizers(directory, config, device, torch.float32))
 
 
 def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -181,6 +183,16 @@ def tokenizer_on_meta(config: TokenizerConfig) -> ImageTokenizer:
     """An image tokenizer without data."""
     with torch.device("meta"):
         return build_tokenizer(config)
+
+
+def _tokenizers(
+    directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None
+) -> tuple[ImageTokenizer | None, TextTokenizer | None]:
+    tokenizer, path = None, directory / TOKENIZER_FILE
+    if config.tokenizer is not None:
+        tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, dtype)
+    text_file = directory / TEXT_TOKENIZER_FILE
+    return tokenizer, TextTokenizer(text_file) if text_file.exists() else None
 
 
 def _assign(
