@@ -19,14 +19,12 @@ import torch
 from PIL import Image
 
 from flashar_cli.checkpoints import checkpoint, hub
-from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.encoding import encode
 from flashar_cli.data.options import EncodeOptions
 from flashar_cli.data.prepare import plan_encoding
 from flashar_cli.data.shapes import CLASS_NAMES, draw
 from flashar_cli.machine.environment import hardware, software
 from flashar_cli.machine.world import World
-from flashar_cli.tokenizers.pixels import from_uint8
 
 
 def main() -> None:
@@ -46,17 +44,12 @@ def main() -> None:
             name.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw(0, index, size=args.side)).save(name / f"{index:05d}.png")
         job = plan_encoding(loaded, str(folder), None, 0, EncodeOptions())
-        height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
-        images = []
-        for name in job.source.ids.tolist():
-            with Image.open(folder / name) as image:
-                images.append(job.augmentation.views(image.convert("RGB"), height, width)[0])
-        images = np.stack(images)
-        _alone(job, images[: 4 * job.batch_size])  # warm-up, of the other arm as well
+        images = np.stack([job.encoder.prepare((folder / name).read_bytes()) for name in job.source.ids.tolist()])
+        job.encoder.tokens(images[: 4 * job.batch_size])  # warm-up, of the other arm as well
         seconds: dict[str, list[float]] = {"tokenizer": [], "encode": []}
         for repeat in range(args.repeats):
             started = time.perf_counter()
-            _alone(job, images)
+            job.encoder.tokens(images)
             seconds["tokenizer"].append(time.perf_counter() - started)
             started = time.perf_counter()
             encode(job, Path(work) / f"tokens-{repeat}", World())
@@ -81,13 +74,6 @@ def main() -> None:
     sys.stdout.write(text)
     if args.out:
         args.out.write_text(text, encoding="utf-8")
-
-
-@torch.inference_mode()
-def _alone(job: EncodeJob, images: np.ndarray) -> None:
-    """The tokenizer alone, with the conversion of uint8 images to its input."""
-    for start in range(0, len(images), job.batch_size):
-        job.tokenizer.encode(from_uint8(images[start : start + job.batch_size]))
 
 
 if __name__ == "__main__":

@@ -96,10 +96,13 @@ def load(
     config = read_config(directory)
     refuse_too_large(config, str(directory), device, dtype or torch.bfloat16)
     model = _assign(model_on_meta(config), read_weights(directory, _read_file), directory, device, dtype)
-    tokenizer, path = None, directory / TOKENIZER_FILE
-    if config.tokenizer is not None:
-        tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, vq_dtype)
-    return Loaded(model, tokenizer, read_text_tokenizer(directory, config))
+    return Loaded(model, *_tokenizers(directory, config, device, vq_dtype))
+
+
+def load_tokenizers(directory: Path, device: torch.device) -> Loaded:
+    """As ``load``, for work that needs no model: it has no data, and its files are not opened."""
+    config = read_config(directory)
+    return Loaded(model_on_meta(config), *_tokenizers(directory, config, device, torch.float32))
 
 
 def read_text_tokenizer(directory: Path, config: ModelConfig) -> TextTokenizer | None:
@@ -205,6 +208,15 @@ def tokenizer_on_meta(config: TokenizerConfig) -> ImageTokenizer:
     """An image tokenizer without data."""
     with torch.device("meta"):
         return build_tokenizer(config)
+
+
+def _tokenizers(
+    directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None
+) -> tuple[ImageTokenizer | None, TextTokenizer | None]:
+    tokenizer, path = None, directory / TOKENIZER_FILE
+    if config.tokenizer is not None:
+        tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, dtype)
+    return tokenizer, read_text_tokenizer(directory, config)
 
 
 def _assign(

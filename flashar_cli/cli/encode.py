@@ -62,7 +62,7 @@ def command(
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Encode images into token shards, which adapt and probe read as --data.
+    """Encode images, or token grids of other programs (.pt), into token shards, which adapt and probe read as --data.
 
     Type the same command again after an interruption: shards that are done stay, and the result is the same to the
     byte.
@@ -84,8 +84,8 @@ def command(
     if machine.dtype == "auto":
         precision = torch.float32
 
-    how = EncodeOptions(source.settings(), batch_size, shard_size, workers, precision)
-    job = plan_encoding(checkpoint.load(directory, where, torch.float32), data, subset, seed, how)
+    how = EncodeOptions(source.settings(), batch_size, shard_size, workers, precision, where)
+    job = plan_encoding(checkpoint.load_tokenizers(directory, where), data, subset, seed, how)
     missing = count_missing(job, out)
     if dry_run:
         output.document(job.document() | {"images_missing": missing, "out": str(out)})

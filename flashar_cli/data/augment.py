@@ -57,6 +57,9 @@ class Augmentation:
         return crops if self.name == "center" else np.concatenate([crops, crops[:, :, ::-1]])
 
 
+CENTER = Augmentation("center")
+
+
 def center_crop(image: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     """uint8 [height, width, 3]: the middle of the image, scaled until it just covers the frame.
 

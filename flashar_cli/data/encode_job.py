@@ -12,33 +12,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flashar_cli.data.augment import Augmentation
 from flashar_cli.data.conditions import ConditionKind
+from flashar_cli.data.encoders import Encoder
 from flashar_cli.data.options import MaxBad
 from flashar_cli.data.records import FORMAT_VERSION, EncodeSettings
 from flashar_cli.data.sources.base import ImageSource
 from flashar_cli.data.tokens import ids_sha256
-from flashar_cli.grid import Grid
-from flashar_cli.tokenizers import ImageTokenizer
 
 
 @dataclass(frozen=True)
 class EncodeJob:
     """``rows`` of ``source`` to encode, ascending. ``data`` is the user's name for the source; ``seed`` chose the rows,
-    None where all are taken; ``conditions`` are those of the model that will read the tokens.
+    None where all are taken; ``conditions`` are those of the model that will read the tokens, and their features are
+    made on ``device``.
     """
 
     source: ImageSource
     data: str
     rows: NDArray[np.int64]
     seed: int | None
-    tokenizer: ImageTokenizer
-    grid: Grid
+    encoder: Encoder
     conditions: ConditionKind
-    augmentation: Augmentation
+    device: torch.device
     batch_size: int
     shard_size: int
-    dtype: torch.dtype
     max_bad: MaxBad
     workers: int
 
@@ -57,14 +54,12 @@ class EncodeJob:
         return EncodeSettings.model_validate(
             {
                 "format_version": FORMAT_VERSION,
-                "grid": (self.grid.height, self.grid.width),
-                "vocab_size": self.tokenizer.config.codebook_size,
-                "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
+                "grid": (self.encoder.grid.height, self.encoder.grid.width),
+                "vocab_size": self.encoder.vocab_size,
+                **self.encoder.settings(),
                 "source_fingerprint": self.source.fingerprint,
                 "subset": chosen,
-                "augmentation": self.augmentation.describe(),
                 "captions": self.conditions.features(),
-                "dtype": str(self.dtype).removeprefix("torch."),
                 "batch_size": self.batch_size,
                 "shard_size": self.shard_size,
             }
@@ -78,11 +73,3 @@ class EncodeJob:
     def key(self) -> str:
         """A name for these tokens, which follows from ``settings`` alone."""
         return hashlib.sha256(json.dumps(self.settings.document(), sort_keys=True).encode()).hexdigest()[:32]
-
-
-def tokenizer_sha256(tokenizer: ImageTokenizer) -> str:
-    """SHA-256 of a tokenizer's weights in float32, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from flashar_cli.data.conditions.base import FeatureWriter
 from flashar_cli.data.encode_job import EncodeJob
-from flashar_cli.data.encode_shard import WORK, Progress, encode_shard, views_or_bad, write_file
+from flashar_cli.data.encode_shard import WORK, Progress, encode_shard, prepared_or_bad, write_file
 from flashar_cli.data.records import (
     MANIFEST,
     BadEntry,
@@ -110,7 +110,7 @@ def encode(job: EncodeJob, out: Path, world: World, overwrite: bool = False, pro
     """
     mine = _missing(job, out, world)
     # Before anything is written: the text encoder may not be there.
-    features = job.conditions.feature_writer(job.tokenizer.device, job.batch_size) if mine else None
+    features = job.conditions.feature_writer(job.device, job.batch_size) if mine else None
     with _swept(out, world):
         _prepare(job, out, world, overwrite)
         if mine:
@@ -234,8 +234,7 @@ def _encode_shards(
     job: EncodeJob, out: Path, shards: list[int], features: FeatureWriter | None, progress: Progress
 ) -> None:
     rows = np.concatenate([job.shard_rows(shard) for shard in shards])
-    height, width = (side * job.tokenizer.config.downsample for side in (job.grid.height, job.grid.width))
-    work = partial(views_or_bad, job.augmentation, height, width)
+    work = partial(prepared_or_bad, job.encoder.prepare)
     ahead = run_ahead(job.source.images(rows), work, job.workers, max(2 * job.batch_size, 4 * job.workers))
     num_bad, limit = 0, job.max_bad.of(len(job.rows))
     listed = _listed(out)
@@ -293,6 +292,7 @@ def _finish(job: EncodeJob, out: Path) -> bool:
 def _too_many_bad(job: EncodeJob, bad: Sequence[BadEntry], total: int) -> FlasharError:
     return FlasharError(
         f"{total} of {len(job.rows)} images of --data {job.data} are bad, --max-bad allows "
-        f"{job.max_bad.of(len(job.rows))}; {bad[-1].id} cannot be read as an image ({bad[-1].reason}); "
+        f"{job.max_bad.of(len(job.rows))}; {bad[-1].id} cannot be read as {job.encoder.noun} "
+        f"({bad[-1].reason}); "
         "repair or remove them, or allow more"
     )

@@ -14,18 +14,23 @@ if TYPE_CHECKING:
     import torch
 
 
-DATA_HELP = "shapes[:N], a folder of images, .parquet or .tar files, a .jsonl manifest, a `datasets` id"
+DATA_HELP = (
+    "shapes[:N], a folder of images, .parquet or .tar files (also of .pt tokens), a .jsonl manifest, a `datasets` id"
+)
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """``data`` says how images are found and cropped. ``workers`` None: by CPU cores; ``dtype`` None: float32."""
+    """``data`` says how images are found and cropped. ``workers`` None: by CPU cores; ``dtype`` None: float32;
+    ``device`` None: the model's.
+    """
 
     data: DataSettings = DATA_DEFAULTS
     batch_size: int = 64
     shard_size: int = 1024
     workers: int | None = None
     dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import torch
 
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.data.augment import Augmentation
+from flashar_cli.data.augment import CENTER, Augmentation
 from flashar_cli.data.conditions import conditions_of
-from flashar_cli.data.encode_job import EncodeJob, tokenizer_sha256
+from flashar_cli.data.encode_job import EncodeJob
 from flashar_cli.data.encode_shard import Progress
+from flashar_cli.data.encoders import ImageEncoder, StoredTokens, tokenizer_sha256
 from flashar_cli.data.encoding import count_missing, encode, wait_for_manifest
 from flashar_cli.data.options import EncodeOptions, MaxBad
 from flashar_cli.data.records import OldManifest, read_manifest
@@ -28,7 +29,6 @@ from flashar_cli.machine.memory import require_memory
 from flashar_cli.machine.world import current_world
 
 DEFAULTS = EncodeOptions()
-CENTER = Augmentation()
 MOST_WORKERS = 16  # threads that decode images
 
 
@@ -82,30 +82,38 @@ def plan_encoding(loaded: Loaded, data: str, subset: int | None, seed: int, opti
     """Opens a source of images and chooses ``subset`` of them, as ``choose_rows``. Raises FlasharError."""
     config, settings = loaded.config, options.data
     augmentation, max_bad = Augmentation(settings.augment, settings.crop_ratio), MaxBad(settings.max_bad)
-    if loaded.tokenizer is None:
-        raise FlasharError(f"--data {data} holds images, but the model has no tokenizer; pass token shards")
     conditions = conditions_of(config, loaded.text_tokenizer)
     source = open_images(data, conditions.wanted, settings)
     rows = np.sort(choose_rows(source.ids, source.labels, subset, seed))
     conditions.check_labels(None if source.labels is None else source.labels[rows], data)
-    batch_size = min(options.batch_size, max(1, len(rows)))
-    needed = batch_size * config.image_bytes(config.order_grid)
-    require_memory(f"a batch of {batch_size} images (--batch-size)", needed)
+    if source.holds_tokens and augmentation != CENTER:
+        raise FlasharError(f"--data {data} holds tokens, of which {augmentation.name} can't be cut; leave it out")
+    stored = StoredTokens(config.order_grid, config.backbone.vocab_size) if source.holds_tokens else None
     return EncodeJob(
         source=source,
         data=data,
         rows=rows,
         seed=seed if len(rows) < len(source.ids) else None,
-        tokenizer=loaded.tokenizer,
-        grid=config.order_grid,
+        encoder=stored or _image_encoder(loaded, data, len(rows), augmentation, options),
         conditions=conditions,
-        augmentation=augmentation,
+        device=options.device or loaded.model.device,
         batch_size=options.batch_size,
         shard_size=options.shard_size,
-        dtype=options.dtype or torch.float32,
         max_bad=max_bad,
         workers=options.workers or max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // current_world().size)),
     )
+
+
+def _image_encoder(
+    loaded: Loaded, data: str, num_images: int, augmentation: Augmentation, options: EncodeOptions
+) -> ImageEncoder:
+    """Raises FlasharError where the model has no tokenizer, or memory is too small for a batch."""
+    if loaded.tokenizer is None:
+        raise FlasharError(f"--data {data} holds images, but the model has no tokenizer; pass token shards")
+    grid, batch_size = loaded.config.order_grid, min(options.batch_size, max(1, num_images))
+    needed = batch_size * loaded.config.image_bytes(grid)
+    require_memory(f"a batch of {batch_size} images (--batch-size)", needed)
+    return ImageEncoder(loaded.tokenizer, grid, augmentation, options.batch_size, options.dtype or torch.float32)
 
 
 def _check_options(shards: Path, options: EncodeOptions) -> None:

@@ -84,17 +84,19 @@ class CaptionEntry(Config):
 
 
 class EncodeSettings(Config):
-    """The plan: everything that determines the bytes of the shards."""
+    """The plan: everything that determines the bytes of the shards. ``tokenizer_sha256`` and ``dtype`` are None where
+    the source holds tokens, as nothing tells their tokenizer.
+    """
 
     format_version: Literal[1] = 1
     grid: tuple[Positive, Positive]
     vocab_size: Positive
-    tokenizer_sha256: Sha256
+    tokenizer_sha256: Sha256 | None
     source_fingerprint: str
     subset: ChosenImages
     augmentation: AugmentationEntry
     captions: CaptionEntry | None
-    dtype: str
+    dtype: str | None
     batch_size: Positive
     shard_size: Positive
 

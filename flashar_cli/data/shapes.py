@@ -34,13 +34,8 @@ MAX_TURN = 0.35  # radians, each way
 SHADE = 0.22  # how much darker the bottom of a shaded background is than its top
 
 Array = np.ndarray
+Rgb = tuple[int, int, int]
 Distance = Callable[[Array, Array], Array]
-
-
-def describe(seed: int, index: int) -> str:
-    """A caption of ``draw(seed, index)``: ``a red star on navy``."""
-    ground, ink = _NAMES[np.random.default_rng([seed, index]).integers(len(_NAMES))]
-    return f"a {ink} {CLASS_NAMES[index % NUM_CLASSES]} on {ground}"
 
 
 def draw(seed: int, index: int, label: int | None = None, size: int = SIZE) -> Array:
@@ -50,8 +45,15 @@ def draw(seed: int, index: int, label: int | None = None, size: int = SIZE) -> A
     """
     rng = np.random.default_rng([seed, index])
     label = index % NUM_CLASSES if label is None else label
-    ground, ink = (np.array(PALETTE[name], float) for name in _NAMES[rng.integers(len(_NAMES))])
-    shaded = rng.random() < 0.5
+    ground, ink = (PALETTE[name] for name in _NAMES[rng.integers(len(_NAMES))])
+    shade = SHADE if rng.random() < 0.5 else 0.0
+    return render(rng, label, ground, ink, shade, size)
+
+
+def render(rng: np.random.Generator, label: int, ground: Rgb, ink: Rgb, shade: float = 0.0, size: int = SIZE) -> Array:
+    """One image, uint8 [size, size, 3]: shape ``label`` of colour ``ink``, its radius, position and angle drawn from
+    ``rng``. The bottom of the background is darker than its top by the share ``shade``.
+    """
     radius = rng.uniform(*RADIUS_RANGE) * size
     shift_col, shift_row = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * size
     turn = rng.uniform(-MAX_TURN, MAX_TURN)
@@ -63,9 +65,9 @@ def draw(seed: int, index: int, label: int | None = None, size: int = SIZE) -> A
     distance = _DISTANCES[label](cos * right + sin * down, cos * down - sin * right)
     coverage = np.clip(0.5 - distance * radius, 0.0, 1.0)[..., None]  # [size, size, 1], one pixel of soft edge
 
-    brightness = 1.0 - (SHADE if shaded else 0.0) * np.linspace(0.0, 1.0, size)[:, None, None]
-    background = brightness * ground
-    return np.round(background + coverage * (ink - background)).astype(np.uint8)
+    brightness = 1.0 - shade * np.linspace(0.0, 1.0, size)[:, None, None]
+    background = brightness * np.array(ground, float)
+    return np.round(background + coverage * (np.array(ink, float) - background)).astype(np.uint8)
 
 
 def draw_batch(seed: int, start: int, count: int) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
 import re
@@ -93,22 +94,39 @@ def read_pickle(path: Path) -> object:
     code: it is read with ``weights_only=True``.
     """
     size = check_file(path)
+    with open_file(path) as file:
+        return _unpickled(file, size, str(path))
+
+
+def read_tensor(content: bytes) -> Tensor:
+    """The one tensor that ``torch.save`` wrote, plain and on the CPU. Raises FlasharError as ``read_pickle``, and for
+    anything else.
+    """
+    found = _unpickled(io.BytesIO(content), len(content), "it")
+    kind = _foreign_kind(found) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if kind is not None:
+        raise FlasharError(f"it holds {kind}; expected one dense tensor")
+    assert isinstance(found, Tensor)
+    return Tensor.as_subclass(Tensor.detach(found), Tensor)
+
+
+def _unpickled(file: IO[bytes], size: int, where: str) -> object:
     # Tensor subclasses of FSDP-saved files, and the arguments that LlamaGen's trainer saves beside its weights.
     harmless: list[Any] = [torch._tensor._rebuild_from_type_v2, argparse.Namespace]
     try:
-        with open_file(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # they are about kinds of tensors that are refused anyway
             _refuse_compressed(file, size)
             return torch.load(file, map_location="cpu", weights_only=True)
     except FlasharError as error:
-        raise FlasharError(f"{path} {error}") from None
+        raise FlasharError(f"{where} {error}") from None
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"it wants to call {blocked[1]}" if blocked else "its pickle holds more than tensors"
-        raise FlasharError(f"{path} is refused: {detail}; expected a file of weights alone") from None
+        raise FlasharError(f"{where} is refused: {detail}; expected a file of weights alone") from None
     except Exception as error:  # for a damaged file the unpickler raises almost any type
         raise FlasharError(
-            f"{path} cannot be read ({reason(error)}); it may be truncated or foreign, download it again"
+            f"{where} cannot be read ({reason(error)}); it may be truncated or foreign, download it again"
         ) from None
 
 

@@ -15,8 +15,8 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config.recipe import DataSettings
-from flashar_cli.data import encode_shard
 from flashar_cli.data.encode_job import EncodeJob
+from flashar_cli.data.encoders import ImageEncoder
 from flashar_cli.data.encoding import count_missing, encode, wait_for_manifest
 from flashar_cli.data.options import EncodeOptions, MaxBad
 from flashar_cli.data.prepare import plan_encoding
@@ -60,14 +60,14 @@ def test_tokens_are_the_tokenizers_and_bad_images_are_listed(write_tiny_checkpoi
     assert manifest["source"] == str(mixed) and len(manifest["source_fingerprint"]) == 64
     assert manifest["augmentation"] == {"name": "ten-crop", "crop_ratio": 1.5, "views": 10}
     assert {path.name for path in out.iterdir()} == {"manifest.json", *(f"codes-{k:05d}.parquet" for k in range(6))}
-    back = read_shards(out, job.grid, 32, manifest["tokenizer_sha256"], job.conditions)
+    back = read_shards(out, job.encoder.grid, 32, manifest["tokenizer_sha256"], job.conditions)
     assert back.tokens.shape == (26, 10, 4, 4)
     from PIL import Image
 
     row = back.ids.tolist().index("heart/0008.png")
     with Image.open(mixed / "heart" / "0008.png") as image:
-        views = job.augmentation.views(image, 16, 16)
-    assert np.array_equal(back.tokens[row], job.tokenizer.encode(from_uint8(views)).numpy())
+        views = job.encoder.augmentation.views(image, 16, 16)
+    assert np.array_equal(back.tokens[row], job.encoder.tokenizer.encode(from_uint8(views)).numpy())
     assert back.subjects.labels[row] == 4  # the folders in alphabetical order
 
 
@@ -107,7 +107,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(write_tiny_checkpoint, mixe
 
     # Every rename on the disk, and every batch.
     monkeypatch.setattr(Path, "replace", dying(Path.replace))
-    monkeypatch.setattr(encode_shard, "_tokens", dying(encode_shard._tokens))
+    monkeypatch.setattr(ImageEncoder, "tokens", dying(ImageEncoder.tokens))
     out = tmp_path / "cut"
     for attempt in range(100):
         steps.update(count=0, limit=attempt % 8)
@@ -131,7 +131,7 @@ def test_two_processes_share_the_shards_and_lost_ones_come_back(write_tiny_check
     (out / "codes-00001.parquet").write_bytes(b"damaged")
     (out / "codes-00002.parquet").unlink()
     with pytest.raises(FlasharError, match="codes-00001.parquet is corrupted"):
-        read_shards(out, job.grid, 32, None, job.conditions)
+        read_shards(out, job.encoder.grid, 32, None, job.conditions)
     assert count_missing(job, out) == 12
     assert encode(job, out, World(0, 2)) == 6 and encode(job, out, World(1, 2)) == 6
     assert contents(out) == contents(tmp_path / "one")

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
+from flashar_cli.data.captioned_shapes import describe, draw_captioned
 from flashar_cli.data.decode import BadImage, decode
-from flashar_cli.data.shapes import CLASS_NAMES
+from flashar_cli.data.shapes import TRAINING_SEED, draw
 from flashar_cli.data.sources.base import Wanted
 from flashar_cli.data.sources.folder import ImageFolder
 from flashar_cli.data.sources.open import open_images
@@ -238,7 +239,7 @@ def test_image_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FlasharError, match="holds no images"):
         open_images(str(tmp_path / "empty"), Wanted(2))
-    with pytest.raises(FlasharError, match="no captions"):
+    with pytest.raises(FlasharError, match=r"0.png has no caption"):
         open_images(str(tmp_path), CAPTIONS)
     Image.new("L", (20, 10), 200).save(tmp_path / "stray.png")
     with pytest.raises(FlasharError, match="beside its class folders"):
@@ -263,8 +264,84 @@ def test_unknown_sources(data):
 def test_shapes_have_classes_or_captions():
     by_class, by_caption = open_images("shapes:3", Wanted(10)), open_images("shapes:3", CAPTIONS)
     assert by_class.labels.tolist() == [0, 1, 2] and by_class.captions is None
-    assert by_caption.labels is None and [text.split()[2] for text in by_caption.captions] == list(CLASS_NAMES[:3])
-    assert by_class.ids.tolist() == by_caption.ids.tolist()
+    assert by_caption.labels is None and by_caption.captions == [describe(TRAINING_SEED, k)[1] for k in range(3)]
+    assert not set(by_class.ids.tolist()) & set(by_caption.ids.tolist())
+    assert by_class.fingerprint != by_caption.fingerprint
+    for source, drawn in ((by_class, draw), (by_caption, draw_captioned)):
+        images = [np.asarray(decode(fetch())) for fetch in source.images(np.array([0, 2]))]
+        assert np.array_equal(images, [drawn(TRAINING_SEED, 0), drawn(TRAINING_SEED, 2)])
+
+
+def test_a_folder_with_captions_beside_the_images(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name, index in (("b.PNG", 1), ("a.x.png", 0), ("more/c.png", 2)):
+        (tmp_path / name).write_bytes(content(index))
+        (tmp_path / name).with_suffix(".txt").write_text(f"caption {index}\n")
+    (tmp_path / "stray.txt").write_text("of no image")
+    source = open_images(str(tmp_path), CAPTIONS)
+    assert source.ids.tolist() == ["a.x.png", "b.PNG", "more/c.png"] and source.labels is None
+    assert source.captions == ["caption 0", "caption 1", "caption 2"]
+    assert [decode(fetch()).getpixel((0, 0))[0] for fetch in source.images(np.array([0, 2]))] == [0, 2]
+    (tmp_path / "b.txt").write_text("another")
+    assert open_images(str(tmp_path), CAPTIONS).fingerprint != source.fingerprint
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(FlasharError, match=r"b.txt is not UTF-8"):
+        open_images(str(tmp_path), CAPTIONS)
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(FlasharError, match=r"b.PNG has no caption, .*expected it in b.txt"):
+        open_images(str(tmp_path), CAPTIONS)
+
+
+@pytest.mark.parametrize("name", ("text", "prompt"))
+def test_captions_by_other_names(tmp_path, name):
+    (tmp_path / "list.jsonl").write_text(
+        json.dumps({"image": "a.png", name: "one"})
+        + "\n"
+        + json.dumps({"image": "b.png", "caption": "two", name: "no"})
+    )
+    assert open_images(str(tmp_path / "list.jsonl"), CAPTIONS).captions == ["one", "two"]
+    tar_file(tmp_path / "a.tar", [("x.png", content(0)), ("x.json", json.dumps({name: "one"}).encode())])
+    assert open_images(str(tmp_path / "a.tar"), CAPTIONS).captions == ["one"]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": [content(0)], name: ["one"]}), tmp_path / "a.parquet")
+    assert open_images(str(tmp_path / "a.parquet"), CAPTIONS).captions == ["one"]
+    for path in ("list.jsonl", "a.tar", "a.parquet"):  # a column that was asked for is the only one
+        with pytest.raises(FlasharError, match="words"):
+            open_images(str(tmp_path / path), CAPTIONS, DataSettings(caption_column="words"))
+
+
+@pytest.mark.parametrize("image", ("../a.png", "/etc/hostname", "pics/../../a.png", "pics/../../data-2/a.png"))
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path, image):
+    (tmp_path / "data").mkdir()
+    lines = tmp_path / "data" / "list.jsonl"
+    lines.write_text(json.dumps({"image": image, "caption": "a"}))
+    with pytest.raises(FlasharError, match=r"line 1 of .*list.jsonl names the image .*, outside the folder"):
+        open_images(str(lines), CAPTIONS)
+    lines.write_text(json.dumps({"image": str(tmp_path / "data" / "a.png"), "caption": "a"}))
+    assert len(open_images(str(lines), CAPTIONS).ids) == 1
+
+
+def test_tars_of_token_grids(tmp_path):
+    def grids(value):
+        return [(f"{k}.{end}", body) for k in range(2) for end, body in (("pt", bytes([k, value])), ("txt", b"words"))]
+
+    tar_file(tmp_path / "a.tar", grids(1))
+    source = open_images(str(tmp_path), CAPTIONS)
+    assert source.holds_tokens and source.ids.tolist() == ["a.tar/0", "a.tar/1"] and source.captions == ["words"] * 2
+    assert [fetch() for fetch in source.images(np.array([1]))] == [b"\1\1"]
+    tar_file(tmp_path / "a.tar", grids(2))  # other tokens in files of the same size
+    assert open_images(str(tmp_path), CAPTIONS).fingerprint != source.fingerprint
+    tar_file(tmp_path / "b.tar", [("x.png", content(0)), ("x.txt", b"words")])
+    with pytest.raises(FlasharError, match="samples with images and others with .pt tokens"):
+        open_images(str(tmp_path), CAPTIONS)
+    tar_file(tmp_path / "b.tar", [(f"x.{name}", b"") for name in ("0.pt", "0.txt", "1.pt", "1.txt")])
+    with pytest.raises(FlasharError, match=r"b.tar has two .pt members named 'x' before their first dot"):
+        open_images(str(tmp_path), CAPTIONS)
+    tar_file(tmp_path / "b.tar", [("x.pt", b"")])
+    with pytest.raises(FlasharError, match=r"sample x of .*b.tar has neither .txt nor .json beside it; .*caption"):
+        open_images(str(tmp_path), CAPTIONS)
 
 
 @pytest.mark.parametrize("label", (10**30, -(10**30), f'"{"9" * 4000}"', "1e30", '"\\u0661"'))

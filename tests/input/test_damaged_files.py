@@ -27,9 +27,10 @@ from flashar_cli.data.conditions.by_class import ClassConditions
 from flashar_cli.data.conditions.caption import read_caption_features
 from flashar_cli.data.conditions.features import feature_bytes, open_features
 from flashar_cli.data.decode import decode
-from flashar_cli.data.encode_shard import views_or_bad
+from flashar_cli.data.encode_shard import prepared_or_bad
+from flashar_cli.data.encoders import StoredTokens
 from flashar_cli.data.shards import read_shards, shard_bytes
-from flashar_cli.data.sources.base import Wanted
+from flashar_cli.data.sources.base import Fetch, Wanted
 from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import ConvertOptions
@@ -81,10 +82,14 @@ def in_parquet(columns: dict[str, Any], **options: Any) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def views_or_bad(augmentation: Augmentation, fetch: Fetch) -> object:
+    return prepared_or_bad(lambda raw: augmentation.views(decode(raw), 8, 8), fetch)
+
+
 def every_image(path: Path) -> None:
     source = open_images(str(path), CLASSES)
     for fetch in source.images(np.arange(len(source.ids))):
-        views_or_bad(Augmentation("center"), 8, 8, fetch)
+        views_or_bad(Augmentation("center"), fetch)
 
 
 def upstream_pickle(folder: Path) -> File:
@@ -113,6 +118,18 @@ def weights(folder: Path) -> File:
 def tar_shard(folder: Path) -> File:
     samples = [(f"{'long/' * 40}{k}.{end}", body) for k in range(3) for end, body in (("png", IMAGE), ("cls", b"1"))]
     return File(in_tar(samples), folder / "a.tar", lambda: every_image(folder / "a.tar"))
+
+
+def tar_of_tokens(folder: Path) -> File:
+    grid, path = pickled(torch.arange(6).reshape(2, 3)), folder / "a.tar"
+
+    def read() -> None:
+        source = open_images(str(path), Wanted(None))
+        for fetch in source.images(np.arange(len(source.ids))):
+            prepared_or_bad(StoredTokens(Grid(2, 3), 6).prepare, fetch)
+
+    samples = [(f"{k}.{end}", body) for k in range(2) for end, body in (("pt", grid), ("txt", b"words"))]
+    return File(in_tar(samples), path, read)
 
 
 def parquet_images(folder: Path) -> File:
@@ -157,6 +174,7 @@ FILES = {
     "upstream tokenizer": upstream_tokenizer,
     "weights": weights,
     "tar shard": tar_shard,
+    "tar of tokens": tar_of_tokens,
     "Parquet images": parquet_images,
     "token shard": code_shard,
     "caption shard": caption_shard,
@@ -189,7 +207,7 @@ def check_image(drawn):
     kinds = {**good_kinds(), "plain.jpg": encoded(quarters(), "JPEG"), "plain.bmp": encoded(quarters(), "BMP")}
     kinds["plain.tif"] = encoded(quarters(), "TIFF")
     content = drawn.draw(damaged(kinds[drawn.draw(st.sampled_from(sorted(kinds)))]))
-    views_or_bad(Augmentation("ten-crop"), 8, 8, lambda: content)
+    views_or_bad(Augmentation("ten-crop"), lambda: content)
 
 
 test_damaged_images = quick(st.data(), 40)(check_image)
@@ -294,7 +312,7 @@ def test_parquet_tables_that_are_no_labelled_images(tmp_path, columns):
 def test_cells_without_an_image_are_bad_images(tmp_path, image):
     (tmp_path / "a.parquet").write_bytes(in_parquet(columns_of_images(image=image)))
     source = open_images(str(tmp_path / "a.parquet"), CLASSES)
-    found = [views_or_bad(Augmentation(), 8, 8, fetch) for fetch in source.images(np.arange(2))]
+    found = [views_or_bad(Augmentation(), fetch) for fetch in source.images(np.arange(2))]
     assert all(isinstance(one, FlasharError) for one in found)
 
 

@@ -69,7 +69,7 @@ def manifest(folder: Path) -> Document:
 
     def read() -> None:
         count_missing(job, path.parent)
-        read_shards(path.parent, job.grid, 32, sha256, job.conditions)
+        read_shards(path.parent, job.encoder.grid, 32, sha256, job.conditions)
 
     return Document(json.loads(path.read_text()), path, read)
 
@@ -84,7 +84,7 @@ def old_manifest(folder: Path) -> Document:
         "num_images": 12,
         "files": [s["name"] for s in full["shards"]],
     }
-    return Document(old, path, lambda: read_shards(path.parent, job.grid, 32, None, job.conditions))
+    return Document(old, path, lambda: read_shards(path.parent, job.encoder.grid, 32, None, job.conditions))
 
 
 def shard_record(folder: Path) -> Document:

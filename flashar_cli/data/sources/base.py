@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from flashar_cli.inputs.reading import read_bytes
 from flashar_cli.inputs.text import shown
 
 COLUMNS = ("split", "image_column", "label_column", "caption_column")  # settings that name parts of a source
+CAPTIONS = (DATA_DEFAULTS.caption_column, "text", "prompt")  # where captions are by default, the first that is there
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MOST_IMAGE_BYTES = 2**30
 MOST_ID = 1024
@@ -34,6 +35,7 @@ Fetch = Callable[[], bytes | Image.Image]
 
 class ImageSource(ABC):
     """Images with what they show, all listed before any is opened: a subset is chosen first, and only that is read.
+    Where ``holds_tokens`` is set, it holds the images' token grids in their place.
 
     ``ids`` [M] name the images permanently; models read either ``labels`` int64 [M] or ``captions`` [M];
     ``fingerprint`` changes with the content.
@@ -43,6 +45,7 @@ class ImageSource(ABC):
     labels: NDArray[np.int64] | None = None
     captions: Sequence[str] | None = None
     fingerprint: str
+    holds_tokens: bool = False
 
     @abstractmethod
     def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
@@ -73,9 +76,12 @@ class Wanted:
     def captions(self) -> bool:
         return self.num_classes is None
 
-    def column(self, settings: DataSettings) -> str:
-        """The source's name for what the model reads."""
-        return settings.caption_column if self.captions else settings.label_column
+    def column(self, settings: DataSettings, present: Container[str]) -> str:
+        """The source's name for what the model reads, given the names that it has."""
+        if not self.captions:
+            return settings.label_column
+        default = settings.caption_column == DATA_DEFAULTS.caption_column
+        return next((name for name in CAPTIONS if default and name in present), settings.caption_column)
 
 
 def refuse_columns(settings: DataSettings, data: str, kind: str, *, but: tuple[str, ...] = ()) -> None:
@@ -86,12 +92,13 @@ def refuse_columns(settings: DataSettings, data: str, kind: str, *, but: tuple[s
             raise FlasharError(f"--data {data} is {kind}, which has no use for {option}; leave it out")
 
 
-def check_columns(what: str, settings: DataSettings, wanted: Wanted, present: Sequence[str]) -> None:
-    """Raises FlasharError where a table has no column of images or none of what the model reads."""
+def choose_column(what: str, settings: DataSettings, wanted: Wanted, present: Sequence[str]) -> str:
+    """The column of what the model reads. Raises FlasharError where a table has none, or none of images."""
     kind, option = ("captions", "caption") if wanted.captions else ("class labels", "label")
-    if wanted.column(settings) not in present:
+    column = wanted.column(settings, present)
+    if column not in present:
         raise FlasharError(
-            f"{what} has no column '{wanted.column(settings)}'; this model reads {kind}; its columns are "
+            f"{what} has no column '{column}'; this model reads {kind}; its columns are "
             f"{', '.join(sorted(present))}; choose one with --{option}-column"
         )
     if settings.image_column not in present:
@@ -99,6 +106,7 @@ def check_columns(what: str, settings: DataSettings, wanted: Wanted, present: Se
             f"{what} has no column '{settings.image_column}'; its columns are {', '.join(present)}; choose one with "
             "--image-column"
         )
+    return column
 
 
 def read_text(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashar_cli.config.recipe import DataSettings
-from flashar_cli.data.sources.base import Fetch, ImageSource, Wanted, check_columns
+from flashar_cli.data.sources.base import Fetch, ImageSource, Wanted, choose_column
 from flashar_cli.data.sources.parquet import image_bytes
 from flashar_cli.errors import FlasharError
 from flashar_cli.machine.network import hub_unreachable
@@ -23,8 +23,7 @@ class HubDataset(ImageSource):
         self.split = settings.split or "train"
         rows = self._open()
         present = rows.column_names or list(next(iter(rows), {}))
-        check_columns(f"data set {name}", settings, wanted, present)
-        text = wanted.column(settings)
+        text = choose_column(f"data set {name}", settings, wanted, present)
         values = [row[text] for row in self._passing(self._only(text))]
         ids = [f"{name}:{self.split}:{index:09d}" for index in range(len(values))]
         version = f"{getattr(rows.info, 'version', None)} {getattr(rows.info, 'dataset_size', None)}"

@@ -1,4 +1,6 @@
-"""A JSONL manifest: one image a line, ``{"image": PATH, "label" or "caption": ..., "id": ...}``."""
+"""A JSONL manifest: one image a line, ``{"image": PATH, "label" or "caption": ..., "id": ...}``. A caption may also be
+called ``text`` or ``prompt``.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,19 @@ from flashar_cli.config.recipe import DataSettings
 from flashar_cli.data.sources.base import COLUMNS, Fetch, ImageSource, Wanted, read_image, refuse_columns
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.reading import decode_text, parse_json, read_lines
+from flashar_cli.inputs.text import shown
 
 SUFFIX = ".jsonl"
 
 
 class JsonLines(ImageSource):
-    """Images by their paths, which are relative to the manifest; an image without ``id`` has its path as id."""
+    """Images by their paths, which are relative to the manifest's folder and stay inside; an image without ``id`` has
+    its path as id.
+    """
 
     def __init__(self, path: Path, settings: DataSettings, wanted: Wanted) -> None:
         refuse_columns(settings, str(path), "a JSONL manifest", but=COLUMNS[1:])
-        key, text = settings.image_column, wanted.column(settings)
+        key = settings.image_column
         ids: list[str] = []
         values: list[Any] = []
         self.files: list[Path] = []
@@ -33,7 +38,9 @@ class JsonLines(ImageSource):
                 continue
             where = f"line {number} of {path}"
             entry = parse_json(decode_text(line, where), where)
-            absent = {key, text} - (entry.keys() if isinstance(entry, dict) else set())
+            present = entry.keys() if isinstance(entry, dict) else set()
+            text = wanted.column(settings, present)
+            absent = {key, text} - present
             image = entry[key] if not absent else None
             name = entry.get("id", image) if not absent else None
             if not isinstance(image, str) or type(name) not in (str, int):
@@ -43,7 +50,7 @@ class JsonLines(ImageSource):
                 )
             ids.append(str(name))
             values.append(entry[text])
-            self.files.append(path.parent / image)
+            self.files.append(_inside(path.parent, image, where))
         if not ids:
             raise FlasharError(f"--data {path} is empty; expected one JSON object a line")
         sizes = (str(os.path.getsize(file) if os.path.isfile(file) else None) for file in self.files)
@@ -53,3 +60,13 @@ class JsonLines(ImageSource):
         """Files, read when fetched."""
         for row in rows.tolist():
             yield partial(read_image, self.files[row])
+
+
+def _inside(folder: Path, image: str, where: str) -> Path:
+    """The path of an image. Raises FlasharError for one outside the folder."""
+    root, path = (os.path.abspath(place) for place in (folder, folder / image))
+    if os.path.commonpath([root, path]) != root:
+        raise FlasharError(
+            f"{where} names the image {shown(image)}, outside the folder of the list; move the list above its images"
+        )
+    return folder / image

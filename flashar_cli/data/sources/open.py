@@ -8,7 +8,7 @@ from pathlib import Path
 from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
 from flashar_cli.data.sources import manifest, parquet, tar
 from flashar_cli.data.sources.base import ImageSource, Wanted, files_below, refuse_columns
-from flashar_cli.data.sources.folder import ImageFolder
+from flashar_cli.data.sources.folder import CaptionedFolder, ImageFolder
 from flashar_cli.data.sources.hub import HubDataset
 from flashar_cli.data.sources.shapes import SHAPES, parse_shapes
 from flashar_cli.errors import FlasharError
@@ -47,9 +47,7 @@ def _open(data: str, wanted: Wanted, settings: DataSettings) -> ImageSource:
                 return _BY_SUFFIX[suffix](path, settings, wanted)
         refuse_columns(settings, data, "a folder of images")
         if wanted.num_classes is None:
-            raise FlasharError(
-                f"--data {data} has classes but no captions, which this model reads; pass captioned images"
-            )
+            return CaptionedFolder(path)
         return ImageFolder(path, wanted.num_classes, wanted.class_names)
     if path.exists():
         check_file(path, f"--data {data}")

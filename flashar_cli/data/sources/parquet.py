@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flashar_cli.config.recipe import DataSettings
 from flashar_cli.data.parquet import open_parquet
-from flashar_cli.data.sources.base import Fetch, ImageSource, Wanted, check_columns, files_below, read_image
+from flashar_cli.data.sources.base import Fetch, ImageSource, Wanted, choose_column, files_below, read_image
 from flashar_cli.data.sources.base import relative_name as name_in
 from flashar_cli.errors import FlasharError
 
@@ -31,9 +31,9 @@ class ParquetFiles(ImageSource):
         for file in self.files:
             name = name_in(file, path)
             with open_parquet(file) as footer:
-                check_columns(str(file), settings, wanted, footer.schema_arrow.names)
+                column = choose_column(str(file), settings, wanted, footer.schema_arrow.names)
                 num_rows = footer.metadata.num_rows
-                found = footer.read(columns=[wanted.column(settings)]).column(0).to_pylist()
+                found = footer.read(columns=[column]).column(0).to_pylist()
             if len(found) != num_rows:
                 raise FlasharError(f"{file} has {len(found)} rows and claims {num_rows}; write it again")
             values += found

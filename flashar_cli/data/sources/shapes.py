@@ -1,15 +1,16 @@
-"""Drawn shapes: images that need no files."""
+"""Drawn shapes: images that need no files, with classes or, in named colours, with captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flashar_cli.data.shapes import CLASS_NAMES, DRAWING_VERSION, TRAINING_SEED, describe, draw
+from flashar_cli.data.captioned_shapes import CAPTIONED_VERSION, describe, draw_captioned
+from flashar_cli.data.shapes import CLASS_NAMES, DRAWING_VERSION, TRAINING_SEED, draw
 from flashar_cli.data.sources.base import Fetch, ImageSource, Wanted
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.bounds import IMAGES, decimal
@@ -18,22 +19,26 @@ from flashar_cli.machine.memory import require_memory
 
 SHAPES = "shapes"
 DEFAULT_SHAPES = 20_000
-BYTES_PER_SHAPE = 250  # of an id and a label while the lists are made
+BYTES_PER_SHAPE = 350  # of an id and a label or caption while the lists are made
 
 
 class DrawnShapes(ImageSource):
-    """The first ``num_images`` drawn shapes of a seed, with classes or captions."""
+    """The first ``num_images`` drawn shapes of the training seed, with classes or with captions. The two are different
+    images.
+    """
 
     def __init__(self, num_images: int, captions: bool) -> None:
-        self.ids = np.array([f"shapes-{TRAINING_SEED}-{index:08d}" for index in range(num_images)])
+        name, version = (f"captioned-{SHAPES}", CAPTIONED_VERSION) if captions else (SHAPES, DRAWING_VERSION)
+        self.ids = np.array([f"{name}-{TRAINING_SEED}-{index:08d}" for index in range(num_images)])
         self.labels = None if captions else np.arange(num_images, dtype=np.int64) % len(CLASS_NAMES)
-        self.captions = [describe(TRAINING_SEED, index) for index in range(num_images)] if captions else None
-        self.fingerprint = f"shapes-{DRAWING_VERSION}-{TRAINING_SEED}"
+        self.captions = [describe(TRAINING_SEED, index)[1] for index in range(num_images)] if captions else None
+        self.fingerprint = f"{name}-{version}-{TRAINING_SEED}"
+        self._draw = draw_captioned if captions else draw
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Drawn when fetched."""
         for row in rows.tolist():
-            yield partial(_drawn, row)
+            yield partial(_image, self._draw, row)
 
 
 def parse_shapes(data: str, wanted: Wanted) -> DrawnShapes:
@@ -47,5 +52,5 @@ def parse_shapes(data: str, wanted: Wanted) -> DrawnShapes:
     return DrawnShapes(number, wanted.captions)
 
 
-def _drawn(row: int) -> Image.Image:
-    return Image.fromarray(draw(TRAINING_SEED, row))
+def _image(drawn: Callable[[int, int], NDArray[np.uint8]], row: int) -> Image.Image:
+    return Image.fromarray(drawn(TRAINING_SEED, row))

@@ -1,4 +1,6 @@
-"""Tar shards in the webdataset layout: members with the same name before its first dot are one sample."""
+"""Tar shards in the webdataset layout: members with the same name before its first dot are one sample. Beside its text
+it has an image or, with suffix .pt, the image's tokens.
+"""
 
 from __future__ import annotations
 
@@ -25,43 +27,63 @@ from flashar_cli.data.sources.base import (
     relative_name,
 )
 from flashar_cli.errors import FlasharError
-from flashar_cli.inputs.reading import MOST_LINE_BYTES, check_file, decode_text, open_file, parse_json
+from flashar_cli.inputs.reading import (
+    MOST_DOCUMENT_BYTES,
+    MOST_LINE_BYTES,
+    check_file,
+    decode_text,
+    files_sha256,
+    open_file,
+    parse_json,
+)
+from flashar_cli.inputs.text import shown
 
-SUFFIX = ".tar"
+SUFFIX, TOKEN_GRID = ".tar", ".pt"
 MOST_HEADER_BYTES = 2**20
 
 
 class TarShards(ImageSource):
-    """One tar file, or all of a folder: images (.jpg, .png, .webp, ...) with .cls, .txt or .json beside them. The name
-    of a column is an extension or, for labels and captions, a key of the .json.
+    """One tar file, or all of a folder: images (.jpg, .png, .webp, ...) or token grids (.pt) with .cls, .txt or .json
+    beside them. The name of a column is an extension or, for labels and captions, a key of the .json.
 
-    Headers are read once; images are then read from their offsets.
+    Headers are read once; images are then read from their offsets. Files of token grids are also hashed whole.
     """
 
     def __init__(self, path: Path, settings: DataSettings, wanted: Wanted) -> None:
         refuse_columns(settings, str(path), "tar shards", but=COLUMNS[1:])
         ids: list[str] = []
         values: list[Any] = []
-        self.places: list[tuple[Path, int, int]] = []  # file, offset and size of each image in bytes
-        images = EXTENSIONS if settings.image_column == DATA_DEFAULTS.image_column else (f".{settings.image_column}",)
-        for file in files_below(path, SUFFIX):
+        self.places: list[tuple[Path, int, int]] = []  # file, offset and size of each image or token grid in bytes
+        default = settings.image_column == DATA_DEFAULTS.image_column
+        images = (*EXTENSIONS, TOKEN_GRID) if default else (f".{settings.image_column}",)
+        kinds, files = set[str](), files_below(path, SUFFIX)
+        for file in files:
             name = relative_name(file, path)
             for key, members in _samples(file):
-                image = next((members[end] for end in images if end in members), None)
-                if image is None:
+                found = next((end for end in images if end in members), None)
+                if found is None:
                     continue
+                kinds.add(TOKEN_GRID if found == TOKEN_GRID else "image")
+                image = members[found]
                 values.append(_text(file, members, settings, wanted, f"sample {key} of {file}"))
                 self.places.append((file, image.offset_data, image.size))
                 ids.append(f"{name}/{key}")
         if not ids:
             raise FlasharError(f"--data {path} holds no images in its {SUFFIX} files ({', '.join(images)})")
+        if len(kinds) > 1:
+            raise FlasharError(f"--data {path} has samples with images and others with {TOKEN_GRID} tokens; part them")
+        self.holds_tokens = kinds == {TOKEN_GRID}
+        # Token grids of other values have the same size.
+        content = [files_sha256(files)] if self.holds_tokens else []
         places = (f"{offset} {size}" for _, offset, size in self.places)
-        self._list(ids, values, [*ids, *map(str, values), *places], f"--data {path}", wanted)
+        self._list(ids, values, [*ids, *map(str, values), *places, *content], f"--data {path}", wanted)
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[Fetch]:
         """Parts of the files, read when fetched."""
+        most = MOST_DOCUMENT_BYTES if self.holds_tokens else MOST_IMAGE_BYTES
         for row in rows.tolist():
-            yield partial(_read_at, *self.places[row])
+            file, offset, size = self.places[row]
+            yield partial(_read_at, file, offset, size, most)
 
 
 class _Headers(io.FileIO):
@@ -104,7 +126,12 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
             yield key, members
             members = {}
         key = folder + slash + stem
-        members["." + extension.rpartition(".")[2].lower()] = member
+        ending = "." + extension.rpartition(".")[2].lower()
+        if ending == TOKEN_GRID and ending in members:
+            raise FlasharError(
+                f"{file} has two {ending} members named {shown(key)} before their first dot; rename them"
+            )
+        members[ending] = member
     if members:
         yield key, members
 
@@ -116,19 +143,21 @@ def _text(file: Path, members: dict[str, tarfile.TarInfo], settings: DataSetting
         content = _read_at(file, members[extension].offset_data, members[extension].size, MOST_LINE_BYTES)
         return decode_text(content, f"the {extension} of {what}").strip()
 
-    key = wanted.column(settings)
-    plain = (".txt" if wanted.captions else ".cls") if key == wanted.column(DATA_DEFAULTS) else f".{key}"
+    key = wanted.column(settings, ())
+    plain = (".txt" if wanted.captions else ".cls") if key == wanted.column(DATA_DEFAULTS, ()) else f".{key}"
     if plain in members:
         return read(plain)
     if ".json" in members:
         document = parse_json(read(".json"), f"the .json of {what}")
-        if not isinstance(document, dict) or key not in document:
+        present = document if isinstance(document, dict) else {}
+        key = wanted.column(settings, present)
+        if key not in present:
             raise FlasharError(f"{what} has no '{key}' in its .json")
-        return document[key]
-    raise FlasharError(f"{what} has neither {plain} nor .json beside its image; this model needs its {key}")
+        return present[key]
+    raise FlasharError(f"{what} has neither {plain} nor .json beside it; this model needs its {key}")
 
 
-def _read_at(file: Path, offset: int, size: int, most: int = MOST_IMAGE_BYTES) -> bytes:
+def _read_at(file: Path, offset: int, size: int, most: int) -> bytes:
     if size > most:
         raise FlasharError(f"a member of {file} has {size} bytes; expected at most {most}")
     with open_file(file) as content:

@@ -63,7 +63,7 @@ def test_tokens_with_captions(caption_checkpoint, small_text_encoder, tmp_path):
     assert contents[0] == contents[1] and {"captions-00000.safetensors", "captions-00001.safetensors"} < set(
         contents[0]
     )
-    data = read_shards(tmp_path / "one", job.grid, 32, None, CAPTIONS)
+    data = read_shards(tmp_path / "one", job.encoder.grid, 32, None, CAPTIONS)
     assert data.subjects.labels is None
     manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
     assert len(data) == manifest["counts"]["pictures"] == 9 - manifest["counts"]["bad"]
@@ -79,9 +79,11 @@ def test_tokens_with_captions(caption_checkpoint, small_text_encoder, tmp_path):
     assert data.fingerprint() == data.take(np.arange(len(data))[::-1]).fingerprint()
     (tmp_path / "one" / "captions-00001.safetensors").unlink()
     with pytest.raises(FlasharError, match=r"captions-00001.safetensors is missing"):
-        read_shards(tmp_path / "one", job.grid, 32, None, CAPTIONS)
+        read_shards(tmp_path / "one", job.encoder.grid, 32, None, CAPTIONS)
     with pytest.raises(FlasharError, match="no column label"):
-        read_shards(tmp_path / "two", job.grid, 32, None, ClassConditions(ClassPrefix(num_classes=10), Grid(4, 4)))
+        read_shards(
+            tmp_path / "two", job.encoder.grid, 32, None, ClassConditions(ClassPrefix(num_classes=10), Grid(4, 4))
+        )
     assert encode(job, tmp_path / "one", World()) == 3
     assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == contents[0]
 

@@ -150,7 +150,7 @@ def test_shards_hold_captions_as_text(tmp_path, monkeypatch):
     names = {path.name for path in out.iterdir()}
     assert names == {"manifest.json", "codes-00000.parquet", "codes-00001.parquet"}
     assert json.loads((out / "manifest.json").read_text())["captions"] is None
-    data = read_shards(out, job.grid, 32, None, conditions_of(config, Letters()))
+    data = read_shards(out, job.encoder.grid, 32, None, conditions_of(config, Letters()))
     assert data.subjects.names()[:2] == ["a red star", "Ring"]
     tokens, conditions = data.take(slice(1, 2)).tensors(CPU)
     assert tokens.shape == (1, 4, 4) and rows(conditions, "ids") == [[BEGIN, 0, 0, 9, 14, 7, 0, END]]
