@@ -31,10 +31,10 @@ PREFIX = TextPrefix(
 
 
 class Letters:
-    """A text tokenizer: ``a`` is 1, ``z`` 26, anything else 0."""
+    """A text tokenizer: ``a`` is 1, ``z`` 26, ``0`` 48, ``9`` 57, anything else 0."""
 
     def encode(self, text: str) -> list[int]:
-        return [ord(letter) - 96 if "a" <= letter <= "z" else 0 for letter in text]
+        return [ord(letter) - 96 if "a" <= letter <= "z" else ord(letter) * letter.isdigit() for letter in text]
 
 
 KIND = TextConditions(PREFIX, GRID, text_tokenizer=Letters())

@@ -24,6 +24,8 @@ PIECES = (
     ("32*32", ["3", "2", "*", "3", "2"]),
     ("is 12 red", ["is", " ", "1", "2", " red"]),
     ("don't We'LL it's", ["don", "'t", " We", "'LL", " it", "'s"]),
+    ("we'LLs", ["we", "'LL", "s"]),
+    ("red!\nstar", ["red", "!\n", "star"]),
     ("red,  blue \n\n star", ["red", ",", " ", " blue", " \n\n", " star"]),
     ("heart!?\r\n(ring) ", ["heart", "!?\r\n", "(ring", ")", " "]),
     ("für 猫", ["für", " 猫"]),
