@@ -287,13 +287,12 @@ def test_peak_memory(tmp_path):
     write_shards(upstream, big, BIG_SHARDS)
     shard = max(path.stat().st_size for path in upstream.glob("*.safetensors"))
     whole = sum(path.stat().st_size for path in upstream.glob("*.safetensors"))
-    tensor = 2 * 16384 * BIG_DIM
     assert whole > 2e9
     for task, place in (("save", copy), ("link", links)):
         before, peak = peak_of(task, upstream, place)
-        assert peak < 1.5 * shard and peak < before + 3 * tensor
+        assert peak < 1.5 * shard and peak - before < shard / 2
     for place in (copy, links):
         before, peak = peak_of("load", upstream, place, "bfloat16")
-        assert whole < peak - before < 1.1 * whole
+        assert whole < peak - before < 1.2 * whole
     before, peak = peak_of("load", upstream, links, "float32")
-    assert 2 * whole < peak - before < 1.1 * 2 * whole
+    assert 2 * whole < peak - before < 1.2 * 2 * whole
