@@ -1,50 +1,50 @@
 """The one checkpoint format: a directory with ``config.json``, ``model.safetensors`` (sharded with an index when
 large), ``tokenizer.safetensors`` where the model can make images, and the files of a text tokenizer where it reads
-prompts.
+prompts. The weights may instead be links to upstream's files, which ``config.json`` then says.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flashar_cli.config import CONFIG_FILE, ModelConfig, TextPrefix, TokenizerConfig, read_config
+from flashar_cli.checkpoints.parts import (
+    TOKENIZER_FILE,
+    checkpoint_parts,
+    model_on_meta,
+    open_checkpoint,
+    split_tokenizer,
+    tokenizer_on_meta,
+)
+from flashar_cli.config import CONFIG_FILE, ModelConfig, TextPrefix, read_config
+from flashar_cli.config.model import Layout
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import (
     ANYTHING,
     HTML,
     JSON_LINES,
+    LINKED_SAFETENSORS,
     PNG,
-    SAFETENSORS,
     FolderKind,
     begins_with,
     json_object,
 )
-from flashar_cli.files.tensors import (
-    MODEL_FILE,
-    WEIGHT_DTYPES,
-    describe_problems,
-    open_safetensors,
-    read_safetensors,
-    read_weights,
-    weight_files,
-)
+from flashar_cli.files.lazy import Lazy, lazily
+from flashar_cli.files.shards import MODEL_FILE, link_weights, weight_files, write_weights
 from flashar_cli.files.writing import atomic_directory
 from flashar_cli.inputs.reading import files_sha256
-from flashar_cli.machine.memory import require_memory
+from flashar_cli.machine.memory import require_disk, require_memory
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
+from flashar_cli.tokenizers import ImageTokenizer
 from flashar_cli.tokenizers.text import KINDS, TextTokenizer, find_text_tokenizer
 
-TOKENIZER_FILE = "tokenizer.safetensors"
 MAX_SHARD_SIZE = "5GB"
 
 # The weights, and what `adapt` and `probe` leave beside them.
@@ -52,7 +52,7 @@ CHECKPOINT = FolderKind(
     "a checkpoint",
     {
         r"config\.json": json_object("a config", "format_version", "family", "backbone"),
-        r"(model|tokenizer)(-\d{5}-of-\d{5})?\.safetensors": SAFETENSORS,
+        r"(model|tokenizer)(-\d{5}-of-\d{5})?\.safetensors": LINKED_SAFETENSORS,
         r"(model|tokenizer)\.safetensors\.index\.json": json_object("an index", "weight_map"),
         r"text_tokenizer\.json": json_object("a text tokenizer", "model"),
         r"text_tokenizer\.tiktoken": begins_with("a tiktoken vocabulary", b"", b" 0\n", b" 1\n"),
@@ -90,19 +90,25 @@ def load(
     dtype: torch.dtype | None = None,
     vq_dtype: torch.dtype | None = torch.float32,
 ) -> Loaded:
-    """Loads a checkpoint strictly. Raises FlasharError that names every missing, unexpected, mis-shaped or not finite
-    tensor. ``dtype`` is that of the model, ``vq_dtype`` that of the tokenizer; None keeps what is stored.
+    """Loads a checkpoint strictly, tensor by tensor. Raises FlasharError that names every missing, unexpected and
+    mis-shaped tensor before any is read, or the first whose values are not finite. ``dtype`` is that of the model,
+    ``vq_dtype`` that of the tokenizer; None keeps what is stored.
     """
     config = read_config(directory)
     refuse_too_large(config, str(directory), device, dtype or torch.bfloat16)
-    model = _assign(model_on_meta(config), read_weights(directory, _read_file), directory, device, dtype)
-    return Loaded(model, *_tokenizers(directory, config, device, vq_dtype))
+    model_state, tokenizer_state = open_checkpoint(directory, config)
+    model = _assign(model_on_meta(config), model_state, device, dtype)
+    return Loaded(model, *_tokenizers(directory, config, tokenizer_state, device, vq_dtype))
 
 
 def load_tokenizers(directory: Path, device: torch.device) -> Loaded:
-    """As ``load``, for work that needs no model: it has no data, and its files are not opened."""
+    """As ``load``, for work that needs no model: it has no data, and none of it is read."""
     config = read_config(directory)
-    return Loaded(model_on_meta(config), *_tokenizers(directory, config, device, torch.float32))
+    state: dict[str, Lazy] = {}
+    if config.tokenizer is not None:
+        *_, part = checkpoint_parts(directory, config)  # the last has the image tokenizer
+        state = split_tokenizer(part.read(f"does not match its {CONFIG_FILE}"))[1]
+    return Loaded(model_on_meta(config), *_tokenizers(directory, config, state, device, torch.float32))
 
 
 def read_text_tokenizer(directory: Path, config: ModelConfig) -> TextTokenizer | None:
@@ -126,55 +132,75 @@ def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype
 def save(
     directory: Path,
     config: ModelConfig,
-    model_state: Mapping[str, Tensor],
-    tokenizer_state: Mapping[str, Tensor] | None,
+    model_state: Mapping[str, Lazy | Tensor],
+    tokenizer_state: Mapping[str, Lazy | Tensor] | None,
     overwrite: bool = False,
     extras: Mapping[str, Path] | None = None,
 ) -> None:
-    """Writes a checkpoint atomically: to a temporary directory beside it, which is fsynced and then renamed.
+    """Writes a checkpoint atomically, tensor by tensor: to a temporary directory beside it, which is fsynced and then
+    renamed.
 
     ``extras`` maps names to files (reports, images) that are copied in. Raises FlasharError where ``directory``
     exists and is not empty, unless ``overwrite`` is set and it holds a checkpoint and nothing else.
     """
     assert (config.tokenizer is None) == (tokenizer_state is None), "a tokenizer's config and weights go together"
-    with atomic_directory(directory, CHECKPOINT, overwrite) as folder:
-        (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        _save_weights(model_state, folder, MODEL_FILE)
+    states = {MODEL_FILE: lazily(model_state), TOKENIZER_FILE: lazily(tokenizer_state or {})}
+    num_bytes = sum(tensor.num_bytes for state in states.values() for tensor in state.values())
+    require_disk("the checkpoint", num_bytes, directory)
+    with _new_checkpoint(directory, config, "flashar", overwrite, extras or {}) as folder:
+        for name, state in states.items():
+            if state:
+                write_weights(state, folder, name, MAX_SHARD_SIZE)
+
+
+def link(
+    directory: Path,
+    config: ModelConfig,
+    files: Sequence[Path],
+    tokenizer_state: Mapping[str, Lazy | Tensor] | None,
+    overwrite: bool = False,
+    extras: Mapping[str, Path] | None = None,
+) -> str:
+    """Writes a checkpoint as ``save``, whose weights are links to upstream's ``files``, in safetensors. A tokenizer is
+    written where it is not among them. Returns the kind of links: hard or symbolic.
+    """
+    with _new_checkpoint(directory, config, "upstream", overwrite, extras or {}) as folder:
+        hard = link_weights(files, folder)
         if tokenizer_state is not None:
-            _save_weights(tokenizer_state, folder, TOKENIZER_FILE)
-        for name, source in (extras or {}).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / name)
+            write_weights(lazily(tokenizer_state), folder, TOKENIZER_FILE, MAX_SHARD_SIZE)
+    return "hard" if hard else "symbolic"
 
 
 def problems(directory: Path) -> list[str]:
-    """Every reason why a checkpoint cannot be loaded, of model and tokenizers. Raises FlasharError without a config."""
+    """Every reason why a checkpoint cannot be loaded, of model and tokenizers: of the files' headers or, where these
+    are right, of the values. Raises FlasharError without a config.
+    """
     config = read_config(directory)
     found: list[str] = []
-    parts: list[tuple[Path, nn.Module, Callable[[Path], dict[str, Tensor]]]] = [
-        (directory / MODEL_FILE, model_on_meta(config), lambda path: read_weights(directory, _read_file))
-    ]
-    if config.tokenizer is not None:
-        parts.append((directory / TOKENIZER_FILE, tokenizer_on_meta(config.tokenizer), _read_file))
-    for path, module, read in parts:
+    for part in checkpoint_parts(directory, config):
         try:
-            found += [f"{path.name}: {line}" for line in state_problems(module.state_dict(), read(path))]
+            found += [f"{part.place.name}: {line}" for line in part.problems()]
         except FlasharError as error:
             found.append(str(error))
     try:
         read_text_tokenizer(directory, config)
     except FlasharError as error:
         found.append(str(error))
+    if found:
+        return found
+    for state in open_checkpoint(directory, config):
+        for tensor in state.values():
+            try:
+                tensor.read()
+            except FlasharError as error:
+                found.append(str(error))
     return found
 
 
 def stored_dtype(directory: Path) -> torch.dtype:
     """The dtype of the stored token table, taken for that of all weights. Norms may be stored in a wider one."""
-    for path in weight_files(directory):
-        with open_safetensors(path) as file:
-            if "backbone.embedding.weight" in file.keys():  # noqa: SIM118 - not a dict
-                return file.get_tensor("backbone.embedding.weight").dtype
-    raise FlasharError(f"{directory} has no backbone; run `flashar inspect {directory}`")
+    model, _ = open_checkpoint(directory, read_config(directory))
+    return model["backbone.embedding.weight"].dtype
 
 
 def weights_sha256(directory: Path) -> str:
@@ -183,70 +209,28 @@ def weights_sha256(directory: Path) -> str:
     return files_sha256(sorted([*weight_files(directory), *([tokenizer] if tokenizer.exists() else [])]))
 
 
-def state_problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Every reason why a state dict cannot be loaded: missing, unexpected, mis-shaped and not finite tensors."""
-    problems = [f"missing {name}" for name in expected if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in expected]
-    for name in expected.keys() & state.keys():
-        if expected[name].shape != state[name].shape:
-            problems.append(f"{name} is {list(state[name].shape)}, expected {list(expected[name].shape)}")
-        elif state[name].dtype not in WEIGHT_DTYPES:
-            kinds = ", ".join(_dtype_name(dtype) for dtype in WEIGHT_DTYPES)
-            problems.append(f"{name} is {_dtype_name(state[name].dtype)}, expected one of {kinds}")
-        elif not bool(torch.isfinite(state[name]).all()):
-            problems.append(f"{name} has NaN or infinite values")
-    return sorted(problems)
-
-
-def model_on_meta(config: ModelConfig) -> FlasharModel:
-    """A model without data."""
-    with torch.device("meta"):
-        return FlasharModel(config)
-
-
-def tokenizer_on_meta(config: TokenizerConfig) -> ImageTokenizer:
-    """An image tokenizer without data."""
-    with torch.device("meta"):
-        return build_tokenizer(config)
+@contextmanager
+def _new_checkpoint(
+    directory: Path, config: ModelConfig, weights: Layout, overwrite: bool, extras: Mapping[str, Path]
+) -> Iterator[Path]:
+    """The folder for a checkpoint's weights, to which config and extras are added."""
+    with atomic_directory(directory, CHECKPOINT, overwrite) as folder:
+        document = config.model_copy(update={"weights": weights}).model_dump_json(indent=2)
+        (folder / CONFIG_FILE).write_text(document + "\n", encoding="utf-8")
+        yield folder
+        for name, source in extras.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
 
 
 def _tokenizers(
-    directory: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype | None
+    directory: Path, config: ModelConfig, state: Mapping[str, Lazy], device: torch.device, dtype: torch.dtype | None
 ) -> tuple[ImageTokenizer | None, TextTokenizer | None]:
-    tokenizer, path = None, directory / TOKENIZER_FILE
-    if config.tokenizer is not None:
-        tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, dtype)
-    return tokenizer, read_text_tokenizer(directory, config)
+    image = None if config.tokenizer is None else _assign(tokenizer_on_meta(config.tokenizer), state, device, dtype)
+    return image, read_text_tokenizer(directory, config)
 
 
-def _assign(
-    module: ModuleT, state: dict[str, Tensor], where: Path, device: torch.device, dtype: torch.dtype | None
-) -> ModuleT:
-    problems = state_problems(module.state_dict(), state)
-    if problems:
-        raise FlasharError(f"{where} does not match its {CONFIG_FILE}: {describe_problems(problems)}")
-    module.load_state_dict({name: tensor.to(device, dtype) for name, tensor in state.items()}, assign=True)
+def _assign(module: ModuleT, state: Mapping[str, Lazy], device: torch.device, dtype: torch.dtype | None) -> ModuleT:
+    """Fills a module on the meta device. Beside it only one tensor is in memory at a time."""
+    module.load_state_dict({name: lazy.read().to(device, dtype) for name, lazy in state.items()}, assign=True)
     return module.eval()
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise FlasharError(f"{path} is missing; copy the whole checkpoint directory, or convert the model again")
-    return read_safetensors(path)
-
-
-def _save_weights(state: Mapping[str, Tensor], directory: Path, name: str) -> None:
-    try:
-        save_torch_state_dict(
-            # Cloned: safetensors refuses tensors that share memory, as tied weights do.
-            {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
-            directory,
-            filename_pattern=name.replace(".safetensors", "{suffix}.safetensors"),
-            max_shard_size=MAX_SHARD_SIZE,
-        )
-    except SafetensorError as error:  # what a full disk looks like from here
-        raise OSError(str(error)) from error

@@ -67,12 +67,10 @@ def _download(preset: Preset) -> Path:
     weights = _fetch(preset, preset.weights)
     tokenizer = _fetch(preset, preset.tokenizer_weights) if preset.tokenizer_weights else None
 
-    from flashar_cli.checkpoints import checkpoint
     from flashar_cli.checkpoints.convert import convert
 
-    new = convert(weights, get_family(preset.family).options(preset), tokenizer)
     target = cache_dir() / preset.name
-    checkpoint.save(target, new.config, new.model_state, new.tokenizer_state, overwrite=True, extras=new.extras)
+    convert(weights, get_family(preset.family).options(preset), tokenizer).save(target, overwrite=True)
     return target
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flashar_cli.cli import options, output
+from flashar_cli.config import read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import FAMILIES
 from flashar_cli.grid import Grid
@@ -59,7 +60,11 @@ def command(
     out: options.Out,
     unsaid: Unsaid,
     to: Annotated[Target, typer.Option(help="flashar: write a checkpoint; upstream: write its layout.")] = "flashar",
-    tokenizer: Annotated[Path | None, typer.Option(metavar="VQ.pt", help="Image tokenizer to take along.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Image tokenizer to take along.")] = None,
+    text_tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the text tokenizer; default: SRC.")
+    ] = None,
+    link: Annotated[bool, typer.Option("--link", help="Link to SRC's safetensors instead of copying them.")] = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -68,26 +73,33 @@ def command(
     Tensors are bit-exact both ways.
     """
     from flashar_cli.checkpoints import checkpoint
-    from flashar_cli.checkpoints.convert import convert
+    from flashar_cli.checkpoints.convert import convert, refuse_link
     from flashar_cli.checkpoints.listing import summary
     from flashar_cli.families.base import ConvertOptions
     from flashar_cli.files.outputs import Output, check_outputs
 
     wanted = ConvertOptions(**vars(unsaid))
     if to == "upstream":
-        useless = wanted.given() + ([] if tokenizer is None else ["--tokenizer"])
+        others = {"--tokenizer": tokenizer, "--text-tokenizer": text_tokenizer, "--link": link or None}
+        useless = wanted.given() + [option for option, value in others.items() if value is not None]
         if useless:
             raise FlasharError(f"{', '.join(useless)} say how to read upstream files; drop them with --to upstream")
         written = [str(path) for path in _to_upstream(source, out, overwrite)]
         output.document({"written": written}) if json else output.result(f"wrote {', '.join(written)}")
         return
-    check_outputs([Output("--out", out, checkpoint.CHECKPOINT)], {"SRC": source, "--tokenizer": tokenizer}, overwrite)
-    new = convert(source, wanted, tokenizer)
+    inputs = {"SRC": source, "--tokenizer": tokenizer, "--text-tokenizer": text_tokenizer}
+    check_outputs([Output("--out", out, checkpoint.CHECKPOINT)], inputs, overwrite)
+    if link:
+        refuse_link(source)
+    new = convert(source, wanted, tokenizer, text_tokenizer)
     for line in new.notes:
         output.note(f"note: {line}")
-    checkpoint.save(out, new.config, new.model_state, new.tokenizer_state, overwrite, new.extras)
+    if link:
+        output.note(f"note: {new.link(out, overwrite)} links to the files of {source}; don't change them")
+    else:
+        new.save(out, overwrite)
     if json:
-        output.document({"written": [str(out)], "config": new.config.model_dump(mode="json")})
+        output.document({"written": [str(out)], "config": read_config(out).model_dump(mode="json")})
     else:
         output.result(f"wrote {out}: {summary(new.config)}")
 

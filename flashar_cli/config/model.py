@@ -22,6 +22,7 @@ from flashar_cli.inputs.text import plain, shown
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 FLOAT_BYTES = 4
+Layout = Literal["flashar", "upstream"]
 MAPS_AT_ONCE = 4  # a convolution's input and output, and the working memory of its algorithm
 
 
@@ -67,6 +68,7 @@ class ModelConfig(Config):
     raster_loss: Annotated[float, bounds.LOSS] | None = Field(
         None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
     )
+    weights: Layout = Field("flashar", description="whose names and shapes the stored tensors of the model have")
     provenance: Provenance
 
     @model_validator(mode="after")

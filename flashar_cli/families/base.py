@@ -29,6 +29,8 @@ from flashar_cli.grid import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashar_cli.files.lazy import Lazy
+
 TOKENIZER = "tokenizer."  # our prefix for the names of an image tokenizer's tensors that are in the model's files
 
 
@@ -62,7 +64,7 @@ class Facts:
     generation: Sampling = field(default_factory=Sampling)
     notes: tuple[str, ...] = ()
 
-    def config_of(self, source: str, sha256: str | None = None) -> ModelConfig:
+    def config_of(self, source: str) -> ModelConfig:
         """The config of this model, whose weights come from ``source``."""
         return ModelConfig(
             family=self.family,
@@ -72,7 +74,7 @@ class Facts:
             branch=self.branch,
             tokenizer=self.tokenizer,
             generation=self.generation,
-            provenance=Provenance(tool_version=__version__, source=source, source_sha256=sha256),
+            provenance=Provenance(tool_version=__version__, source=source),
         )
 
 
@@ -148,13 +150,15 @@ class Family(ABC):
         """The facts of a preset that its files lack."""
         return ConvertOptions(family=self.name)
 
-    def kept(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def kept(self, state: Mapping[str, Lazy], config: ModelConfig) -> dict[str, Lazy]:
         """The tensors of upstream files without ``dropped`` ones: those that the model needs, and foreign ones."""
         patterns = [re.compile(re.escape(name).replace(r"\*", ".*")) for name in self.dropped]
         return {name: value for name, value in state.items() if not any(each.fullmatch(name) for each in patterns)}
 
-    def to_ours(self, state: Mapping[str, Tensor], names: Iterable[str], config: ModelConfig) -> dict[str, Tensor]:
-        """The tensors that we call ``names``, from a state that has all that ``to_upstream`` makes of them."""
+    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: ModelConfig) -> dict[str, Lazy]:
+        """The tensors that we call ``names``, from a state that has all that ``to_upstream`` makes of them; nothing is
+        read.
+        """
         return self.keys.to_ours(state, names, config)
 
     def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -163,7 +167,7 @@ class Family(ABC):
         """
         return self.keys.to_upstream(state, config)
 
-    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Tensor]]:
+    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Lazy]]:
         """The image tokenizer in a separate file, under our names."""
         raise FlasharError(f"{source.path}: a model of family {self.name} has its tokenizer with it; leave it out")
 

@@ -5,7 +5,7 @@ tokens, V visual tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,10 @@ from flashar_cli.config import ModelConfig, TextPrefix
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from flashar_cli.files.lazy import Lazy
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,11 @@ def text_rows(config: ModelConfig) -> tuple[int, int, int]:
 
 
 def visual_rows(config: ModelConfig) -> tuple[int, int, int]:
-    """The rows of visual tokens in a table of text tokens, then visual ones: P, P + V, P + V."""
-    assert isinstance(config.prefix, TextPrefix), "no other prefix has a table of text tokens"
+    """The rows of visual tokens in a table of text tokens, then visual ones: P, P + V, P + V. Raises FlasharError for a
+    model that reads no text.
+    """
+    if not isinstance(config.prefix, TextPrefix):
+        raise FlasharError(f"family {config.family} has a prefix of kind text, got {config.prefix.kind}")
     total = config.prefix.vocab_size + config.backbone.vocab_size
     return config.prefix.vocab_size, total, total
 
@@ -119,26 +125,30 @@ class KeyTable:
                 found.setdefault(part.name, {})[part] = piece
         return {name: _whole(name, pieces) for name, pieces in found.items()}
 
-    def to_ours(self, state: Mapping[str, Tensor], names: Iterable[str], config: ModelConfig) -> dict[str, Tensor]:
-        """The tensors that we call ``names``, from a state that has them all. Raises FlasharError where tensors to join
-        differ in dtype.
+    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: ModelConfig) -> dict[str, Lazy]:
+        """The tensors that we call ``names``, from a state that has them all; nothing is read. Raises FlasharError
+        where tensors to join differ in dtype.
         """
+        from flashar_cli.files.lazy import Stacked
+
         found = {}
         for name in names:
             parts = self.parts(name, config)
-            tensors = [
-                state[part.name] if part.last is None else state[part.name][part.first : part.last] for part in parts
-            ]
-            found[name] = _stacked(tensors, [part.name for part in parts])
+            _require_one_dtype([state[part.name].dtype for part in parts], parts)
+            pieces = [(state[part.name], part.first, part.last) for part in parts if part.last is not None]
+            found[name] = Stacked(pieces) if pieces else state[parts[0].name]
         return found
 
 
 def _whole(name: str, pieces: Mapping[Part, Tensor]) -> Tensor:
     """An upstream tensor from all parts of it that there are."""
+    import torch
+
     parts = sorted(pieces, key=lambda part: part.first)
     tensors, total = [pieces[part] for part in parts], parts[0].total
     if total is None or [part.first for part in parts] + [total] == [0] + [part.last for part in parts]:
-        return _stacked(tensors, [name])
+        _require_one_dtype([tensor.dtype for tensor in tensors], parts)
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     if tensors[0].is_meta:
         return tensors[0].new_empty((total, *tensors[0].shape[1:]))
     there = ", ".join(f"{part.first} to {part.last}" for part in parts)
@@ -148,12 +158,10 @@ def _whole(name: str, pieces: Mapping[Part, Tensor]) -> Tensor:
     )
 
 
-def _stacked(tensors: Sequence[Tensor], names: Iterable[str]) -> Tensor:
-    import torch
-
-    if len({tensor.dtype for tensor in tensors}) > 1:
-        raise FlasharError(f"{', '.join(names)} differ in dtype; expected one, as they become one tensor")
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _require_one_dtype(dtypes: Iterable[torch.dtype], parts: Iterable[Part]) -> None:
+    if len(set(dtypes)) > 1:
+        names = ", ".join(dict.fromkeys(part.name for part in parts))
+        raise FlasharError(f"parts of {names} differ in dtype; expected one, as they become one tensor")
 
 
 def _pattern(ours: str) -> str:

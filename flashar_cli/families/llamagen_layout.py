@@ -31,6 +31,8 @@ from flashar_cli.grid import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashar_cli.files.lazy import Lazy
+
 IMAGENET = ClassPrefix(num_classes=1000)
 VQ16 = VQConfig()
 POSITIONS = "freqs_cis"  # [positions, rotations, 2]
@@ -113,11 +115,11 @@ class LlamaGenLayout(Family):
             raise FlasharError("the 'hidden' gate has no upstream layout; only gates logits, scalar and mean do")
         return super().to_upstream(state, config)
 
-    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Tensor]]:
+    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Lazy]]:
         from flashar_cli.tokenizers.upstream import STATISTICS, config_from_state
 
         state = {name: tensor for name, tensor in source.state.items() if name not in STATISTICS}
-        return config_from_state({name: tuple(tensor.shape) for name, tensor in state.items()}), state
+        return config_from_state({name: tensor.shape for name, tensor in state.items()}), state
 
     def tokenizer_to_upstream(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         import torch
@@ -164,7 +166,7 @@ class _Reading:
         table = self.source.state.get(POSITIONS)
         if table is None:
             return None
-        if table.ndim != 3 or 0 in table.shape:
+        if len(table.shape) != 3 or 0 in table.shape:
             raise FlasharError(
                 f"{self.source.path}: {POSITIONS} is {list(table.shape)}; expected [positions, rotations, 2]"
             )

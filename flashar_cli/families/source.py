@@ -16,6 +16,8 @@ from flashar_cli.machine.memory import require_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashar_cli.files.lazy import Lazy
+
 WRAPPERS = ("model", "module", "state_dict")
 MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -44,19 +46,24 @@ class Source:
         return document
 
     @property
+    def is_pickle(self) -> bool:
+        return not self.path.is_dir() and self.path.suffix != ".safetensors"
+
+    @property
     def files(self) -> list[Path]:
         """The files of tensors."""
-        from flashar_cli.files.tensors import weight_files
+        from flashar_cli.files.shards import weight_files
 
         return weight_files(self.path) if self.path.is_dir() else [self.path]
 
     @cached_property
-    def state(self) -> dict[str, Tensor]:
-        """All tensors by upstream's names; they are kept in memory."""
-        from flashar_cli.files.tensors import read_weights
+    def state(self) -> dict[str, Lazy]:
+        """All tensors by upstream's names. Those of pickles are kept in memory, others are not read yet."""
+        from flashar_cli.files.shards import open_tensors, open_weights
 
-        require_memory(str(self.path), sum(map(check_file, self.files)))
-        return read_weights(self.path, _read_file) if self.path.is_dir() else _read_file(self.path)
+        if self.path.is_dir():
+            return open_weights(self.path)
+        return _read_pickle(self.path) if self.is_pickle else open_tensors(self.path)
 
     def shape(self, name: str, title: str) -> tuple[int, int]:
         """Rows and columns of a matrix that every model of the family ``title`` has."""
@@ -76,11 +83,12 @@ class Source:
         return tuple(shape)
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    from flashar_cli.files.tensors import plain_tensors, read_pickle, read_safetensors
+def _read_pickle(path: Path) -> dict[str, Lazy]:
+    from flashar_cli.files.lazy import lazily
+    from flashar_cli.files.tensors import plain_tensors, read_pickle
 
-    tensors = read_safetensors(path) if path.suffix == ".safetensors" else _unwrap(read_pickle(path), path)
-    return plain_tensors(tensors, path)
+    require_memory(str(path), check_file(path))
+    return lazily(plain_tensors(_unwrap(read_pickle(path), path), path))
 
 
 def _unwrap(document: object, path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -23,16 +23,19 @@ _HEAD_BYTES = 4096
 @dataclass(frozen=True)
 class FileKind:
     """A kind of file. ``holds`` says whether a regular file that is not empty is of this kind; it may raise OSError or
-    ValueError.
+    ValueError. ``may_link``: it may also be a link to one, or to nothing.
     """
 
     noun: str
     holds: Callable[[Path], bool]
+    may_link: bool = False
 
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` is a regular file of this kind. An empty one passes, as it has nothing to lose."""
         try:
-            status = path.lstat()
+            if self.may_link and path.is_symlink() and not path.exists():
+                return True
+            status = path.stat() if self.may_link else path.lstat()
             return stat.S_ISREG(status.st_mode) and (status.st_size == 0 or self.holds(path))
         except (OSError, ValueError, RecursionError):
             return False
@@ -119,6 +122,7 @@ NPY = begins_with("a NumPy array", b"\x93NUMPY")
 NPZ = FileKind("a NumPy archive", lambda path: {name[-4:] for name in _zip_names(path)} == {".npy"})
 PARQUET = begins_with("a Parquet file", b"PAR1")
 SAFETENSORS = FileKind("a safetensors file", _is_safetensors)
+LINKED_SAFETENSORS = replace(SAFETENSORS, may_link=True)
 UPSTREAM_SAFETENSORS = FileKind(
     "a safetensors file outside a checkpoint",
     lambda path: _is_safetensors(path) and not (path.parent / "config.json").exists(),

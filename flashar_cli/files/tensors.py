@@ -1,38 +1,26 @@
-"""Files of tensors: safetensors and pickles."""
+"""Files of tensors that are read whole: safetensors and pickles."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import torch
-from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flashar_cli.config import Config, validated
 from flashar_cli.errors import FlasharError
-from flashar_cli.inputs.reading import check_file, open_file, plain_name, read_json, reason
+from flashar_cli.inputs.reading import check_file, open_file, reason
 
-MODEL_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-class ShardIndex(Config):
-    """``model.safetensors.index.json``: which file of the directory each tensor is in."""
-
-    metadata: dict[str, Any] | None = None
-    weight_map: dict[str, Annotated[str, AfterValidator(plain_name)]]
 
 
 @contextmanager
@@ -55,32 +43,6 @@ def read_safetensors(path: Path, where: str | None = None) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises FlasharError."""
     with open_safetensors(path, where) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files of a model's weights: ``model.safetensors``, or those that its index names."""
-    index = _read_index(directory)
-    names = {MODEL_FILE} if index is None else set(index.weight_map.values())
-    return [directory / name for name in sorted(names)]
-
-
-def read_weights(directory: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """All tensors of ``weight_files``, each file read by ``read``. Raises FlasharError where the index does not fit."""
-    index = _read_index(directory)
-    if index is None:
-        return read(directory / MODEL_FILE)
-    state: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for path in weight_files(directory):
-        for name, tensor in read(path).items():
-            if index.weight_map.get(name) == path.name:
-                state[name] = tensor
-            else:
-                problems.append(f"{path.name} holds {name}, which the index has in {index.weight_map.get(name)}")
-    problems += [f"{place} lacks {name}" for name, place in index.weight_map.items() if name not in state]
-    if problems:
-        raise FlasharError(f"{directory / INDEX_FILE} does not match its files: {describe_problems(problems)}")
-    return state
 
 
 def describe_problems(problems: list[str], most: int = 8) -> str:
@@ -155,14 +117,6 @@ def plain_tensors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor
     if sum(storages.values()) > path.stat().st_size:
         raise FlasharError(f"{path} claims more values than it holds; it is damaged, download it again")
     return found
-
-
-def _read_index(directory: Path) -> ShardIndex | None:
-    """None where the weights are in one file."""
-    path = directory / INDEX_FILE
-    if not os.path.lexists(path):
-        return None
-    return validated(read_json(path), ShardIndex, str(path), "an index of safetensors files")
 
 
 def _foreign_kind(tensor: Tensor) -> str | None:

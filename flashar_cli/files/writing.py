@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -106,9 +107,12 @@ def atomic_directory(directory: Path, kind: FolderKind, overwrite: bool = False)
 
 
 def publish_directory(temporary: Path, directory: Path, kind: FolderKind, overwrite: bool) -> None:
-    """Puts a finished folder in the place of ``directory``, fsynced. Raises as ``refuse_folder``."""
+    """Puts a finished folder in the place of ``directory``, fsynced; links in it and what they stand for stay as they
+    are. Raises as ``refuse_folder``.
+    """
     for path in sorted(temporary.rglob("*")):
-        if path.is_file():
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
             path.chmod(0o644)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

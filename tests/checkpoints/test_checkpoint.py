@@ -10,7 +10,7 @@ import torch
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import CHECKPOINT
 from flashar_cli.errors import FlasharError
-from flashar_cli.files.tensors import INDEX_FILE
+from flashar_cli.files.shards import INDEX_FILE
 from tests.tiny_models import build_model, random_config
 
 CPU = torch.device("cpu")

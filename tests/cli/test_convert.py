@@ -63,7 +63,7 @@ def test_branches_and_the_way_back(run_cli, tmp_path, family, settings, options,
     source = write(tmp_path / "weights.pt", state)
     result = run_cli("convert", source, "--out", tmp_path / "model", *SHAPE, *options, "--json")
     assert result.code == 0, result.err
-    assert json.loads(result.out)["config"]["branch"] == branch
+    assert json.loads(result.out)["config"]["branch"] == branch | {"sees_prefix": True}
     assert run_cli("convert", tmp_path / "model", "--to", "upstream", "--out", tmp_path / "back.safetensors").code == 0
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == state.keys()
@@ -215,7 +215,7 @@ def test_a_disk_that_is_full_leaves_nothing(run_cli, tmp_path, monkeypatch):
     def no_space(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_torch_state_dict", no_space)
+    monkeypatch.setattr(checkpoint, "write_weights", no_space)
     source = write(tmp_path / "w.pt", upstream_state())
     result = run_cli("convert", source, "--out", tmp_path / "model", *SHAPE)
     assert result.code == 2 and "No space left" in result.err

@@ -153,15 +153,29 @@ def test_both_ways_are_exact(tmp_path, num_files):
     assert new.config.family == "toy" and new.config.backbone == BACKBONE and new.tokenizer_state is not None
     for kind in ("weight", "bias"):
         joined = torch.cat([state[f"m.layers.1.attn.{part}.{kind}"] for part in "qkv"])
-        assert torch.equal(new.model_state[f"backbone.blocks.1.attention.wqkv.{kind}"], joined)
+        assert torch.equal(new.model_state[f"backbone.blocks.1.attention.wqkv.{kind}"].read(), joined)
     model, vq = FlasharModel(new.config), VQTokenizer(TINY_VQ)
-    model.load_state_dict(new.model_state)
-    vq.load_state_dict(new.tokenizer_state)
+    model.load_state_dict({name: tensor.read() for name, tensor in new.model_state.items()})
+    vq.load_state_dict({name: tensor.read() for name, tensor in new.tokenizer_state.items()})
     back, apart = export(checkpoint.Loaded(model, vq))
     assert apart is None and back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     without, _ = export(checkpoint.Loaded(model, None))
     assert without.keys() == {name for name in state if name.startswith("m.")}
+
+
+def test_a_checkpoint_can_link_to_files_that_have_the_tokenizer_too(tmp_path, run_cli):
+    new = convert(write(tmp_path / "toy", upstream_state() | USELESS, 3), ConvertOptions(), None)
+    new.save(tmp_path / "copy")
+    assert new.link(tmp_path / "links") == "hard"
+    copy, links = (checkpoint.load(tmp_path / name, torch.device("cpu")) for name in ("copy", "links"))
+    assert links.tokenizer is not None and copy.tokenizer is not None and links.text_tokenizer is not None
+    for ours, theirs in ((copy.model, links.model), (copy.tokenizer, links.tokenizer)):
+        found, expected = theirs.state_dict(), ours.state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert not (tmp_path / "links" / "tokenizer.safetensors").exists()
+    assert checkpoint.problems(tmp_path / "links") == [] and run_cli("inspect", tmp_path / "links").code == 0
+    assert checkpoint.stored_dtype(tmp_path / "links") == torch.float32
 
 
 def test_every_problem_is_told_in_the_words_of_the_files(tmp_path):

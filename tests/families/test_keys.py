@@ -8,7 +8,13 @@ import torch
 from flashar_cli.config import TextPrefix
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.keys import Joined, KeyTable, Rows, qkv_rows, text_rows, visual_rows
+from flashar_cli.files.lazy import lazily
 from tests.tiny_models import random_config
+
+
+def to_ours(table: KeyTable, state, names, config) -> dict[str, torch.Tensor]:
+    return {name: lazy.read() for name, lazy in table.to_ours(lazily(state), names, config).items()}
+
 
 CONFIG = random_config()  # two blocks, four query heads of 16 on two key and value heads
 
@@ -29,7 +35,7 @@ def test_numbers_and_ends_are_carried_over(ours, theirs):
     )
     tensor = torch.ones(2)
     assert table.to_upstream({ours: tensor}, CONFIG) == {theirs: tensor}
-    assert table.to_ours({theirs: tensor}, [ours], CONFIG) == {ours: tensor}
+    assert to_ours(table, {theirs: tensor}, [ours], CONFIG) == {ours: tensor}
     for foreign in ("a.x.b", "a.7.b.c", "plainer", "b"):
         with pytest.raises(FlasharError, match=f"'{foreign}' has no name in the upstream layout of family llamagen"):
             table.to_upstream({foreign: tensor}, CONFIG)
@@ -43,7 +49,7 @@ def test_the_first_pair_that_fits_holds():
 def test_joined_tensors_come_apart_in_order():
     table = KeyTable((Joined(("q.{}", "k.{}", "v.{}"), qkv_rows), "wqkv.{}"))
     parts = {f"{name}.0": torch.randn(rows, 3) for name, rows in {"q": 64, "k": 32, "v": 32}.items()}
-    ours = table.to_ours(parts, ["wqkv.0"], CONFIG)
+    ours = to_ours(table, parts, ["wqkv.0"], CONFIG)
     assert torch.equal(ours["wqkv.0"], torch.cat([*parts.values()]))
     back = table.to_upstream(ours, CONFIG)
     assert back.keys() == parts.keys() and all(torch.equal(back[name], parts[name]) for name in parts)
@@ -62,7 +68,7 @@ def test_rows_of_one_tensor_are_two_of_ours():
     table = torch.randn(39, 3)
     names = ["backbone.embedding.weight", "prefix.embedding.weight", "norm"]
     upstream = {"embed.weight": table, "norm": torch.tensor(2.0)}
-    ours = VOCABULARY.to_ours(upstream, names, PROMPTED)
+    ours = to_ours(VOCABULARY, upstream, names, PROMPTED)
     assert torch.equal(ours["prefix.embedding.weight"], torch.stack([table[row] for row in range(7)]))
     assert torch.equal(ours["backbone.embedding.weight"], torch.stack([table[7 + row] for row in range(32)]))
     for order in (names, names[::-1]):
@@ -72,7 +78,7 @@ def test_rows_of_one_tensor_are_two_of_ours():
 
 def test_rows_that_nothing_needs_are_known_by_their_number_alone():
     head = torch.randn(39, 3)
-    ours = VOCABULARY.to_ours({"head.4.weight": head}, ["heads.4.weight"], PROMPTED)
+    ours = to_ours(VOCABULARY, {"head.4.weight": head}, ["heads.4.weight"], PROMPTED)
     assert torch.equal(ours["heads.4.weight"], head[7:])
     expected = VOCABULARY.to_upstream({name: tensor.to("meta") for name, tensor in ours.items()}, PROMPTED)
     assert {name: tensor.shape for name, tensor in expected.items()} == {"head.4.weight": head.shape}

@@ -31,7 +31,7 @@ def test_a_directory_is_read_by_its_index(tmp_path):
     ("weight_map", "words"),
     (
         ({"a": "../a.safetensors"}, "same folder"),
-        ({"a": "gone.safetensors"}, "gone.safetensors does not exist"),
+        ({"a": "gone.safetensors"}, "gone.safetensors is missing"),
         ({"a": "a.safetensors", "b": "a.safetensors"}, "a.safetensors lacks b"),
         ({"b": "a.safetensors"}, "holds a, which the index has in None"),
     ),
@@ -58,8 +58,10 @@ def test_what_is_no_source_is_refused(tmp_path):
         Source(tmp_path).document("config.json")
 
 
-def test_weights_without_room_are_not_read(tmp_path, monkeypatch):
+def test_only_pickles_need_room(tmp_path, monkeypatch):
     save_file({"a": torch.ones(200)}, tmp_path / "model.safetensors")
+    torch.save({"a": torch.ones(200)}, tmp_path / "model.pt")
     monkeypatch.setattr("flashar_cli.machine.memory.free_bytes", lambda device: 800)
-    with pytest.raises(FlasharError, match=f"{tmp_path} needs .* are free"):
-        _ = Source(tmp_path).state
+    assert torch.equal(Source(tmp_path).state["a"].read(), torch.ones(200))
+    with pytest.raises(FlasharError, match=f"{tmp_path / 'model.pt'} needs .* are free"):
+        _ = Source(tmp_path / "model.pt").state

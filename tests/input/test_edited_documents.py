@@ -30,7 +30,7 @@ from flashar_cli.data.shards import read_shards
 from flashar_cli.data.sources.base import Wanted
 from flashar_cli.data.sources.open import open_images
 from flashar_cli.errors import FlasharError
-from flashar_cli.files.tensors import INDEX_FILE
+from flashar_cli.files.shards import INDEX_FILE
 from flashar_cli.generation.layout import GenEval
 from flashar_cli.grid import Grid
 from flashar_cli.machine.world import World

@@ -20,6 +20,7 @@ from flashar_cli.data.shards import read_shards
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.machine.world import World
+from flashar_cli.tokenizers import build_tokenizer
 from tests.data.images import captioned_images
 from tests.tiny_models import build_model, random_config
 
@@ -142,7 +143,7 @@ def test_shards_hold_captions_as_text(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHAR_HOME", str(tmp_path / "home"))
     config = random_config(branch=False).model_copy(update={"prefix": PREFIX})
     assert config.tokenizer is not None
-    tokenizer = checkpoint.build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     loaded = checkpoint.Loaded(build_model(config), tokenizer, Letters())
     lines = captioned_images(tmp_path / "images", 10)
     job, out = plan_encoding(loaded, str(lines), None, 0, EncodeOptions(shard_size=6)), tmp_path / "out"
