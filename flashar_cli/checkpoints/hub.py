@@ -68,9 +68,14 @@ def _download(preset: Preset) -> Path:
     tokenizer = _fetch(preset, preset.tokenizer_weights) if preset.tokenizer_weights else None
 
     from flashar_cli.checkpoints.convert import convert
+    from flashar_cli.families import Source
 
     target = cache_dir() / preset.name
-    convert(weights, get_family(preset.family).options(preset), tokenizer).save(target, overwrite=True)
+    new = convert(weights, get_family(preset.family).options(preset), tokenizer)
+    if Source(weights).is_pickle:
+        new.save(target, overwrite=True)
+    else:  # the Hub's cache has these files anyway
+        new.link(target, overwrite=True)
     return target
 
 

@@ -160,7 +160,7 @@ class TextConditions(ConditionKind):
         if self.text_tokenizer is None:
             raise FlasharError(
                 "this checkpoint has no text tokenizer to read prompts with; generate takes their ids by "
-                "--prompt-tokens FILE, or convert the model again with the files of its text tokenizer"
+                "--prompt-tokens FILE, or convert the model again with --text-tokenizer DIR"
             )
         return self.text_tokenizer
 
