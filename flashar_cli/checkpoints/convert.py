@@ -48,9 +48,9 @@ def convert(path: Path, options: ConvertOptions, tokenizer_path: Path | None) ->
     vq, vq_state = None, None
     if tokenizer_path is not None:
         vq, vq_state = family.read_tokenizer(Source(tokenizer_path, "an image tokenizer (.pt or .safetensors)"))
-        _refuse(
-            state_problems(tokenizer_on_meta(vq).state_dict(), vq_state), tokenizer_path, f"{family.tokenizer_title}"
-        )
+        wanted = family.tokenizer_to_upstream(tokenizer_on_meta(vq).state_dict())
+        problems = state_problems(wanted, family.tokenizer_to_upstream(vq_state))
+        _refuse(problems, tokenizer_path, f"{family.tokenizer_title}")
     try:
         facts = family.read(source, options, vq)
         if facts.tokenizer is not None and facts.tokenizer.codebook_size != facts.backbone.vocab_size:
