@@ -16,6 +16,7 @@ export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
 [ -d "$WORK/tokenizer" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/tokenizer"
 [ -d "$WORK/shape-classifier" ] || "$PYTHON" -m scripts.train_tiny_classifier "$WORK/tokenizer" "$WORK/shape-classifier"
 [ -d "$WORK/llamagen-tiny" ] || "$PYTHON" -m scripts.train_tiny_gpt "$WORK/tokenizer" "$WORK/llamagen-tiny" --compile
+[ -d "$WORK/ibq" ] || "$PYTHON" -m scripts.widen_tiny_tokenizer "$WORK/llamagen-tiny" "$WORK/ibq"
 [ -d "$WORK/probe" ] || "$PYTHON" -m flashar_cli probe "$WORK/llamagen-tiny" --data shapes:4096 --out "$WORK/probe"
 [ -d "$WORK/llamagen-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/llamagen-tiny" --recipe llamagen-tiny \
     --probe "$WORK/probe/probe.json" --dtype bfloat16 --set engine.compile=true --out "$WORK/llamagen-tiny-flashar"

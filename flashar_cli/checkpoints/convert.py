@@ -11,7 +11,13 @@ from torch import Tensor
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.checkpoints.parts import split_tokenizer, tokenizer_part, upstream_part
+from flashar_cli.checkpoints.parts import (
+    split_tokenizer,
+    state_problems,
+    tokenizer_on_meta,
+    tokenizer_part,
+    upstream_part,
+)
 from flashar_cli.config import ModelConfig, TextPrefix, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import family_of, get_family
@@ -19,7 +25,7 @@ from flashar_cli.families.base import TOKENIZER, ConvertOptions
 from flashar_cli.families.source import Source
 from flashar_cli.files.lazy import Lazy, lazily
 from flashar_cli.files.shards import write_tensors
-from flashar_cli.files.tensors import save_pickle
+from flashar_cli.files.tensors import describe_problems, save_pickle
 from flashar_cli.files.writing import atomic_files
 from flashar_cli.inputs.reading import files_sha256
 from flashar_cli.tokenizers.text import find_text_tokenizer
@@ -61,9 +67,13 @@ def convert(
     vq = None
     state: dict[str, Lazy] = {}
     if tokenizer_path is not None:
-        vq, vq_state = family.read_tokenizer(Source(tokenizer_path, "an image tokenizer (.pt or .safetensors)"))
-        part = tokenizer_part(tokenizer_path, lambda: vq_state, vq)
-        state |= part.read(f"is not a complete {family.tokenizer_title}")
+        what = "an image tokenizer (.pt, .ckpt, .safetensors or a directory with model.ckpt)"
+        vq, vq_state = family.read_tokenizer(Source(tokenizer_path, what))
+        wanted, found = (family.tokenizer_to_upstream(each) for each in (tokenizer_on_meta(vq).state_dict(), vq_state))
+        if problems := state_problems(wanted, found):
+            title = f"a complete {family.tokenizer_title}"
+            raise FlasharError(f"{tokenizer_path} is not {title}: {describe_problems(problems)}")
+        state |= tokenizer_part(tokenizer_path, lambda: vq_state, vq).read("is damaged")
     try:
         options.refuse_others(source, family.needed)
         facts = family.read(source, options, vq)
@@ -79,8 +89,8 @@ def convert(
     state |= part.read(f"is not a complete {family.name} with {config.backbone.num_layers} blocks")
     extras = _text_tokenizer(text_tokenizer_path or source.path, family.text_tokenizer, config)
     if text_tokenizer_path is not None and not extras:
-        wanted = ", ".join(family.text_tokenizer) or f"none: family {family.name} reads no text"
-        raise FlasharError(f"--text-tokenizer {text_tokenizer_path} has no text tokenizer; expected {wanted}")
+        expected = ", ".join(family.text_tokenizer) or f"none: family {family.name} reads no text"
+        raise FlasharError(f"--text-tokenizer {text_tokenizer_path} has no text tokenizer; expected {expected}")
     provenance = config.provenance.model_copy(update={"source_sha256": files_sha256(source.files)})
     config = config.model_copy(update={"provenance": provenance})
     model_state, tokenizer_state = split_tokenizer(state)

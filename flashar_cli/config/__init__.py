@@ -18,4 +18,4 @@ from flashar_cli.config.model import (
 )
 from flashar_cli.config.prefix import CaptionPrefix, ClassPrefix, Prefix, PrefixConfig, TextPrefix
 from flashar_cli.config.sampling import Sampling
-from flashar_cli.config.tokenizer import ImageTokenizerConfig, TokenizerConfig, VQConfig
+from flashar_cli.config.tokenizer import IBQConfig, ImageTokenizerConfig, TokenizerConfig, VQConfig

@@ -1,4 +1,4 @@
-"""What an image tokenizer is, by kind. ``tokenizers/registry.py`` has the network of each kind."""
+"""What an image tokenizer is, by kind. ``tokenizers/__init__.py`` has the network of each kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from pydantic import Field, model_validator
 
 from flashar_cli.config.base import Config
 from flashar_cli.inputs import bounds
+
+Channels = Annotated[
+    int, bounds.CHANNELS, Field(multiple_of=32, description="base width; a multiple of 32 for GroupNorm(32)")
+]
+Multipliers = tuple[
+    Annotated[int, bounds.MULTIPLIER], ...
+]  # of the base width, for each resolution from the image's on
+LatentChannels = Annotated[int, bounds.WIDTH, Field(description="z_channels: width between encoder and quant_conv")]
 
 
 class ImageTokenizerConfig(Protocol):
@@ -30,15 +38,11 @@ class VQConfig(Config):
     kind: Literal["vq"] = "vq"
     codebook_size: Annotated[int, bounds.VOCAB] = 16384
     codebook_dim: Annotated[int, bounds.WIDTH] = 8
-    channels: Annotated[int, bounds.CHANNELS] = Field(
-        128, multiple_of=32, description="base width; a multiple of 32 for GroupNorm(32)"
-    )
-    encoder_multipliers: tuple[Annotated[int, bounds.MULTIPLIER], ...] = (1, 1, 2, 2, 4)
-    decoder_multipliers: tuple[Annotated[int, bounds.MULTIPLIER], ...] = (1, 1, 2, 2, 4)
+    channels: Channels = 128
+    encoder_multipliers: Multipliers = (1, 1, 2, 2, 4)
+    decoder_multipliers: Multipliers = (1, 1, 2, 2, 4)
     num_res_blocks: Annotated[int, bounds.RES_BLOCKS] = 2
-    latent_channels: Annotated[int, bounds.WIDTH] = Field(
-        256, description="z_channels: width between encoder and quant_conv"
-    )
+    latent_channels: LatentChannels = 256
 
     @model_validator(mode="after")
     def _check_levels(self) -> VQConfig:
@@ -56,9 +60,51 @@ class VQConfig(Config):
         return 2 ** (len(self.encoder_multipliers) - 1)
 
     def image_values(self, num_pixels: int) -> int:
-        """Values of the largest map: the first and the last one are as large as the image."""
-        return num_pixels * self.channels
+        """Values of the largest map."""
+        return _largest_map(num_pixels, self.channels, self.encoder_multipliers, self.decoder_multipliers)
 
 
-# All kinds that a config.json may name: `VQConfig | OtherConfig`, told apart by `kind`.
-TokenizerConfig = VQConfig
+class IBQConfig(Config):
+    """Emu3.5's image tokenizer (upstream: src/vision_tokenizer/ibq.py and the config.yaml beside its weights)."""
+
+    kind: Literal["ibq"] = "ibq"
+    codebook_size: Annotated[int, bounds.VOCAB] = 131072
+    codebook_dim: Annotated[int, bounds.WIDTH] = 256
+    channels: Channels = 256
+    multipliers: Multipliers = (1, 1, 2, 2, 4)
+    num_res_blocks: Annotated[int, bounds.RES_BLOCKS] = 4
+    attention_levels: tuple[Annotated[int, bounds.LEVEL], ...] = Field(
+        (4,), description="resolutions with attention blocks, 0 is the image's own; the middle always has one"
+    )
+    latent_channels: LatentChannels = 256
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> IBQConfig:
+        levels = len(self.multipliers)
+        if levels not in bounds.LEVELS:
+            raise ValueError(f"{levels} multipliers; expected {bounds.LEVELS}")
+        if any(level >= levels for level in self.attention_levels):
+            raise ValueError(f"attention_levels {list(self.attention_levels)}; expected levels in 0 .. {levels - 1}")
+        return self
+
+    @property
+    def downsample(self) -> int:
+        """Image pixels per token along each side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def image_values(self, num_pixels: int) -> int:
+        """Values of the largest map."""
+        return _largest_map(num_pixels, self.channels, self.multipliers, self.multipliers)
+
+
+def _largest_map(num_pixels: int, channels: int, encoder: tuple[int, ...], decoder: tuple[int, ...]) -> int:
+    """Values of the largest map of levels so many times as wide as ``channels``. A decoder brings a map to the next
+    level's resolution before it narrows it.
+    """
+    down = [num_pixels // 4**level * multiplier for level, multiplier in enumerate(encoder)]
+    up = [num_pixels // 4 ** max(0, level - 1) * multiplier for level, multiplier in enumerate(decoder)]
+    return channels * max(down + up)
+
+
+# All kinds that a config.json may name.
+TokenizerConfig = Annotated[VQConfig | IBQConfig, Field(discriminator="kind")]

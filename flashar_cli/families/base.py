@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flashar_cli import __version__
 from flashar_cli.config import (
@@ -171,6 +171,6 @@ class Family(ABC):
         """The image tokenizer in a separate file, under our names."""
         raise FlasharError(f"{source.path}: a model of family {self.name} has its tokenizer with it; leave it out")
 
-    def tokenizer_to_upstream(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def tokenizer_to_upstream(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse of ``read_tokenizer``."""
         raise NotImplementedError

@@ -7,17 +7,21 @@ heads only the visual rows are kept, because image decoding gives all other toke
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from flashar_cli.config import BackboneConfig, BranchConfig, Sampling, TextPrefix, TokenizerConfig, validated
+from flashar_cli.config import BackboneConfig, BranchConfig, IBQConfig, Sampling, TextPrefix, TokenizerConfig, validated
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import ConvertOptions, Facts, Family, HubFiles, Preset
 from flashar_cli.families.keys import Joined, KeyTable, Rows, qkv_rows, text_rows, visual_rows
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
+
+if TYPE_CHECKING:
+    from flashar_cli.files.lazy import Lazy
 
 # Prompts as upstream's scripts write them (lxazjk/Emu3.5-FlashAR generate_flashar.py, flashar/utils/text_utils.py).
 IMAGE_PREFIX = "<|image start|>{height}*{width}<|image token|>"
@@ -122,6 +126,7 @@ class EmuLayout(Family):
     )
     new_branch_depth = 4
     new_branch_sees_prefix = False
+    tokenizer_title = "Emu3.5 image tokenizer"
     text_tokenizer = ("emu3.tiktoken", "emu3_vision_tokens.txt")
     backbone: ClassVar[str]
 
@@ -146,6 +151,16 @@ class EmuLayout(Family):
             generation=GUIDANCE,
             notes=tuple(notes),
         )
+
+    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Lazy]]:
+        from flashar_cli.tokenizers.ibq_upstream import read_state
+
+        return read_state(source.state)
+
+    def tokenizer_to_upstream(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        from flashar_cli.tokenizers.ibq_upstream import to_upstream
+
+        return to_upstream(state)
 
     def read_document(self, source: Source) -> dict[str, Any]:
         """The backbone's config; an empty one where the directory has none."""
@@ -209,7 +224,7 @@ class EmuImage(EmuLayout):
             backbone=EMU_34B,
             prefix=text_prefix(END_OF_IMAGE + 1, END_OF_LINE, PADDING),
             grid=DEFAULT_GRID,
-            tokenizer=None,
+            tokenizer=IBQConfig(),
             generation=GUIDANCE,
             weights=HubFiles("BAAI/Emu3.5-Image", ("*.json", "*.safetensors", "*.tiktoken", "*.txt")),
             tokenizer_weights=HubFiles("BAAI/Emu3.5-VisionTokenizer", ("config.yaml", "model.ckpt")),

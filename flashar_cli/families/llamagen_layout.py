@@ -10,7 +10,7 @@ import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flashar_cli.config import (
     BackboneConfig,
@@ -121,7 +121,7 @@ class LlamaGenLayout(Family):
         state = {name: tensor for name, tensor in source.state.items() if name not in STATISTICS}
         return config_from_state({name: tensor.shape for name, tensor in state.items()}), state
 
-    def tokenizer_to_upstream(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def tokenizer_to_upstream(self, state: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 
         from flashar_cli.tokenizers.upstream import STATISTICS

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from flashar_cli.files.lazy import Lazy
 
 WRAPPERS = ("model", "module", "state_dict")
-MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE = "model.ckpt"
+MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", PICKLE)
 
 
 class Source:
-    """A ``.safetensors`` file, a pickled ``.pt``, ``.pth`` or ``.bin`` one, bare or under a wrapper key, or a directory
-    with ``config.json`` and ``model.safetensors``, in one file or in several with an index.
+    """A ``.safetensors`` file, a pickled ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` one, bare or under a wrapper key, or
+    a directory with ``config.json`` and ``model.safetensors``, in one file or in several with an index, or with a
+    pickled ``model.ckpt``.
 
     Pickles are read with ``weights_only=True``, so a file that would run code is refused. Raises FlasharError, when
     made and when read, for missing and for damaged files; the message says that ``what`` was expected.
@@ -35,7 +37,7 @@ class Source:
         if not path.exists():
             raise FlasharError(f"{path} is not a file; expected {what}")
         if path.is_dir() and not any((path / name).exists() for name in MODEL_FILES):
-            raise FlasharError(f"{path} is a directory without {MODEL_FILES[0]}; expected {what}")
+            raise FlasharError(f"{path} is a directory without {MODEL_FILES[0]} or {PICKLE}; expected {what}")
 
     def document(self, name: str) -> dict[str, Any]:
         """The JSON object in a file of the directory; an empty one where there is no such file."""
@@ -47,23 +49,31 @@ class Source:
 
     @property
     def is_pickle(self) -> bool:
-        return not self.path.is_dir() and self.path.suffix != ".safetensors"
+        return self._file is not None and self._file.suffix != ".safetensors"
 
     @property
     def files(self) -> list[Path]:
         """The files of tensors."""
         from flashar_cli.files.shards import weight_files
 
-        return weight_files(self.path) if self.path.is_dir() else [self.path]
+        return [self._file] if self._file is not None else weight_files(self.path)
 
     @cached_property
     def state(self) -> dict[str, Lazy]:
         """All tensors by upstream's names. Those of pickles are kept in memory, others are not read yet."""
         from flashar_cli.files.shards import open_tensors, open_weights
 
-        if self.path.is_dir():
-            return open_weights(self.path)
-        return _read_pickle(self.path) if self.is_pickle else open_tensors(self.path)
+        if self.is_pickle:
+            return _read_pickle(self.files[0])
+        return open_tensors(self.path) if self._file is not None else open_weights(self.path)
+
+    @property
+    def _file(self) -> Path | None:
+        """The only file of tensors; None for a directory of safetensors."""
+        if not self.path.is_dir():
+            return self.path
+        pickled = not any((self.path / name).exists() for name in MODEL_FILES[:-1])
+        return self.path / PICKLE if pickled else None
 
     def shape(self, name: str, title: str) -> tuple[int, int]:
         """Rows and columns of a matrix that every model of the family ``title`` has."""

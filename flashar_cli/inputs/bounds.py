@@ -94,6 +94,7 @@ SIDE = whole(1, 1024)  # of a grid, in tokens
 CHANNELS = whole(1, 2**14)
 MULTIPLIER = whole(1, 64)
 LEVELS = whole(1, 8)  # resolutions of an image tokenizer
+LEVEL = whole(0, 7)
 RES_BLOCKS = whole(1, 64)
 NORM_EPS = real(1e-12, 1.0)
 ROPE_BASE = real(1.0, 1e12)

@@ -9,13 +9,14 @@ from torch import nn
 
 from flashar_cli.config import TokenizerConfig
 from flashar_cli.tokenizers.base import ImageTokenizer
+from flashar_cli.tokenizers.ibq import IBQTokenizer
 from flashar_cli.tokenizers.inference import InferenceDecoder
 from flashar_cli.tokenizers.vq import VQTokenizer
 
 __all__ = ["ImageTokenizer", "build_tokenizer", "inference_decoder"]
 
-NETWORKS: dict[str, Any] = {"vq": VQTokenizer}
-DECODERS: dict[type[ImageTokenizer], Any] = {VQTokenizer: InferenceDecoder}
+NETWORKS: dict[str, Any] = {"vq": VQTokenizer, "ibq": IBQTokenizer}
+DECODERS: dict[type[ImageTokenizer], Any] = {VQTokenizer: InferenceDecoder, IBQTokenizer: InferenceDecoder}
 
 
 def build_tokenizer(config: TokenizerConfig) -> ImageTokenizer:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashar_cli.tokenizers.vq import Upsample, VQTokenizer
+from flashar_cli.tokenizers.codebook import CodebookTokenizer
+from flashar_cli.tokenizers.layers import Upsample
 
 # Winograd's algorithm first transforms weights and maps, so it pays only from so many input channels and positions on.
 # Measured on two EPYC cores with AVX2 (benchmarks/pixels_rate.py). With AVX-512 oneDNN is faster: NNPACK has none.
@@ -28,7 +29,7 @@ class InferenceDecoder(nn.Module):
 
     latents_KF: Tensor
 
-    def __init__(self, tokenizer: VQTokenizer, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, tokenizer: CodebookTokenizer, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         weight = tokenizer.post_quant_conv.weight.detach()
         on_cpu = weight.device.type == "cpu"

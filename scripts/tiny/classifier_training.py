@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
+from flashar_cli.tokenizers import ImageTokenizer
 from flashar_cli.tokenizers.pixels import from_uint8
-from flashar_cli.tokenizers.vq import VQTokenizer
 from scripts.tiny.shape_classifier import ShapeClassifier
 
 
@@ -42,7 +42,7 @@ class ClassifierReport:
 
 
 def train_classifier(
-    tokenizer: VQTokenizer, settings: ClassifierTraining, log: Callable[[str], None] = lambda line: None
+    tokenizer: ImageTokenizer, settings: ClassifierTraining, log: Callable[[str], None] = lambda line: None
 ) -> ShapeClassifier:
     """Trains on shapes of ``TRAINING_SEED``, as drawn and as ``tokenizer`` reproduces them."""
     torch.manual_seed(settings.seed)
@@ -68,7 +68,7 @@ def train_classifier(
     return model.eval()
 
 
-def evaluate_classifier(model: ShapeClassifier, tokenizer: VQTokenizer, num_images: int = 2000) -> ClassifierReport:
+def evaluate_classifier(model: ShapeClassifier, tokenizer: ImageTokenizer, num_images: int = 2000) -> ClassifierReport:
     """Accuracies on the first images of ``HELD_OUT_SEED``."""
     drawn, labels = drawn_images(HELD_OUT_SEED, num_images)
 
@@ -89,7 +89,7 @@ def drawn_images(seed: int, num_images: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: VQTokenizer, images: Tensor, batch_size: int = 50) -> Tensor:
+def reconstruct(tokenizer: ImageTokenizer, images: Tensor, batch_size: int = 50) -> Tensor:
     """[B, 3, h, w] -> the same after encoding and decoding, clamped to [-1, 1]."""
     parts = [tokenizer.decode(tokenizer.encode(part)).clamp(-1, 1) for part in images.split(batch_size)]
     return torch.cat(parts)

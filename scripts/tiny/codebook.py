@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.errors import FlasharError
-from flashar_cli.tokenizers.vq import VQTokenizer
+from flashar_cli.tokenizers import build_tokenizer
+from flashar_cli.tokenizers.codebook import CodebookTokenizer
 
 # Merging at the lowest loss of precision alone would be power 1; a lower power merges frequent near-equal codes sooner,
 # and these are what makes plain areas flicker.
@@ -15,11 +16,11 @@ USE_POWER = 0.3
 
 
 @torch.no_grad()
-def merge_codes(tokenizer: VQTokenizer, images: Tensor, num_codes: int) -> VQTokenizer:
+def merge_codes(tokenizer: CodebookTokenizer, images: Tensor, num_codes: int) -> CodebookTokenizer:
     """A copy of ``tokenizer`` with ``num_codes`` codes: the closest pairs are merged one after another.
 
     ``images`` float [B, 3, h, w] in [-1, 1] say how often each code is used. A merged code is the use-weighted mean
-    direction. Raises FlasharError where the codebook has fewer codes than asked for.
+    direction, of length 1. Raises FlasharError where the codebook has fewer codes than asked for.
     """
     size = tokenizer.config.codebook_size
     if not 2 <= num_codes <= size:
@@ -33,7 +34,7 @@ def merge_codes(tokenizer: VQTokenizer, images: Tensor, num_codes: int) -> VQTok
         uses[first] += uses[second]
         kept = torch.arange(len(vectors)) != second
         vectors, uses = vectors[kept], uses[kept]
-    merged = VQTokenizer(tokenizer.config.model_copy(update={"codebook_size": num_codes}))
+    merged = build_tokenizer(tokenizer.config.model_copy(update={"codebook_size": num_codes}))
     merged.load_state_dict(tokenizer.state_dict() | {"quantize.embedding.weight": vectors.float()})
     return merged.eval()
 

@@ -1,22 +1,28 @@
-"""Trains a small VQ tokenizer on drawn shapes."""
+"""Trains a small image tokenizer on drawn shapes."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
+from safetensors.torch import save_file
 from torch import Tensor
 
-from flashar_cli.config import VQConfig, validated
+from flashar_cli.config import TokenizerConfig, VQConfig, validated
 from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
 from flashar_cli.files.tensors import read_safetensors
 from flashar_cli.inputs.reading import read_json
+from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
+from flashar_cli.tokenizers.codebook import CodebookTokenizer, TrainingOutput
+from flashar_cli.tokenizers.layers import AttentionBlock, ResBlock
 from flashar_cli.tokenizers.pixels import from_uint8, psnr_db, to_uint8
-from flashar_cli.tokenizers.vq import AttentionBlock, ResBlock, VQOutput, VQTokenizer
 
 # 64x64 images -> 16x16 codes. Both ends normalise 64 channels before their last convolution: with 32, GroupNorm(32)
 # would normalise every channel by itself over the whole image and take its mean colour away.
@@ -69,11 +75,11 @@ class TokenizerReport:
 
 
 def train_tokenizer(
-    config: VQConfig, settings: TokenizerTraining, log: Callable[[str], None] = lambda line: None
-) -> VQTokenizer:
+    config: TokenizerConfig, settings: TokenizerTraining, log: Callable[[str], None] = lambda line: None
+) -> CodebookTokenizer:
     """Trains on shapes of ``TRAINING_SEED``; on one machine the result follows from the arguments alone."""
     torch.manual_seed(settings.seed)
-    model = VQTokenizer(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_tokenizer(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _start_linear(model)
     codebook = model.quantize.embedding.weight.requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -107,19 +113,51 @@ def train_tokenizer(
     return model.eval()
 
 
-def load_trained_tokenizer(directory: Path) -> VQTokenizer:
-    """What scripts/train_tiny_tokenizer.py wrote, in float32. Raises FlasharError where it is not whole."""
+class TrainedTokenizer(BaseModel):
+    """What is read of ``tokenizer.json``: the facts that its weights need."""
+
+    config: TokenizerConfig
+
+
+def save_trained_tokenizer(
+    directory: Path, tokenizer: ImageTokenizer, facts: dict[str, Any], num_images: int = 1000
+) -> dict[str, Any]:
+    """Writes ``tokenizer.safetensors`` (float16), and ``tokenizer.json`` with the config, ``facts`` and the quality of
+    the rounded weights on ``num_images`` held-out images; returns what is in the latter.
+    """
+    state = half(tokenizer)
+    document = {
+        "config": tokenizer.config.model_dump(),
+        **facts,
+        "num_parameters": sum(tensor.numel() for tensor in state.values()),
+        "held_out": asdict(evaluate_tokenizer(float32_tokenizer(tokenizer.config, state), num_images)),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(state, directory / "tokenizer.safetensors")
+    (directory / "tokenizer.json").write_text(json.dumps(document, indent=2) + "\n")
+    return document
+
+
+def load_trained_tokenizer(directory: Path) -> CodebookTokenizer:
+    """What ``save_trained_tokenizer`` wrote, in float32. Raises FlasharError where it is not whole."""
     path = directory / "tokenizer.json"
-    document = read_json(path)
-    written = document.get("config") if isinstance(document, dict) else None
-    config = validated(written, VQConfig, str(path), "a tokenizer's config")
-    tokenizer = VQTokenizer(config).eval()
-    weights = read_safetensors(directory / "tokenizer.safetensors")
-    tokenizer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    config = validated(read_json(path), TrainedTokenizer, str(path), "a trained tokenizer's description").config
+    return float32_tokenizer(config, read_safetensors(directory / "tokenizer.safetensors"))
+
+
+def half(tokenizer: ImageTokenizer) -> dict[str, Tensor]:
+    """The weights in float16."""
+    return {name: tensor.half().contiguous() for name, tensor in tokenizer.state_dict().items()}
+
+
+def float32_tokenizer(config: TokenizerConfig, state: dict[str, Tensor]) -> CodebookTokenizer:
+    """A tokenizer in float32 with the values of ``state``, of any dtype."""
+    tokenizer = build_tokenizer(config).eval()
+    tokenizer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return tokenizer
 
 
-def evaluate_tokenizer(model: VQTokenizer, num_images: int = 1000, batch_size: int = 50) -> TokenizerReport:
+def evaluate_tokenizer(model: CodebookTokenizer, num_images: int = 1000, batch_size: int = 50) -> TokenizerReport:
     """PSNR of uint8 reconstructions and code statistics on the first images of ``HELD_OUT_SEED``."""
     codes, total = [], 0.0
     with torch.no_grad():
@@ -183,17 +221,18 @@ def _batches(settings: TokenizerTraining) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _start_linear(model: VQTokenizer) -> None:
-    """Every residual and attention block starts as the identity; code vectors point in all directions."""
+def _start_linear(model: CodebookTokenizer) -> None:
+    """Residual and attention blocks start as the identity; code vectors point in all directions, with length 1."""
     for module in model.modules():
         if isinstance(module, ResBlock):
             module.conv2.weight.zero_()
         elif isinstance(module, AttentionBlock):
             module.proj_out.weight.zero_()
-    torch.nn.init.normal_(model.quantize.embedding.weight)
+    codebook = torch.nn.init.normal_(model.quantize.embedding.weight)
+    codebook.copy_(F.normalize(codebook, dim=1))
 
 
-def _loss(output: VQOutput, images: Tensor, settings: TokenizerTraining, strength: float) -> tuple[Tensor, float]:
+def _loss(output: TrainingOutput, images: Tensor, settings: TokenizerTraining, strength: float) -> tuple[Tensor, float]:
     """The training loss, and the squared error alone."""
     reconstruction = output.reconstruction.float()
     squared = F.mse_loss(reconstruction, images)

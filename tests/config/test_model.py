@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashar_cli.config import ModelConfig, Provenance, VQConfig, parse_config
+from flashar_cli.config import IBQConfig, ModelConfig, Provenance, VQConfig, parse_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.text import one_line
 from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.tokenizers.vq import VQTokenizer
+from flashar_cli.tokenizers import build_tokenizer
 from tests.input.values import DOCUMENTS, FLOATS, INTEGERS, TEXT
 from tests.tiny_models import random_config
 
@@ -53,7 +53,7 @@ def try_value(place: tuple, value: object) -> None:
         with torch.device("meta"):
             model = FlasharModel(config)
             if config.tokenizer is not None and config.tokenizer.num_res_blocks < 10:
-                VQTokenizer(config.tokenizer)
+                build_tokenizer(config.tokenizer)
         assert sum(parameter.numel() for parameter in model.parameters()) == config.num_weights
 
 
@@ -109,6 +109,15 @@ def test_provenance_holds_what_json_holds() -> None:
     provenance = Provenance(tool_version="0", recipe={"lr": float("nan"), "name": "caf\udce9", "deep": deep})
     text = provenance.model_dump_json()
     assert provenance.recipe is not None and provenance.recipe["lr"] is None and len(text) < 1000
+
+
+def test_the_kind_says_which_tokenizer_it_is() -> None:
+    ibq = json.loads(IBQConfig(codebook_size=VALID["tokenizer"]["codebook_size"]).model_dump_json())
+    assert isinstance(parse_config(changed(("tokenizer",), ibq), "config.json").tokenizer, IBQConfig)
+    with pytest.raises(FlasharError, match="tokenizer.ibq.encoder_multipliers: Extra inputs"):
+        parse_config(changed(("tokenizer", "kind"), "ibq"), "config.json")
+    with pytest.raises(FlasharError, match="tokenizer: .*'vq', 'ibq'"):
+        parse_config(changed(("tokenizer", "kind"), "frog"), "config.json")
 
 
 def test_a_tokenizer_has_as_many_levels_both_ways() -> None:

@@ -45,6 +45,23 @@ def test_an_index_names_what_is_there(tmp_path, weight_map, words):
         _ = Source(tmp_path / "model").state
 
 
+@pytest.mark.parametrize("document", ({"a": torch.ones(2)}, {"state_dict": {"a": torch.ones(2)}, "epoch": 3}))
+def test_a_directory_may_hold_one_pickle(tmp_path, document):
+    torch.save(document, tmp_path / "model.ckpt")
+    (tmp_path / "config.yaml").write_text("n_embed: 2\n")
+    for path in (tmp_path, tmp_path / "model.ckpt"):
+        source = Source(path)
+        assert torch.equal(source.state["a"].read(), torch.ones(2)) and source.files == [tmp_path / "model.ckpt"]
+    save_file({"b": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert Source(tmp_path).state.keys() == {"b"} and Source(tmp_path).files == [tmp_path / "model.safetensors"]
+
+
+def test_a_damaged_pickle_in_a_directory_is_named(tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(FlasharError, match=f"^{tmp_path}/model.ckpt cannot be read .*download it again$"):
+        _ = Source(tmp_path).state
+
+
 def test_what_is_no_source_is_refused(tmp_path):
     with pytest.raises(FlasharError, match="is a directory without model.safetensors"):
         Source(tmp_path)

@@ -1,13 +1,16 @@
 """Training of the small tokenizer and of the shape classifier, in miniature."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from flashar_cli.config import VQConfig
+from flashar_cli.config import TokenizerConfig, VQConfig
 from flashar_cli.data.shapes import draw_batch
 from flashar_cli.errors import FlasharError
+from flashar_cli.tokenizers.codebook import CodebookTokenizer
+from flashar_cli.tokenizers.ibq import IBQTokenizer
 from flashar_cli.tokenizers.pixels import from_uint8
 from flashar_cli.tokenizers.vq import VQTokenizer
 from scripts.tiny.classifier_training import ClassifierTraining, evaluate_classifier, train_classifier
@@ -18,8 +21,11 @@ from scripts.tiny.tokenizer_training import (
     CodebookAverage,
     TokenizerTraining,
     evaluate_tokenizer,
+    load_trained_tokenizer,
+    save_trained_tokenizer,
     train_tokenizer,
 )
+from scripts.tiny.widening import widened_config
 
 SMALL = VQConfig(
     codebook_size=16,
@@ -35,16 +41,30 @@ SETTINGS = TokenizerTraining(
 )
 
 
-def test_training_moves_weights_and_codes_and_is_repeatable() -> None:
-    first, second = train_tokenizer(SMALL, SETTINGS), train_tokenizer(SMALL, SETTINGS)
+@pytest.mark.parametrize("config", (SMALL, widened_config(SMALL)), ids=("vq", "ibq"))
+def test_training_moves_weights_and_codes_and_is_repeatable(config: TokenizerConfig) -> None:
+    settings = replace(SETTINGS, restart_until=0.0)
+    first, second = train_tokenizer(config, settings), train_tokenizer(config, settings)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
-    other = train_tokenizer(SMALL, replace(SETTINGS, seed=1))
+    other = train_tokenizer(config, replace(settings, seed=1))
     assert not torch.equal(first.encoder.conv_in.weight, other.encoder.conv_in.weight)
     assert all(parameter.requires_grad for parameter in first.parameters())
+    lengths = first.quantize.embedding.weight.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(16), rtol=0, atol=1e-5)
     report = evaluate_tokenizer(first, num_images=4, batch_size=3)
     assert report.psnr_db > 0 and 1 <= report.codes_used <= 16
     assert 0 <= report.code_entropy_given_left_nats <= report.code_entropy_nats + 1e-9
+
+
+@pytest.mark.parametrize("tokenizer", (VQTokenizer(SMALL), IBQTokenizer(widened_config(SMALL))), ids=("vq", "ibq"))
+def test_what_was_written_is_loaded_again(tokenizer: CodebookTokenizer, tmp_path: Path) -> None:
+    written = save_trained_tokenizer(tmp_path, tokenizer.eval(), {"seed": 3}, num_images=1)
+    loaded = load_trained_tokenizer(tmp_path)
+    assert loaded.config == tokenizer.config and written["seed"] == 3
+    rounded = {name: tensor.half().float() for name, tensor in tokenizer.state_dict().items()}
+    assert all(torch.equal(tensor, rounded[name]) for name, tensor in loaded.state_dict().items())
+    assert written["held_out"] == asdict(evaluate_tokenizer(loaded, num_images=1))
 
 
 def test_codes_follow_the_latents_that_chose_them() -> None:
@@ -81,6 +101,8 @@ def test_close_codes_are_merged_and_the_rest_stays() -> None:
 def test_the_shipped_sizes_stay_small() -> None:
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in VQTokenizer(TINY_CONFIG).parameters()) <= 650_000
+        wide = IBQTokenizer(widened_config(TINY_CONFIG))
+        assert sum(parameter.numel() for parameter in wide.parameters()) <= 1_000_000
         assert sum(parameter.numel() for parameter in ShapeClassifier().parameters()) <= 120_000
 
 
