@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the embedded models from nothing: tokenizer, classifier, raster base, probe, adaptation. Seeds are fixed.
-# usage: scripts/train_tiny.sh WORK     about two hours on two CPU cores; each part that is done is skipped
-# Afterwards copy WORK/llamagen-tiny, WORK/llamagen-tiny-flashar and WORK/shape-classifier into flashar_cli/assets/ and
-# measure them with scripts/evaluate_tiny.py.
+# Makes the embedded models from nothing: tokenizers, classifier, raster bases, probe, adaptations. Seeds are fixed.
+# usage: scripts/train_tiny.sh WORK     about four hours on two CPU cores; each part that is done is skipped
+# Afterwards copy WORK/llamagen-tiny, WORK/emu-tiny, their -flashar ones and WORK/shape-classifier into
+# flashar_cli/assets/ and measure them with scripts/evaluate_tiny.py and scripts/evaluate_tiny_emu.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,14 @@ export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
 [ -d "$WORK/tokenizer" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/tokenizer"
 [ -d "$WORK/shape-classifier" ] || "$PYTHON" -m scripts.train_tiny_classifier "$WORK/tokenizer" "$WORK/shape-classifier"
 [ -d "$WORK/llamagen-tiny" ] || "$PYTHON" -m scripts.train_tiny_gpt "$WORK/tokenizer" "$WORK/llamagen-tiny" --compile
-[ -d "$WORK/ibq" ] || "$PYTHON" -m scripts.widen_tiny_tokenizer "$WORK/llamagen-tiny" "$WORK/ibq"
 [ -d "$WORK/probe" ] || "$PYTHON" -m flashar_cli probe "$WORK/llamagen-tiny" --data shapes:4096 --out "$WORK/probe"
 [ -d "$WORK/llamagen-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/llamagen-tiny" --recipe llamagen-tiny \
     --probe "$WORK/probe/probe.json" --dtype bfloat16 --set engine.compile=true --out "$WORK/llamagen-tiny-flashar"
+
+[ -d "$WORK/captioned-vq" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/captioned-vq" --captioned \
+    --merged-codes 128
+[ -d "$WORK/ibq" ] || "$PYTHON" -m scripts.widen_tiny_tokenizer "$WORK/captioned-vq" "$WORK/ibq"
+[ -d "$WORK/emu-random" ] || "$PYTHON" -m scripts.make_tiny_emu "$WORK/ibq" "$WORK/emu-random"
+[ -d "$WORK/emu-tiny" ] || "$PYTHON" -m scripts.train_tiny_base "$WORK/emu-random" shapes:40512 "$WORK/emu-tiny" --compile
+[ -d "$WORK/emu-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/emu-tiny" --recipe emu-tiny \
+    --set engine.compile=true --out "$WORK/emu-tiny-flashar"

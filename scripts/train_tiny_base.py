@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--num-validation", type=int, default=defaults.num_validation)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument(
+        "--float32", action="store_true", help="no autocast, which is slow on processors without bfloat16 instructions"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; needs a C++ compiler")
     args = parser.parse_args()
@@ -39,6 +42,7 @@ def main() -> None:
         batch_size=args.batch_size,
         num_validation=args.num_validation,
         seed=args.seed,
+        bfloat16=not args.float32,
     )
     loaded = checkpoint.load(args.base, torch.device(args.device), torch.float32)
     text_files = {path.name: path for path in args.base.glob("text_tokenizer*")}

@@ -1,4 +1,5 @@
-"""Trains the image tokenizer of llamagen-tiny: python -m scripts.train_tiny_tokenizer OUT
+"""Trains the image tokenizer of llamagen-tiny or, with --captioned, that of emu-tiny before it is widened:
+python -m scripts.train_tiny_tokenizer OUT
 
 Writes OUT/tokenizer.safetensors (float16) and OUT/tokenizer.json: the config, the settings, and the quality of the
 rounded weights on held-out images; OUT/unmerged.safetensors is the tokenizer before close codes were merged.
@@ -16,12 +17,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from flashar_cli.data.shapes import TRAINING_SEED, draw_batch
-from flashar_cli.tokenizers.pixels import from_uint8
+from flashar_cli.data.shapes import TRAINING_SEED
 from scripts.tiny.codebook import merge_codes
 from scripts.tiny.tokenizer_training import (
     TINY_CONFIG,
     TokenizerTraining,
+    drawn,
     float32_tokenizer,
     half,
     save_trained_tokenizer,
@@ -41,13 +42,14 @@ def main() -> None:
     parser.add_argument(
         "--float32", action="store_true", help="no autocast, which is slow on processors without bfloat16 instructions"
     )
+    parser.add_argument("--captioned", action="store_true", help="train on images in the named colours of captions")
     parser.add_argument("--from-unmerged", type=Path, help="unmerged.safetensors of an earlier run: only merge")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = replace(
         defaults, steps=args.steps, batch_size=args.batch_size, lr=args.lr, seed=args.seed,
-        merged_codes=args.merged_codes, bfloat16=not args.float32,
+        merged_codes=args.merged_codes, captioned=args.captioned, bfloat16=not args.float32,
     )  # fmt: skip
 
     started = time.monotonic()
@@ -57,9 +59,10 @@ def main() -> None:
         trained = train_tokenizer(TINY_CONFIG, settings, log=lambda line: print(line, flush=True))
     training_s = round(time.monotonic() - started, 1)
     unmerged = half(trained)
-    images, _ = draw_batch(TRAINING_SEED, 0, settings.merging_images)
-    merged = merge_codes(float32_tokenizer(TINY_CONFIG, unmerged), from_uint8(images), settings.merged_codes)
-    written = save_trained_tokenizer(args.out, merged, {"training": asdict(settings), "training_s": training_s})
+    images = drawn(TRAINING_SEED, 0, settings.merging_images, settings.captioned)
+    merged = merge_codes(float32_tokenizer(TINY_CONFIG, unmerged), images, settings.merged_codes)
+    facts = {"training": asdict(settings), "training_s": training_s}
+    written = save_trained_tokenizer(args.out, merged, facts, captioned=settings.captioned)
     save_file(unmerged, args.out / "unmerged.safetensors")
     print(json.dumps(written))
 

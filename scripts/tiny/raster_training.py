@@ -32,6 +32,7 @@ class RasterTraining:
     batch_size: int = 32
     num_validation: int = 512
     seed: int = 0
+    bfloat16: bool = True  # autocast
 
 
 def new_model(config: ModelConfig, seed: int) -> FlasharModel:
@@ -70,7 +71,7 @@ def train_base(
             optim=OptimSettings(batch_size=settings.batch_size),
             engine=EngineSettings(compile=compiled),
             seed=settings.seed,
-            dtype=torch.bfloat16,
+            dtype=torch.bfloat16 if settings.bfloat16 else torch.float32,
             state=state,
             save_every=200,
             validate_every=500,

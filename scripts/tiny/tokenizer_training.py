@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flashar_cli.config import TokenizerConfig, VQConfig, validated
+from flashar_cli.data.captioned_shapes import draw_captioned_batch
 from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
 from flashar_cli.files.tensors import read_safetensors
 from flashar_cli.inputs.reading import read_json
@@ -59,6 +60,7 @@ class TokenizerTraining:
     merged_codes: int = 64  # codes left after training, the closest ones merged
     merging_images: int = 400
     seed: int = 0
+    captioned: bool = False  # drawn in named colours, as captions say them
     bfloat16: bool = True  # autocast
     compiled: bool = True  # torch.compile: a minute at the start, then several times faster, mostly in GroupNorm
 
@@ -120,7 +122,7 @@ class TrainedTokenizer(BaseModel):
 
 
 def save_trained_tokenizer(
-    directory: Path, tokenizer: ImageTokenizer, facts: dict[str, Any], num_images: int = 1000
+    directory: Path, tokenizer: ImageTokenizer, facts: dict[str, Any], num_images: int = 1000, captioned: bool = False
 ) -> dict[str, Any]:
     """Writes ``tokenizer.safetensors`` (float16), and ``tokenizer.json`` with the config, ``facts`` and the quality of
     the rounded weights on ``num_images`` held-out images; returns what is in the latter.
@@ -130,7 +132,7 @@ def save_trained_tokenizer(
         "config": tokenizer.config.model_dump(),
         **facts,
         "num_parameters": sum(tensor.numel() for tensor in state.values()),
-        "held_out": asdict(evaluate_tokenizer(float32_tokenizer(tokenizer.config, state), num_images)),
+        "held_out": asdict(evaluate_tokenizer(float32_tokenizer(tokenizer.config, state), num_images, captioned)),
     }
     directory.mkdir(parents=True, exist_ok=True)
     save_file(state, directory / "tokenizer.safetensors")
@@ -157,13 +159,15 @@ def float32_tokenizer(config: TokenizerConfig, state: dict[str, Tensor]) -> Code
     return tokenizer
 
 
-def evaluate_tokenizer(model: CodebookTokenizer, num_images: int = 1000, batch_size: int = 50) -> TokenizerReport:
+def evaluate_tokenizer(
+    model: CodebookTokenizer, num_images: int = 1000, captioned: bool = False, batch_size: int = 50
+) -> TokenizerReport:
     """PSNR of uint8 reconstructions and code statistics on the first images of ``HELD_OUT_SEED``."""
     codes, total = [], 0.0
     with torch.no_grad():
         for start in range(0, num_images, batch_size):
             count = min(batch_size, num_images - start)
-            images = from_uint8(draw_batch(HELD_OUT_SEED, start, count)[0])
+            images = drawn(HELD_OUT_SEED, start, count, captioned)
             batch_codes = model.encode(images)
             seen = from_uint8(to_uint8(model.decode(batch_codes)))
             total += count * 10 ** (-psnr_db(seen, images) / 10)
@@ -216,8 +220,13 @@ class CodebookAverage:
 def _batches(settings: TokenizerTraining) -> Iterator[Tensor]:
     """float [batch_size, 3, 64, 64]; every image is new."""
     for step in range(settings.steps):
-        images, _ = draw_batch(TRAINING_SEED, step * settings.batch_size, settings.batch_size)
-        yield from_uint8(images).contiguous(memory_format=torch.channels_last)
+        images = drawn(TRAINING_SEED, step * settings.batch_size, settings.batch_size, settings.captioned)
+        yield images.contiguous(memory_format=torch.channels_last)
+
+
+def drawn(seed: int, start: int, count: int, captioned: bool) -> Tensor:
+    """Images start .. start+count-1 of a seed, float [count, 3, 64, 64] in [-1, 1]: those of captions or of classes."""
+    return from_uint8((draw_captioned_batch if captioned else draw_batch)(seed, start, count)[0])
 
 
 @torch.no_grad()
