@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from flashar_cli.cli import options, output
+from flashar_cli.config import BackboneConfig
 from flashar_cli.data.options import DATA_HELP, EncodeOptions
 from flashar_cli.inputs import bounds
-from flashar_cli.probing.settings import DIRECTIONS, ProbeSettings, parse_layers
+from flashar_cli.probing.settings import DIRECTIONS, WIDE_VOCABULARY, ProbeSettings, default_head, parse_layers
 
 EXAMPLES = """Examples:  flashar probe llamagen-tiny --data shapes --num-images 2000  |
 flashar probe llamagen-xl --data ./imagenet/train --head low-rank --rank 64 --layers 12-36 --out probe-xl"""
@@ -34,8 +35,12 @@ class ProbeOptions:
     mask: Annotated[str, typer.Option(help="raster, as the base was trained, or diagonal.")] = ProbeSettings.mask
     layers: Annotated[str | None, typer.Option(help="Indices m, e.g. 0,4-12. Default: all, 0..L.")] = None
     head: Annotated[
-        str, typer.Option(help="full (D x V a probe), low-rank, or shared (D x D before the model's head).")
-    ] = ProbeSettings.head
+        str | None,
+        typer.Option(
+            help="full (D x V a probe), low-rank, or shared (D x D before the model's head). "
+            f"Default: full, but shared from {WIDE_VOCABULARY} tokens on."
+        ),
+    ] = None
     rank: Annotated[int, options.number(bounds.WIDTH, help="Of low-rank probes.")] = ProbeSettings.rank
     branch_depth: Annotated[int, options.number(bounds.LAYERS, help="Blocks of the branch.")] = (
         ProbeSettings.branch_depth
@@ -43,9 +48,10 @@ class ProbeOptions:
     batch_size: Annotated[int, options.number(bounds.BATCH, help="Images a step.")] = ProbeSettings.batch_size
     lr: Annotated[float, options.number(bounds.LEARNING_RATE, help="Peak learning rate.")] = ProbeSettings.lr
 
-    def settings(self, num_layers: int, seed: int) -> ProbeSettings:
-        """For a backbone of so many blocks. Raises FlasharError."""
-        return ProbeSettings(**{**vars(self), "layers": parse_layers(self.layers, num_layers), "seed": seed})
+    def settings(self, backbone: BackboneConfig, seed: int) -> ProbeSettings:
+        """For this backbone. Raises FlasharError."""
+        head, layers = self.head or default_head(backbone.vocab_size), parse_layers(self.layers, backbone.num_layers)
+        return ProbeSettings(**{**vars(self), "head": head, "layers": layers, "seed": seed})
 
 
 @options.flattened
@@ -79,10 +85,10 @@ def command(
     name = options.required_model(model, base)
     directory = hub.resolve(name)
     config = read_config(directory)
-    settings = probes.settings(config.backbone.num_layers, seed)
+    settings = probes.settings(config.backbone, seed)
     out = out or (directory if hub.place_of(directory) == "here" else Path(f"probe-{Path(name).name}"))
     check_outputs(report.outputs(out), {"--data": data}, overwrite)
-    data = data or run.default_data(config)
+    data = data or run.default_data(config, Path(name).name)
     for line in run.memory_notes(config, settings):
         output.note(line)
     where, precision = machine.prepare()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashar_cli.config import ModelConfig
+from flashar_cli.config.recipe import load_recipe, shipped_recipes
 from flashar_cli.data.options import DATA_HELP
 from flashar_cli.data.shapes import CLASS_NAMES
 from flashar_cli.data.sources.shapes import SHAPES
@@ -42,11 +43,13 @@ def describe(config: ModelConfig, settings: ProbeSettings) -> dict[str, Any]:
     return {"memory_gib": round(memory_bytes(config, settings) / 2**30, 3), "layers": list(settings.layers)}
 
 
-def default_data(config: ModelConfig) -> str:
-    """The data for a model of drawn shapes where no --data is passed. Raises FlasharError for other models."""
-    if config.class_names != CLASS_NAMES:
-        raise FlasharError("no --data was passed; expected " + DATA_HELP)
-    return SHAPES
+def default_data(config: ModelConfig, name: str) -> str:
+    """The data for a model of drawn shapes where no --data is passed: by its classes, or by the recipe of its name.
+    Raises FlasharError for other models.
+    """
+    if config.class_names == CLASS_NAMES or (name in shipped_recipes() and load_recipe(name).data.source):
+        return SHAPES
+    raise FlasharError("no --data was passed; expected " + DATA_HELP)
 
 
 def memory_notes(config: ModelConfig, settings: ProbeSettings) -> list[str]:

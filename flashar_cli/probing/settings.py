@@ -11,6 +11,8 @@ from flashar_cli.inputs.text import shown
 
 DIRECTIONS = ("right", "lower")
 HEADS = ("full", "low-rank", "shared")
+# From so many tokens on a matrix D x V for each probe is too much, and the model's own head serves all.
+WIDE_VOCABULARY = 65536
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class ProbeSettings:
     def num_probes(self) -> int:
         """One for each neighbour on each layer."""
         return len(DIRECTIONS) * len(self.layers)
+
+
+def default_head(vocab_size: int) -> str:
+    """The kind of probe for a model of so many tokens."""
+    return "shared" if vocab_size >= WIDE_VOCABULARY else "full"
 
 
 def parse_layers(text: str | None, num_layers: int) -> tuple[int, ...]:
