@@ -23,7 +23,7 @@ def test_probe_and_adapt_take_captions(caption_checkpoint, small_text_encoder, r
     assert (tmp_path / "out" / "samples-stage2.png").exists()
     classes = shape_folder(tmp_path / "classes")
     refused = run_cli("adapt", caption_checkpoint, "--data", classes, "--out", tmp_path / "other")
-    assert refused.code == 2 and "no captions, which this model reads" in refused.err
+    assert refused.code == 2 and "has no caption, which this model reads" in refused.err
 
 
 def test_prompts_through_probe_adapt_and_generate(text_checkpoint, run_cli, tmp_path, monkeypatch):
