@@ -1,9 +1,11 @@
 """The one checkpoint format: a directory with ``config.json``, ``model.safetensors`` (sharded with an index when
-large), ``tokenizer.safetensors`` where the model can make images, and ``text_tokenizer.json`` where it reads prompts.
+large), ``tokenizer.safetensors`` where the model can make images, ``text_tokenizer.json`` where it reads prompts, and
+``adapter/`` where low-rank adapters are apart from the weights.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from flashar_cli.checkpoints import adapters
 from flashar_cli.config import CONFIG_FILE, ModelConfig, TokenizerConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import ANYTHING, HTML, JSON_LINES, PNG, SAFETENSORS, FolderKind, json_object
+from flashar_cli.files.streaming import Later, save_tensors
 from flashar_cli.files.tensors import (
     MODEL_FILE,
     WEIGHT_DTYPES,
@@ -46,6 +48,9 @@ CHECKPOINT = FolderKind(
         r"(model|tokenizer)(-\d{5}-of-\d{5})?\.safetensors": SAFETENSORS,
         r"(model|tokenizer)\.safetensors\.index\.json": json_object("an index", "weight_map"),
         r"text_tokenizer\.json": json_object("a text tokenizer", "model"),
+        rf"{adapters.FOLDER}/": ANYTHING,
+        rf"{adapters.FOLDER}/{re.escape(adapters.CONFIG_FILE)}": json_object("an adapter's config", "peft_type"),
+        rf"{adapters.FOLDER}/{re.escape(adapters.WEIGHTS_FILE)}": SAFETENSORS,
         r"metrics\.jsonl": JSON_LINES,
         r"report\.html": HTML,
         r"gate-map\.png|samples-\w+\.png|probe\.png": PNG,
@@ -85,7 +90,20 @@ def load(
     config = read_config(directory)
     refuse_too_large(config, str(directory), device, dtype or torch.bfloat16)
     model = _assign(model_on_meta(config), read_weights(directory, _read_file), directory, device, dtype)
-    tokenizer, path = None, directory / TOKENIZER_FILE
+    if config.adapter:
+        adapters.merge_adapters(model, directory)
+    return _with_tokenizers(model, directory, device, vq_dtype)
+
+
+def load_outline(directory: Path, device: torch.device) -> Loaded:
+    """A checkpoint whose model has no data, for weights that are read in shards. Raises FlasharError."""
+    return _with_tokenizers(model_on_meta(read_config(directory)), directory, device, torch.float32)
+
+
+def _with_tokenizers(
+    model: FlasharModel, directory: Path, device: torch.device, vq_dtype: torch.dtype | None
+) -> Loaded:
+    config, tokenizer, path = model.config, None, directory / TOKENIZER_FILE
     if config.tokenizer is not None:
         tokenizer = _assign(tokenizer_on_meta(config.tokenizer), _read_file(path), path, device, vq_dtype)
     text_file = directory / TEXT_TOKENIZER_FILE
@@ -103,15 +121,16 @@ def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype
 def save(
     directory: Path,
     config: ModelConfig,
-    model_state: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor | Later],
     tokenizer_state: Mapping[str, Tensor] | None,
     overwrite: bool = False,
     extras: Mapping[str, Path] | None = None,
 ) -> None:
     """Writes a checkpoint atomically: to a temporary directory beside it, which is fsynced and then renamed.
 
-    ``extras`` maps names to files (reports, images) that are copied in. Raises FlasharError where ``directory``
-    exists and is not empty, unless ``overwrite`` is set and it holds a checkpoint and nothing else.
+    Tensors may be made only when they are written. ``extras`` maps names to files (reports, images) that are copied in.
+    Raises FlasharError where ``directory`` exists and is not empty, unless ``overwrite`` is set and it holds a
+    checkpoint and nothing else.
     """
     assert (config.tokenizer is None) == (tokenizer_state is None), "a tokenizer's config and weights go together"
     with atomic_directory(directory, CHECKPOINT, overwrite) as folder:
@@ -122,6 +141,11 @@ def save(
         for name, source in (extras or {}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
+
+
+def take_part(model_state: Mapping[str, Later]) -> None:
+    """Makes the tensors that another process, in ``save``, makes at the same time, and drops them."""
+    save_tensors(model_state, None, MODEL_FILE, MAX_SHARD_SIZE)
 
 
 def problems(directory: Path) -> list[str]:
@@ -138,6 +162,11 @@ def problems(directory: Path) -> list[str]:
             found += [f"{path.name}: {line}" for line in state_problems(module.state_dict(), read(path))]
         except FlasharError as error:
             found.append(str(error))
+    if config.adapter:
+        try:
+            adapters.read_adapters(directory, model_on_meta(config).state_dict())
+        except FlasharError as error:
+            found.append(str(error))
     return found
 
 
@@ -151,9 +180,11 @@ def stored_dtype(directory: Path) -> torch.dtype:
 
 
 def weights_sha256(directory: Path) -> str:
-    """SHA-256 over the weight files, in order of their names."""
-    tokenizer = directory / TOKENIZER_FILE
-    return files_sha256(sorted([*weight_files(directory), *([tokenizer] if tokenizer.exists() else [])]))
+    """SHA-256 over the weight files, those of adapters included, in order of their names."""
+    others = [directory / TOKENIZER_FILE]
+    if read_config(directory).adapter:
+        others += [directory / name for name in adapters.FILES]
+    return files_sha256(sorted([*weight_files(directory), *(path for path in others if path.exists())]))
 
 
 def state_problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -203,14 +234,6 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return read_safetensors(path)
 
 
-def _save_weights(state: Mapping[str, Tensor], directory: Path, name: str) -> None:
-    try:
-        save_torch_state_dict(
-            # Cloned: safetensors refuses tensors that share memory, as tied weights do.
-            {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()},
-            directory,
-            filename_pattern=name.replace(".safetensors", "{suffix}.safetensors"),
-            max_shard_size=MAX_SHARD_SIZE,
-        )
-    except SafetensorError as error:  # what a full disk looks like from here
-        raise OSError(str(error)) from error
+def _save_weights(state: Mapping[str, Tensor | Later], directory: Path, name: str) -> None:
+    tensors = {key: Later.of(each) if isinstance(each, Tensor) else each for key, each in state.items()}
+    save_tensors(tensors, directory, name, MAX_SHARD_SIZE)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flashar_cli.config import BackboneConfig, BranchConfig
+from flashar_cli.nn.shards import fill
 
 
 class Gate(nn.Module):
@@ -48,7 +49,9 @@ class HiddenGate(Gate):
         return self.mlp(torch.cat([h_BCD, v_BCD], dim=-1))
 
     def initialise(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.mlp.fc1.weight, std=1 / math.sqrt(self.mlp.fc1.in_features), generator=generator)
+        first = self.mlp.fc1
+        values = torch.empty(first.weight.shape, dtype=first.weight.dtype, device=generator.device)
+        fill(first.weight, nn.init.normal_(values, std=1 / math.sqrt(first.in_features), generator=generator))
         nn.init.zeros_(self.mlp.fc2.weight)
         nn.init.zeros_(self.mlp.fc2.bias)
 
