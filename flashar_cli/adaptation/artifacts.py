@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flashar_cli.adaptation import gates, samples
 from flashar_cli.adaptation.job import AdaptJob, run_dir
 from flashar_cli.adaptation.report import AdaptReport, render
 from flashar_cli.adaptation.tensorboard import FOLDER as TENSORBOARD_FOLDER
-from flashar_cli.checkpoints import checkpoint
+from flashar_cli.checkpoints import adapters, checkpoint
+from flashar_cli.config import ModelConfig
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import ANYTHING, HTML, JSON_LINES, PNG, FolderKind
 from flashar_cli.files.outputs import Output
 from flashar_cli.machine import environment
+from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.reporting.figures import has_matplotlib, to_png
 from flashar_cli.training.metrics import read_records
@@ -32,6 +36,7 @@ RUN = FolderKind(
         r"metrics\.jsonl": JSON_LINES,
         r"report\.html": HTML,
         r"gate-map\.png|samples-\w+\.png": PNG,
+        rf"{adapters.FOLDER}/.*": ANYTHING,
         r"tensorboard/|tensorboard/events\.out\.tfevents\..+": ANYTHING,
         r"state/|state/(saved|\.unfinished)-\d+-\d+/.*": ANYTHING,
     },
@@ -52,14 +57,11 @@ def sheet_path(job: AdaptJob, name: str) -> Path:
     return job.run_dir / f"samples-{name}.png"
 
 
-def has_base_samples(job: AdaptJob, validation: TokenSet) -> bool:
-    """Whether a resumed run needs no new samples of its base."""
-    names = samples.subjects(job.loaded.config, validation, BASE_SHEET_IMAGES)[1]
-    return job.loaded.tokenizer is None or _has_samples(job, "base", len(names))
-
-
-def _has_samples(job: AdaptJob, name: str, count: int) -> bool:
-    """Whether the sheet is there and complete: the user may have changed it since it was made."""
+def has_samples(job: AdaptJob, validation: TokenSet, name: str) -> bool:
+    """Whether the sheet is there, with all that the report shows: the user may have changed it since it was made."""
+    if job.loaded.tokenizer is None:
+        return True
+    count = len(samples.subjects(job.loaded.config, validation, BASE_SHEET_IMAGES)[1])
     try:
         samples.read_sheet(sheet_path(job, name), job.loaded.config, count)
     except FlasharError:
@@ -70,7 +72,9 @@ def _has_samples(job: AdaptJob, name: str, count: int) -> bool:
 def write_samples(
     job: AdaptJob, model: FlasharModel, validation: TokenSet, name: str, decoder: str, count: int
 ) -> None:
-    """Writes a sheet made with the checkpoint's generation defaults; none where the model has no tokenizer."""
+    """Writes a sheet made with the checkpoint's generation defaults; none where the model has no tokenizer. Processes
+    that share a sharded model call this together, and the first one writes.
+    """
     tokenizer = job.loaded.tokenizer
     if tokenizer is None:
         return
@@ -78,25 +82,34 @@ def write_samples(
     batch_size = min(count, job.recipe.engine.micro_batch_size)
     with torch.compiler.set_stance("force_eager"):  # only the shapes of training are compiled
         images = samples.draw_samples(model, tokenizer, decoder, conditions, batch_size, job.seed)
+    if not current_world().is_main:
+        return
     settings = {"base": job.base_name, "decoder": decoder, "weights": name, "seed": job.seed}
     samples.write_sheet(sheet_path(job, name), images, settings)
 
 
-def write_report(
-    job: AdaptJob, model: FlasharModel, train: TokenSet, validation: TokenSet, fingerprint: str, last_stage: str
-) -> None:
-    """Writes ``report.html`` and ``gate-map.png``, from the adapted model and the files of the run."""
-    config = model.config
+def draw_gates(job: AdaptJob, model: FlasharModel, validation: TokenSet) -> NDArray[np.float64]:
+    """The mean gate of every cell, [H, W]."""
     with torch.compiler.set_stance("force_eager"):
-        gates_HW = gates.gate_map(model, validation, job.recipe.engine.micro_batch_size, job.dtype)
+        return gates.gate_map(model, validation, job.recipe.engine.micro_batch_size, job.dtype)
+
+
+def write_report(
+    job: AdaptJob,
+    config: ModelConfig,
+    train: TokenSet,
+    validation: TokenSet,
+    fingerprint: str,
+    last_stage: str,
+    gates_HW: NDArray[np.float64],
+) -> None:
+    """Writes ``report.html`` and ``gate-map.png``, from the adapted model's config and gates and the run's files."""
     if has_matplotlib():
         text = {"flashar": json.dumps({"gate_mean": gates_HW.round(6).tolist()})}
         (job.run_dir / GATE_MAP_FILE).write_bytes(to_png(gates.gate_figure(gates_HW), text))
     images, names = None, []
     if job.loaded.tokenizer is not None:
         names = samples.subjects(config, validation, BASE_SHEET_IMAGES)[1]
-        if not _has_samples(job, last_stage, len(names)):  # made before an interruption, and removed since
-            write_samples(job, model, validation, last_stage, "flashar", SHEET_IMAGES)
         base, adapted = (samples.read_sheet(sheet_path(job, name), config, len(names)) for name in ("base", last_stage))
         images = (base, adapted)
     report = AdaptReport(
@@ -109,7 +122,7 @@ def write_report(
         data_fingerprint=fingerprint,
         num_train=len(train),
         num_validation=len(validation),
-        hardware=environment.hardware(model.device),
+        hardware=environment.hardware(job.device),
         software=environment.software(),
         records=read_records(job.run_dir / METRICS_FILE),
         gates_HW=gates_HW,
@@ -126,6 +139,7 @@ def left_behind(job: AdaptJob) -> dict[str, Path]:
     """
     found = sorted(path for path in job.run_dir.iterdir() if path.is_file())
     files = {path.name: path for path in found if path.suffix in (".jsonl", ".png", ".html")}
+    files |= {name: job.run_dir / name for name in adapters.FILES if (job.run_dir / name).exists()}
     files |= {f"{TENSORBOARD_FOLDER}/{path.name}": path for path in (job.run_dir / TENSORBOARD_FOLDER).glob("*")}
     text = job.loaded.text_tokenizer
     return files if text is None else files | text.copies

@@ -11,23 +11,28 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, ModelConfig, default_gate_dim
+from flashar_cli.config import BranchConfig, ModelConfig, default_gate_dim, read_config
 from flashar_cli.config.recipe import AdaptRecipe, BranchSettings, load_recipe, shipped_recipes
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
 from flashar_cli.machine.memory import free_bytes, require_memory
 from flashar_cli.machine.world import current_world
+from flashar_cli.models.lora import peft_config
 from flashar_cli.probing.report import read_probe, read_recommendation
-from flashar_cli.training.memory import WEIGHT_BYTES, estimate_memory
+from flashar_cli.training.memory import estimate_memory, frozen_dtype, model_bytes
+from flashar_cli.training.parallel import chooses_sharding
 
 
 @dataclass(frozen=True)
 class AdaptJob:
     """``base_name`` goes into provenance, ``base_sha256`` identifies the base; ``probe`` is the content of a
-    ``probe.json`` for the report.
+    ``probe.json`` for the report. The model of ``loaded`` is in ``frozen_dtype``. Where it is to be
+    ``sharded``, so that no process holds all of it, it has no data.
     """
 
     loaded: Loaded
+    directory: Path
+    device: torch.device
     base_name: str
     base_sha256: str
     recipe: AdaptRecipe
@@ -36,12 +41,18 @@ class AdaptJob:
     seed: int
     dtype: torch.dtype
     stored_dtype: torch.dtype
+    sharded: bool = False
     probe: dict[str, Any] | None = None
 
     @property
     def branch(self) -> BranchConfig:
         """The branch to add. Raises FlasharError."""
         return choose_branch(self.recipe.branch, self.recommended_layer, self.loaded.config)
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """The dtype of the backbone in memory."""
+        return frozen_dtype(self.recipe.lora, self.stored_dtype, self.dtype)
 
     @property
     def run_dir(self) -> Path:
@@ -78,13 +89,31 @@ def load_job(
     """Loads the base, and checks all that can be checked before data is read. Raises FlasharError."""
     if dtype is torch.float16:
         raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
-    loaded, sha256 = checkpoint.load(directory, device, torch.float32), checkpoint.weights_sha256(directory)
+    base, stored, lora = read_config(directory), checkpoint.stored_dtype(directory), recipe.lora
+    if base.branch is not None:
+        raise FlasharError(f"{Path(name).name} has a vertical branch already; adapt its raster base")
+    if lora.rank:
+        peft_config(lora)  # refused now rather than after the data is read
+    sha256 = checkpoint.weights_sha256(directory)
     recommended, probed = None, None
     if probe is not None:
-        recommended = read_recommendation(probe, loaded.config, sha256, recipe.branch.depth)
+        recommended = read_recommendation(probe, base, sha256, recipe.branch.depth)
         probed = read_probe(probe)
-    job = AdaptJob(
+    config = base.model_copy(update={"branch": choose_branch(recipe.branch, recommended, base)})
+    frozen, num_processes = frozen_dtype(lora, stored, dtype), current_world().size
+    sharded = num_processes > 1 and chooses_sharding(recipe.engine, model_bytes(config, lora, frozen), device)
+    if sharded and base.adapter:
+        raise FlasharError(f"{directory} has adapters apart from its weights, which can't be sharded; merge them first")
+    loaded = checkpoint.load_outline(directory, device) if sharded else checkpoint.load(directory, device, frozen)
+    if device.type == "cpu":  # there the system kills a process that runs out of memory
+        batch_size = recipe.optim.batch_size
+        need = estimate_memory(config, recipe.engine, batch_size, num_processes, free_bytes(), dtype, lora, stored)
+        asked = f"training {need.images_per_forward} images at a time (engine.micro_batch_size)"
+        require_memory(asked, need.total_bytes - (0 if sharded else frozen.itemsize * base.num_weights))
+    return AdaptJob(
         loaded=loaded,
+        directory=directory,
+        device=device,
         base_name=Path(name).name,
         base_sha256=sha256,
         recipe=recipe,
@@ -92,18 +121,10 @@ def load_job(
         out=out,
         seed=seed,
         dtype=dtype,
-        stored_dtype=checkpoint.stored_dtype(directory),
+        stored_dtype=stored,
+        sharded=sharded,
         probe=probed,
     )
-    if loaded.model.branch is not None:
-        raise FlasharError(f"{job.base_name} has a vertical branch already; adapt its raster base")
-    config = loaded.config.model_copy(update={"branch": job.branch})
-    if device.type == "cpu":  # there the system kills a process that runs out of memory
-        world_size, batch_size = current_world().size, recipe.optim.batch_size
-        need = estimate_memory(config, recipe.engine, batch_size, world_size, free_bytes(), dtype)
-        asked = f"training {need.images_per_forward} images at a time (engine.micro_batch_size)"
-        require_memory(asked, need.total_bytes - WEIGHT_BYTES * loaded.config.num_weights)
-    return job
 
 
 def choose_branch(wanted: BranchSettings, recommended: int | None, base: ModelConfig) -> BranchConfig:

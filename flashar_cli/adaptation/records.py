@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from flashar_cli.config import ModelConfig
-from flashar_cli.config.recipe import Stage
+from flashar_cli.config.recipe import NO_LORA, LoraSettings, Stage
 from flashar_cli.errors import FlasharError
 from flashar_cli.machine.peaks import peak_memory_bytes, peak_rss_bytes
 from flashar_cli.machine.rates import matmul_flops_per_s
@@ -28,14 +28,20 @@ def stamped(record: Record, device: torch.device) -> Record:
 
 
 def start_record(
-    config: ModelConfig, stages: Sequence[Stage], batch_size: int, step: int, device: torch.device, dtype: torch.dtype
+    config: ModelConfig,
+    stages: Sequence[Stage],
+    batch_size: int,
+    step: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    lora: LoraSettings = NO_LORA,
 ) -> Record:
     """The start record of a run from ``step`` on. Measures the matrix-product rate of this machine in a second."""
     return {
         "step": step,
         "stage_steps": {stage.name: stage.steps for stage in stages},
         "batch_size": batch_size,
-        "flops_per_image": {stage.name: training_flops(config, stage.settings) for stage in stages},
+        "flops_per_image": {stage.name: training_flops(config, stage.settings, lora) for stage in stages},
         "matmul_flops_per_s": matmul_flops_per_s(device, dtype),
         "num_processes": current_world().size,
     }

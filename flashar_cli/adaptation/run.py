@@ -6,22 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flashar_cli import __version__
 from flashar_cli.adaptation import artifacts
 from flashar_cli.adaptation.job import AdaptJob
+from flashar_cli.adaptation.model import prepare_model
 from flashar_cli.adaptation.records import check_run, stamped, start_record
 from flashar_cli.adaptation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from flashar_cli.adaptation.tensorboard import MISSING, EventFiles, has_tensorboard
-from flashar_cli.checkpoints import checkpoint
+from flashar_cli.checkpoints import adapters, checkpoint
+from flashar_cli.checkpoints.sharded import weights_of
 from flashar_cli.config import Provenance, Subset
 from flashar_cli.data.tokens import TokenSet, ids_sha256, split_validation
 from flashar_cli.files.writing import remove_folder
+from flashar_cli.machine.world import current_world
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile, Record, read_records
-from flashar_cli.training.parallel import barrier, process_group, whole_model
+from flashar_cli.training.parallel import agreed, barrier, callable_parts, process_group
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import check_base
 
@@ -35,31 +38,36 @@ def adapt(
     Raises FlasharError where the base's loss says that base and data don't belong together.
     """
     train, validation = split_validation(data, job.recipe.data.num_validation)
-    model, recipe, stages = job.loaded.model, job.recipe, job.recipe.stages
-    with process_group(model.device) as world:
+    recipe, stages = job.recipe, job.recipe.stages
+    with process_group(job.device) as world:
+        model = prepare_model(job)
+        draws = world.is_main or job.sharded  # all parts of a sharded model are needed to decode
         loss = check_base(model, validation, recipe.engine.micro_batch_size, job.dtype)
         note(f"the base's raster loss on this data is {loss:.3f} nats per token")
-        model.add_branch(job.branch, job.seed)
-        fingerprint, on_cuda = data.fingerprint(), model.device.type == "cuda"
+        fingerprint, on_cuda = data.fingerprint(), job.device.type == "cuda"
         state = TrainingState(job.run_dir, _identity(job, fingerprint), overwrite, recipe.keep_states, on_cuda)
         barrier()  # no process writes before all have read the state
         begun = state.total_steps(stages)
         if state.loaded is not None:
             note(f"resuming from {state.last}")
         recorder = _Recorder(job, begun, report, note) if world.is_main else None
+
+        def draw_samples(name: str, decoder: str, count: int) -> None:
+            if draws:
+                with callable_parts(model):
+                    artifacts.write_samples(job, model, validation, name, decoder, count)
+
+        has_base = state.loaded is not None and artifacts.has_samples(job, validation, "base")
+        if not agreed(has_base):
+            note("making sample images of the base, to compare with")
+            draw_samples("base", "raster", artifacts.BASE_SHEET_IMAGES)
         if recorder is not None:
-            if state.loaded is None or not artifacts.has_base_samples(job, validation):
-                note("making sample images of the base, to compare with")
-                artifacts.write_samples(job, model, validation, "base", "raster", artifacts.BASE_SHEET_IMAGES)
             # Measures this machine, for which one process is enough.
-            start = start_record(model.config, stages, recipe.optim.batch_size, begun, model.device, job.dtype)
-            recorder("start", start)
-
-        def draw_samples(stage: str) -> None:
-            whole = whole_model(model)
-            if whole is not None:
-                artifacts.write_samples(job, whole, validation, stage, "flashar", artifacts.SHEET_IMAGES)
-
+            batch_size = recipe.optim.batch_size
+            recorder(
+                "start",
+                start_record(model.config, stages, batch_size, begun, job.device, job.dtype, recipe.lora),
+            )
         run_stages(
             TrainingRun(
                 model=model,
@@ -68,21 +76,28 @@ def adapt(
                 stages=stages,
                 optim=recipe.optim,
                 engine=recipe.engine,
+                lora=recipe.lora,
                 seed=job.seed,
                 dtype=job.dtype,
                 state=state,
                 save_every=recipe.save_every,
                 validate_every=recipe.validate_every,
                 report=recorder or (lambda kind, values: None),
-                stage_done=draw_samples,
+                stage_done=lambda name: draw_samples(name, "flashar", artifacts.SHEET_IMAGES),
             )
         )
-        adapted = whole_model(model)
-        if adapted is not None and recorder is not None:
-            recorder.events.close()
-            artifacts.write_report(job, adapted, train, validation, fingerprint, stages[-1].name)
-            _save(job, adapted.state_dict(), fingerprint, data.ids, overwrite)
-            remove_folder(job.run_dir, artifacts.RUN)
+        last = stages[-1].name
+        if not agreed(artifacts.has_samples(job, validation, last)):  # made before an interruption, and removed since
+            draw_samples(last, "flashar", artifacts.SHEET_IMAGES)
+        if draws:
+            with callable_parts(model):
+                gates_HW = artifacts.draw_gates(job, model, validation)
+            if recorder is not None:
+                recorder.events.close()
+                artifacts.write_report(job, model.config, train, validation, fingerprint, last, gates_HW)
+            _save(job, model, fingerprint, data.ids, overwrite)
+            if recorder is not None:
+                remove_folder(job.run_dir, artifacts.RUN)
         barrier()
         return [] if recorder is None else recorder.metrics.validations
 
@@ -91,7 +106,7 @@ class _Recorder:
     """Sends every record to the metrics file, the event files and ``report``."""
 
     def __init__(self, job: AdaptJob, resume_at: int, report: Report, note: Callable[[str], None]) -> None:
-        self._device = job.loaded.model.device
+        self._device = job.device
         self.metrics = MetricsFile(job.run_dir / artifacts.METRICS_FILE, resume_at)
         past = read_records(self.metrics.path)
         if resume_at:
@@ -119,9 +134,15 @@ def _identity(job: AdaptJob, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _save(
-    job: AdaptJob, weights: dict[str, torch.Tensor], fingerprint: str, ids: NDArray[np.str_], overwrite: bool
-) -> None:
+def _save(job: AdaptJob, model: FlasharModel, fingerprint: str, ids: NDArray[np.str_], overwrite: bool) -> None:
+    """Writes the checkpoint. Processes that share a sharded model call this together, and the first one writes."""
+    lora, weights = job.recipe.lora, weights_of(model, job.stored_dtype, merge=not job.recipe.lora.apart)
+    folder = job.run_dir if current_world().is_main else None
+    if lora.apart:
+        adapters.write(lora, job.base_name, model, folder)
+    if folder is None:
+        checkpoint.take_part(weights)
+        return
     provenance = Provenance(
         tool_version=__version__,
         source=job.base_name,
@@ -130,9 +151,8 @@ def _save(
         data_fingerprint=fingerprint,
         subset=Subset(size=len(ids), seed=job.seed, ids_sha256=ids_sha256(ids)),
     )
-    config = job.loaded.config.model_copy(update={"provenance": provenance})
+    config = model.config.model_copy(update={"provenance": provenance, "adapter": lora.apart})
     tokenizer = None
     if job.loaded.tokenizer is not None:
         tokenizer = {name: tensor.to(job.stored_dtype) for name, tensor in job.loaded.tokenizer.state_dict().items()}
-    state = {name: tensor.to(job.stored_dtype) for name, tensor in weights.items()}
-    checkpoint.save(job.out, config, state, tokenizer, overwrite, artifacts.left_behind(job))
+    checkpoint.save(job.out, config, weights, tokenizer, overwrite, artifacts.left_behind(job))

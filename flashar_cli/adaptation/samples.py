@@ -53,7 +53,9 @@ def draw_samples(
         seed=seed,
         batch_size=batch_size,
     )
-    with torch.inference_mode():
+    # Where trained weights are wider than those of the backbone, products are computed in its dtype.
+    autocast = torch.autocast(model.device.type, model.dtype, enabled=model.dtype != torch.float32)
+    with torch.inference_mode(), autocast:
         return np.concatenate([to_uint8(engine.pixels(tokens)) for tokens in generate_tokens(engine, request)])
 
 

@@ -1,10 +1,12 @@
 """The one checkpoint format: a directory with ``config.json``, ``model.safetensors`` (sharded with an index when
-large), ``tokenizer.safetensors`` where the model can make images, and the files of a text tokenizer where it reads
-prompts. The weights may instead be links to upstream's files, which ``config.json`` then says.
+large), ``tokenizer.safetensors`` where the model can make images, the files of a text tokenizer where it reads prompts,
+and ``adapter/`` where low-rank adapters are apart from the weights. The weights may instead be links to upstream's
+files, which ``config.json`` then says.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from flashar_cli.checkpoints import adapters
 from flashar_cli.checkpoints.parts import (
     TOKENIZER_FILE,
     checkpoint_parts,
@@ -32,6 +35,7 @@ from flashar_cli.files.kinds import (
     JSON_LINES,
     LINKED_SAFETENSORS,
     PNG,
+    SAFETENSORS,
     FolderKind,
     begins_with,
     json_object,
@@ -57,6 +61,9 @@ CHECKPOINT = FolderKind(
         r"text_tokenizer\.json": json_object("a text tokenizer", "model"),
         r"text_tokenizer\.tiktoken": begins_with("a tiktoken vocabulary", b"", b" 0\n", b" 1\n"),
         r"text_tokenizer_special\.txt": begins_with("special tokens", b"<|"),
+        rf"{adapters.FOLDER}/": ANYTHING,
+        rf"{adapters.FOLDER}/{re.escape(adapters.CONFIG_FILE)}": json_object("an adapter's config", "peft_type"),
+        rf"{adapters.FOLDER}/{re.escape(adapters.WEIGHTS_FILE)}": SAFETENSORS,
         r"metrics\.jsonl": JSON_LINES,
         r"report\.html": HTML,
         r"gate-map\.png|samples-\w+\.png|probe\.png": PNG,
@@ -98,11 +105,15 @@ def load(
     refuse_too_large(config, str(directory), device, dtype or torch.bfloat16)
     model_state, tokenizer_state = open_checkpoint(directory, config)
     model = _assign(model_on_meta(config), model_state, device, dtype)
+    if config.adapter:
+        adapters.merge_adapters(model, directory)
     return Loaded(model, *_tokenizers(directory, config, tokenizer_state, device, vq_dtype))
 
 
-def load_tokenizers(directory: Path, device: torch.device) -> Loaded:
-    """As ``load``, for work that needs no model: it has no data, and none of it is read."""
+def load_outline(directory: Path, device: torch.device) -> Loaded:
+    """As ``load``, but the model has no data: for work that needs the tokenizers alone, and for weights that are read
+    in shards.
+    """
     config = read_config(directory)
     state: dict[str, Lazy] = {}
     if config.tokenizer is not None:
@@ -140,8 +151,9 @@ def save(
     """Writes a checkpoint atomically, tensor by tensor: to a temporary directory beside it, which is fsynced and then
     renamed.
 
-    ``extras`` maps names to files (reports, images) that are copied in. Raises FlasharError where ``directory``
-    exists and is not empty, unless ``overwrite`` is set and it holds a checkpoint and nothing else.
+    Tensors may be made only when they are written. ``extras`` maps names to files (reports, images) that are copied in.
+    Raises FlasharError where ``directory`` exists and is not empty, unless ``overwrite`` is set and it holds a
+    checkpoint and nothing else.
     """
     assert (config.tokenizer is None) == (tokenizer_state is None), "a tokenizer's config and weights go together"
     states = {MODEL_FILE: lazily(model_state), TOKENIZER_FILE: lazily(tokenizer_state or {})}
@@ -171,6 +183,11 @@ def link(
     return "hard" if hard else "symbolic"
 
 
+def take_part(model_state: Mapping[str, Lazy]) -> None:
+    """Makes the tensors that another process, in ``save``, makes at the same time, and drops them."""
+    write_weights(model_state, None, MODEL_FILE, MAX_SHARD_SIZE)
+
+
 def problems(directory: Path) -> list[str]:
     """Every reason why a checkpoint cannot be loaded, of model and tokenizers: of the files' headers or, where these
     are right, of the values. Raises FlasharError without a config.
@@ -184,6 +201,8 @@ def problems(directory: Path) -> list[str]:
             found.append(str(error))
     try:
         read_text_tokenizer(directory, config)
+        if config.adapter:
+            adapters.read_adapters(directory, model_on_meta(config).state_dict())
     except FlasharError as error:
         found.append(str(error))
     if found:
@@ -204,9 +223,11 @@ def stored_dtype(directory: Path) -> torch.dtype:
 
 
 def weights_sha256(directory: Path) -> str:
-    """SHA-256 over the weight files, in order of their names."""
-    tokenizer = directory / TOKENIZER_FILE
-    return files_sha256(sorted([*weight_files(directory), *([tokenizer] if tokenizer.exists() else [])]))
+    """SHA-256 over the weight files, those of adapters included, in order of their names."""
+    others = [directory / TOKENIZER_FILE]
+    if read_config(directory).adapter:
+        others += [directory / name for name in adapters.FILES]
+    return files_sha256(sorted([*weight_files(directory), *(path for path in others if path.exists())]))
 
 
 @contextmanager

@@ -41,14 +41,18 @@ def _record(name: str, directory: Path | None) -> dict[str, Any]:
 
 
 def inspect(directory: Path) -> dict[str, Any]:
-    """Everything about a checkpoint; ``problems`` is a list, empty where the checkpoint is whole."""
-    from flashar_cli.checkpoints import checkpoint
+    """Everything about a checkpoint; ``problems`` is a list, empty where the checkpoint is whole. ``adapter`` is None
+    where no adapters are apart from the weights.
+    """
+    from flashar_cli.checkpoints import adapters, checkpoint
 
     config = read_config(directory)
     parameters = config.num_weights
     backbone, grid = config.backbone, config.order_grid
     cache_values = 2 * config.num_blocks * backbone.num_kv_heads * backbone.head_dim
     positions = config.prefix.longest + grid.num_cells
+    problems = checkpoint.problems(directory)
+    adapter = adapters.describe(directory) if config.adapter and not problems else None
     return {
         "path": str(directory),
         "summary": summary(config),
@@ -59,8 +63,9 @@ def inspect(directory: Path) -> dict[str, Any]:
         "forwards_raster": grid.num_cells,
         "forwards_flashar": grid.num_diagonals if config.branch else None,
         "sha256": checkpoint.weights_sha256(directory),
+        "adapter": adapter,
         "config": json.loads(config.model_dump_json()),
-        "problems": checkpoint.problems(directory),
+        "problems": problems,
     }
 
 

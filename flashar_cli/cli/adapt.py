@@ -17,6 +17,8 @@ from flashar_cli.inputs import bounds
 from flashar_cli.machine.world import current_world
 
 if TYPE_CHECKING:
+    import torch
+
     from flashar_cli.adaptation.job import AdaptJob
     from flashar_cli.config import ModelConfig
     from flashar_cli.config.recipe import AdaptRecipe
@@ -118,7 +120,7 @@ def command(
     job = load_job(directory, name, settings, probe, out, seed, where, precision)
     plan = plan_tokens(job.loaded, source, settings.data.subset, seed, EncodeOptions(settings.data))
     if dry_run:
-        document = _plan(job.loaded.config, settings, job.recommended_layer, nproc, machine)
+        document = _plan(job.loaded.config, settings, job.recommended_layer, nproc, machine, job.stored_dtype)
         output.document(document | {"num_images": plan.num_images, "out": str(job.out)})
         return
     output.set_resume_command(["flashar", *sys.argv[1:]])
@@ -130,7 +132,12 @@ def command(
 
 
 def _plan(
-    base: ModelConfig, settings: AdaptRecipe, recommended: int | None, nproc: int | None, machine: options.Machine
+    base: ModelConfig,
+    settings: AdaptRecipe,
+    recommended: int | None,
+    nproc: int | None,
+    machine: options.Machine,
+    stored_dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """What ``--dry-run`` prints. Without a GPU the plan is for bfloat16 on an assumed one."""
     import torch
@@ -142,7 +149,7 @@ def _plan(
     if where.type != "cuda" and machine.dtype == "auto":
         precision = torch.bfloat16
     branch = choose_branch(settings.branch, recommended, base)
-    return describe(base, branch, settings, nproc or current_world().size, where, precision)
+    return describe(base, branch, settings, nproc or current_world().size, where, precision, stored_dtype)
 
 
 def _run(job: AdaptJob, tokens: TokenSet, overwrite: bool) -> list[dict[str, Any]]:

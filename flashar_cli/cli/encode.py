@@ -85,7 +85,7 @@ def command(
         precision = torch.float32
 
     how = EncodeOptions(source.settings(), batch_size, shard_size, workers, precision, where)
-    job = plan_encoding(checkpoint.load_tokenizers(directory, where), data, subset, seed, how)
+    job = plan_encoding(checkpoint.load_outline(directory, where), data, subset, seed, how)
     missing = count_missing(job, out)
     if dry_run:
         output.document(job.document() | {"images_missing": missing, "out": str(out)})

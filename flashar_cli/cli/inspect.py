@@ -35,6 +35,7 @@ def command(model: options.Model = None, base: options.Base = None, json: option
             ["forwards", f"raster {report['forwards_raster']}, flashar {report['forwards_flashar'] or '-'}"],
             ["tokenizer", f"{tokenizer['codebook_size']} tokens" if tokenizer else "none: tokens only"],
             ["generation", ", ".join(f"{name} {value}" for name, value in config["generation"].items())],
+            ["adapter", ", ".join(f"{name} {value}" for name, value in (report["adapter"] or {}).items()) or "none"],
             ["source", str(config["provenance"]["source"] or config["provenance"]["notes"] or "-")],
             ["sha256", report["sha256"]],
             ["problems", "; ".join(report["problems"]) or "none"],

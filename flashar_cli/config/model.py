@@ -63,6 +63,9 @@ class ModelConfig(Config):
     grid: GridConfig
     branch: BranchConfig | None = None
     tokenizer: TokenizerConfig | None = None
+    adapter: bool = Field(
+        False, description="whether adapter/ has low-rank adapters, which are added to the weights on loading"
+    )
     generation: Sampling = Sampling()
     class_names: tuple[Text, ...] | None = None
     raster_loss: Annotated[float, bounds.LOSS] | None = Field(

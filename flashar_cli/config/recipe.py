@@ -7,11 +7,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flashar_cli.config import Config, GateKind, Text, explain
+from flashar_cli.config import BackboneConfig, Config, GateKind, Text, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs import bounds
 from flashar_cli.inputs.reading import read_toml
@@ -23,6 +23,7 @@ Share = Annotated[float, bounds.SHARE]
 Steps = Annotated[int, bounds.STEPS]
 Images = Annotated[int, bounds.IMAGES]
 Batch = Annotated[int, bounds.BATCH]
+LoraTarget = Literal["wqkv", "wo", "w1", "w2", "w3"]  # nn/layers.py has these layers
 
 
 class StageSettings(Config):
@@ -84,6 +85,47 @@ class EngineSettings(Config):
     compile: bool = Field(False, description="torch.compile the blocks: a wait at the start, then faster steps")
 
 
+class LoraSettings(Config):
+    """Low-rank adapters (arXiv 2106.09685): stage 2 trains them in place of the backbone's own weights."""
+
+    rank: Annotated[int, bounds.RANK] = Field(0, description="of an adapter; 0: off, stage 2 trains the backbone")
+    alpha: Annotated[float, bounds.SCALE] = Field(32.0, description="an adapter's product is scaled by alpha / rank")
+    dropout: Rate = Field(0.0, description="dropout of an adapter's input")
+    targets: tuple[LoraTarget, ...] = Field(
+        get_args(LoraTarget), min_length=1, description="linear layers of each backbone block that get an adapter"
+    )
+    lr_factor: Annotated[float, bounds.SCALE] = Field(
+        10.0, description="learning rate of adapters / that of the backbone"
+    )
+    merge: bool = Field(True, description="add adapters to the weights at the end; false: store them beside these")
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> LoraSettings:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError("targets has a layer twice")
+        return self
+
+    @property
+    def apart(self) -> bool:
+        """Whether the adapted checkpoint has adapters beside its weights."""
+        return self.rank > 0 and not self.merge
+
+    def num_weights(self, backbone: BackboneConfig) -> int:
+        """Weights of the adapters of all blocks."""
+        heads_dim = backbone.num_heads * backbone.head_dim
+        sides = {
+            "wqkv": backbone.dim + backbone.qkv_dim,
+            "wo": heads_dim + backbone.dim,
+            "w1": backbone.dim + backbone.ffn_dim,
+            "w2": backbone.ffn_dim + backbone.dim,
+            "w3": backbone.dim + backbone.ffn_dim,
+        }
+        return backbone.num_layers * self.rank * sum(sides[target] for target in self.targets)
+
+
+NO_LORA = LoraSettings()
+
+
 class BranchSettings(Config):
     """The branch to add."""
 
@@ -115,13 +157,16 @@ DATA_DEFAULTS = DataSettings()
 
 
 class AdaptRecipe(Config):
-    """Two-stage adaptation (paper: section 4). Stage 1 trains branch and gate, stage 2 everything."""
+    """Two-stage adaptation (paper: section 4). Stage 1 trains branch and gate, stage 2 everything, or with
+    ``lora`` adapters in place of the backbone.
+    """
 
     steps: Annotated[int, bounds.STAGED_STEPS] = Field(10_000, description="optimizer steps of both stages together")
     stage1_fraction: Annotated[float, bounds.PART] = Field(0.2, description="share of the steps that stage 1 takes")
     stage1: StageSettings = StageSettings(backbone_lr_factor=0.0, distill_weight=0.2)
     stage2: StageSettings = StageSettings(backbone_lr_factor=0.2)
     branch: BranchSettings = BranchSettings()
+    lora: LoraSettings = NO_LORA
     data: DataSettings = DATA_DEFAULTS
     optim: OptimSettings = OptimSettings()
     engine: EngineSettings = EngineSettings()

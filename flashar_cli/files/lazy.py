@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,18 @@ class Held(Lazy):
 
     def read(self, first: int = 0, last: int | None = None) -> Tensor:
         return self._tensor if (first, last) == (0, None) else self._tensor[first:last]
+
+
+class Made(Lazy):
+    """A tensor that ``make`` makes when it is needed. It may be a collective: then every process reads it."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], Tensor]) -> None:
+        super().__init__(shape, dtype)
+        self._make = make
+
+    def read(self, first: int = 0, last: int | None = None) -> Tensor:
+        tensor = self._make().to(self.dtype)
+        return tensor if (first, last) == (0, None) else tensor[first:last]
 
 
 class Stacked(Lazy):

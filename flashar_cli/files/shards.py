@@ -129,8 +129,10 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def write_weights(state: Mapping[str, Lazy], directory: Path, name: str, max_shard_size: str) -> None:
-    """Writes tensors into the file ``name``, or into several of that size with an index."""
+def write_weights(state: Mapping[str, Lazy], directory: Path | None, name: str, max_shard_size: str) -> None:
+    """Writes tensors into the file ``name``, or into several of that size with an index. Without a directory they are
+    read in the same order and dropped, as another process writes them.
+    """
     split = split_state_dict_into_shards_factory(
         dict(state),
         get_storage_size=lambda tensor: tensor.num_bytes,
@@ -138,9 +140,14 @@ def write_weights(state: Mapping[str, Lazy], directory: Path, name: str, max_sha
         max_shard_size=max_shard_size,
     )
     for file_name, names in split.filename_to_tensors.items():
-        with open(directory / file_name, "wb") as file:
-            write_tensors({each: state[each] for each in names}, file)
-    if split.is_sharded:
+        part = {each: state[each] for each in names}
+        if directory is None:
+            for each in _in_order(part):
+                part[each].read()
+        else:
+            with open(directory / file_name, "wb") as file:
+                write_tensors(part, file)
+    if directory is not None and split.is_sharded:
         _write_index(directory / f"{name}.index.json", split.metadata, split.tensor_to_filename)
 
 
@@ -161,7 +168,7 @@ def link_weights(files: Sequence[Path], directory: Path) -> bool:
 
 def write_tensors(state: Mapping[str, Lazy], file: IO[bytes]) -> None:
     """Writes a safetensors file. Wide dtypes come first, so that every tensor is aligned."""
-    names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
+    names = _in_order(state)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
@@ -173,6 +180,10 @@ def write_tensors(state: Mapping[str, Lazy], file: IO[bytes]) -> None:
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
         file.write(_bytes_of(state[name].read().cpu().contiguous()))
+
+
+def _in_order(state: Mapping[str, Lazy]) -> list[str]:
+    return sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
 
 
 def _link(path: Path, place: Path) -> bool:

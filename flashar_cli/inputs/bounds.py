@@ -123,6 +123,8 @@ PIXELS = whole(1, 2**16)
 CROP_RATIO = real(1.0, 4.0)
 
 # How a model learns.
+RANK = whole(1, 2**14, zero="off")  # of low-rank adapters
+SCALE = real(1e-6, 1e6)
 LEARNING_RATE = real(1e-12, 1e3)
 WEIGHT = real(1e-12, 1e6, zero="off")
 RATE = real(1e-12, 0.999999, zero="off")  # a share below 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from flashar_cli.config import BackboneConfig, BranchConfig
 from flashar_cli.models.gate import build_gate
-from flashar_cli.models.transformer import Transformer, build_head
+from flashar_cli.models.transformer import build_head
 from flashar_cli.nn.layers import Block, RMSNorm
 
 
@@ -27,13 +29,23 @@ class VerticalBranch(nn.Module):
         # Kept for parity: lxazjk/Emu3.5-FlashAR flashar/model/modeling_emu_flashar.py predicts the corner from it.
         return x_BPD
 
-    def initialise_from(self, backbone: Transformer, generator: torch.Generator) -> None:
-        """Block i becomes a copy of backbone block ``min(m + i, L - 1)``, norm and head copies of the backbone's; the
-        gate starts at 0.5.
+    def origins(self, num_layers: int) -> dict[str, str]:
+        """For each tensor of the branch but the gate's, which one of a backbone of L blocks it starts as a copy of:
+        block i of backbone block ``min(m + i, L - 1)``, norm and head of the backbone's.
         """
-        last = len(backbone.blocks) - 1
-        for index, block in enumerate(self.blocks):
-            block.load_state_dict(backbone.blocks[min(self.layer + index, last)].state_dict())
-        self.norm.load_state_dict(backbone.norm.state_dict())
-        self.head.load_state_dict(backbone.head.state_dict())
+        found = {}
+        for name in self.state_dict():
+            part, *rest = name.split(".")
+            if part == "blocks":
+                rest[0] = str(min(self.layer + int(rest[0]), num_layers - 1))
+            if part != "gate":
+                found[name] = ".".join((part, *rest))
+        return found
+
+    @torch.no_grad()
+    def initialise_from(self, backbone: Mapping[str, Tensor], num_layers: int, generator: torch.Generator) -> None:
+        """Copies what ``origins`` says of a backbone's tensors; the gate starts at 0.5. Sharded ones stay sharded."""
+        own = self.state_dict()
+        for name, origin in self.origins(num_layers).items():
+            own[name].copy_(backbone[origin])
         self.gate.initialise(generator)

@@ -104,11 +104,12 @@ class FlasharModel(nn.Module):
             if isinstance(module, Attention):
                 module.backend = backend
 
-    def add_branch(self, branch: BranchConfig, seed: int) -> None:
-        """Adds a new branch, initialised from the backbone, and puts it into ``config``."""
+    def add_branch(self, branch: BranchConfig, seed: int, dtype: torch.dtype | None = None) -> None:
+        """Adds a new branch, initialised from the backbone, and puts it into ``config``. ``dtype``: not the model's."""
         self.config = ModelConfig.model_validate({**self.config.model_dump(), "branch": branch.model_dump()})
-        module = VerticalBranch(branch, self.config.backbone).to(self.device, self.dtype)
-        module.initialise_from(self.backbone, torch.Generator(self.device).manual_seed(seed))
+        module = VerticalBranch(branch, self.config.backbone).to(self.device, dtype or self.dtype)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        module.initialise_from(self.backbone.state_dict(), self.config.backbone.num_layers, generator)
         self.branch = module
 
     def rope(self, order: Order, prefix_length: int, valid_RP: Tensor | None, starts_R: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flashar_cli.config import BackboneConfig, BranchConfig
+from flashar_cli.nn.shards import fill
 
 
 class Gate(nn.Module):
@@ -61,7 +62,9 @@ class HiddenGate(Gate):
         return gate if self.corner is None or corner is None else torch.where(corner, self.corner(h_BCD), gate)
 
     def initialise(self, generator: torch.Generator) -> None:
-        nn.init.normal_(self.mlp.fc1.weight, std=1 / math.sqrt(self.mlp.fc1.in_features), generator=generator)
+        first = self.mlp.fc1
+        values = torch.empty(first.weight.shape, dtype=first.weight.dtype, device=generator.device)
+        fill(first.weight, nn.init.normal_(values, std=1 / math.sqrt(first.in_features), generator=generator))
         for last in (self.mlp.fc2, self.corner):
             if last is not None:
                 nn.init.zeros_(last.weight)

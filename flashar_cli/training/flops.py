@@ -7,18 +7,19 @@ their width.
 from __future__ import annotations
 
 from flashar_cli.config import ModelConfig
-from flashar_cli.config.recipe import StageSettings
+from flashar_cli.config.recipe import NO_LORA, LoraSettings, StageSettings
 
 # A backward pass has two products for each of the forward: the gradients of inputs and of weights.
-FORWARD, FORWARD_AND_BACKWARD = 1, 3
+FORWARD, FORWARD_AND_INPUTS, FORWARD_AND_BACKWARD = 1, 2, 3
 
 
-def training_flops(config: ModelConfig, stage: StageSettings) -> int:
+def training_flops(config: ModelConfig, stage: StageSettings, lora: LoraSettings = NO_LORA) -> int:
     """Multiplications and additions of one image in one step of ``stage``.
 
     The usual count (arXiv 2204.02311, appendix B): 6 for each weight and token, and for attention 12 S^2 A E for each
     block, the whole square, as a dense mask saves nothing. Frozen layers come before all trained ones and so need no
-    backward: a third of that. Distillation adds a raster forward of the base. Embedding look-ups, norms, softmaxes and
+    backward: a third of that. Under the adapters of ``lora`` they need the gradients of their inputs: two
+    thirds. Distillation adds a raster forward of the base. Embedding look-ups, norms, softmaxes and
     recomputed activations are not counted.
     """
     backbone, branch, grid = config.backbone, config.branch, config.order_grid
@@ -37,7 +38,12 @@ def training_flops(config: ModelConfig, stage: StageSettings) -> int:
     if branch is None:
         return FORWARD_AND_BACKWARD * raster
     branch_positions = num_cells - 1 + (prefix if branch.sees_prefix else 0)
-    added = blocks(branch.depth, branch_positions) + head + 2 * config.gate_weights * num_cells
-    frozen = stage.backbone_lr_factor == 0
+    trained = blocks(branch.depth, branch_positions) + head + 2 * config.gate_weights * num_cells
     teacher = raster if stage.distill_weight else 0
-    return (FORWARD if frozen else FORWARD_AND_BACKWARD) * base(num_cells) + FORWARD_AND_BACKWARD * added + teacher
+    passes = FORWARD_AND_BACKWARD
+    if stage.backbone_lr_factor == 0:
+        passes = FORWARD
+    elif lora.rank:
+        passes = FORWARD_AND_INPUTS
+        trained += 2 * lora.num_weights(backbone) * (prefix + num_cells - 1)
+    return passes * base(num_cells) + FORWARD_AND_BACKWARD * trained + teacher

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
+from flashar_cli.config.recipe import NO_LORA, EngineSettings, LoraSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
@@ -42,7 +42,7 @@ Report = Callable[[str, dict[str, Any]], None]
 @dataclass
 class TrainingRun:
     """The inputs of a run. ``report(kind, record)`` gets records of kind ``step`` and ``validation``; all processes
-    call ``stage_done(name)`` after each stage and its validation.
+    call ``stage_done(name)`` after each stage and its validation. With ``lora`` the model has adapters.
     """
 
     model: FlasharModel
@@ -58,6 +58,7 @@ class TrainingRun:
     report: Report
     stage_done: Callable[[str], None]
     engine: EngineSettings = field(default_factory=EngineSettings)
+    lora: LoraSettings = NO_LORA
 
 
 def run_stages(run: TrainingRun) -> None:
@@ -99,13 +100,12 @@ def run_stages(run: TrainingRun) -> None:
     if ema is not None:
         ema.swap()
     run.model.set_attention("sdpa")
-    run.model.requires_grad_(True)
     run.model.eval()
 
 
 def _run_stage(run: TrainingRun, parallel: Parallel, ema: Ema | None, index: int, first_step: int) -> None:
     stage, done = run.stages[index], run.state.steps_done(index)
-    optimizer = build_optimizer(run.model, stage.settings, run.optim)
+    optimizer = build_optimizer(run.model, stage.settings, run.optim, run.lora)
     parallel.start_stage()
     run.state.load_optimizer(index, run.model, optimizer)
     started, timed_from = time.monotonic(), done

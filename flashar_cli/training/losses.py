@@ -18,8 +18,9 @@ from flashar_cli.models.targets import Targets, aligned_targets
 from flashar_cli.training.parts import PartSums, weighted_sums
 
 # Logits [B, N, V] of all heads would take most of a step's memory. This many targets are enough for a fast matrix
-# product, and their float32 logits are small compared to the weights.
+# product, and this many float32 logits, 256 MiB, are small compared to the weights.
 TARGETS_AT_ONCE = 1024
+LOGITS_AT_ONCE = 2**26
 NOT_COUNTED = -100
 
 
@@ -73,8 +74,8 @@ def losses_of(
     weights_K = torch.stack([weight / count for weight, count in zip(weights, counts, strict=True)])
     compute: PartSums = partial(_compiled_sums() if compiled else part_sums, model, settings)
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    part_length = max(1, TARGETS_AT_ONCE // len(tokens_BN))
-    total, sums_K, gate_BN = weighted_sums(compute, weights_K, tensors, parameters, part_length)
+    at_once = targets_at_once(model.config.backbone.vocab_size)
+    total, sums_K, gate_BN = weighted_sums(compute, weights_K, tensors, parameters, at_once)
     if len(modules) == 1:
         return Losses(total, total.detach())
     fused, vertical, horizontal, distill, entropy = (sums_K / counts_K).unbind()
@@ -88,6 +89,11 @@ def losses_of(
         *gate_statistics(gate_BN, targets)[:2],
         gate_BN,
     )
+
+
+def targets_at_once(vocab_size: int) -> int:
+    """How many targets, of all images together, have their logits [.., V] in memory at a time."""
+    return max(1, min(TARGETS_AT_ONCE, LOGITS_AT_ONCE // vocab_size))
 
 
 def part_sums(

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flashar_cli.config import BackboneConfig, BranchConfig, GridConfig, ModelConfig
-from flashar_cli.config.recipe import EngineSettings, StageSettings
+from flashar_cli.config.recipe import NO_LORA, EngineSettings, LoraSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
-from flashar_cli.training.losses import TARGETS_AT_ONCE, part_sums
+from flashar_cli.training.losses import part_sums, targets_at_once
 
 T = TypeVar("T")
 WEIGHT_BYTES = 4  # float32
@@ -24,25 +25,49 @@ ADAM_BYTES_PER_WEIGHT = 16  # float32: weight, gradient, two moments
 MOST_UNSHARDED = 0.6
 # Share of a device that a plan may fill. The rest is for fragmentation and for the libraries.
 MOST_FILLED = 0.9
+USUAL_RANK = 16  # of adapters that are only thought of
+SMALL_CODEBOOKS = 256, 512
+COUNTS_OF_DEVICES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def training_bytes(num_trained: int, num_parameters: int) -> int:
-    """Bytes of all weights, and of gradients and moments of the trained ones."""
-    return ADAM_BYTES_PER_WEIGHT * num_trained + WEIGHT_BYTES * (num_parameters - num_trained)
+def held_bytes(num_weights: int, dtype: torch.dtype, trained: bool) -> int:
+    """Bytes of weights, and of gradients and moments where they are trained, in float32."""
+    return num_weights * (ADAM_BYTES_PER_WEIGHT if trained else dtype.itemsize)
 
 
-def needs_sharding(num_parameters: int, device_bytes: int) -> bool:
-    """Whether whole copies would leave too little of a device for activations."""
-    return training_bytes(num_parameters, num_parameters) > MOST_UNSHARDED * device_bytes
+def needs_sharding(num_bytes: int, device_bytes: int) -> bool:
+    """Whether whole copies of so many bytes would leave too little of a device for activations."""
+    return num_bytes > MOST_UNSHARDED * device_bytes
+
+
+def model_bytes(config: ModelConfig, lora: LoraSettings, frozen: torch.dtype) -> int:
+    """``held_bytes`` of a model with a branch: all trained, or with ``lora`` all but its base, which is ``frozen``."""
+    base, added = _base_weights(config), lora.num_weights(config.backbone)
+    new = config.num_weights - base + added
+    return held_bytes(base, frozen, not lora.rank) + held_bytes(new, torch.float32, True)
+
+
+def _base_weights(config: ModelConfig) -> int:
+    return config.model_copy(update={"branch": None}).num_weights
+
+
+def frozen_dtype(lora: LoraSettings, stored: torch.dtype, trained: torch.dtype) -> torch.dtype:
+    """The dtype in memory of a backbone stored in one dtype and run in another: float32, which training needs, but as
+    it is stored where only its adapters are trained and nothing is gained by a wider one.
+    """
+    return stored if lora.rank and stored == trained else torch.float32
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device in stage 2, which trains everything. ``copies_bytes``: PyTorch's copies of weights, of low
-    precision under autocast, or gathered under FSDP. ``loss_bytes``: heads and losses of the targets computed at once.
+    """Bytes on each device in stage 2, which trains everything, or in place of the base adapters of ``lora_rank``.
+    ``copies_bytes``: PyTorch's copies of weights, of low precision under autocast, or gathered under FSDP.
+    ``loss_bytes``: heads and losses of the targets computed at once.
     """
 
     strategy: str
+    processes: int
+    lora_rank: int
     weights_and_optimizer_bytes: int
     copies_bytes: int
     loss_bytes: int
@@ -67,6 +92,26 @@ class MemoryEstimate:
         return asdict(self) | {"total_bytes": self.total_bytes, "total_gib": round(self.total_bytes / 2**30, 2)}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Bytes that one image stores for the backward pass, and that heads and losses need for one target."""
+
+    activation_bytes: int
+    target_bytes: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, engine: EngineSettings, dtype: torch.dtype) -> Measured:
+        return cls(activation_bytes(config, engine.activation_checkpointing, dtype), target_bytes(config, dtype))
+
+    def loss_bytes(self, config: ModelConfig, num_images: int) -> int:
+        """Bytes of heads and losses of the targets computed at once, with the gradients of logits and heads."""
+        backbone = config.backbone
+        rows = min(targets_at_once(backbone.vocab_size), num_images * config.order_grid.num_cells)
+        return rows * self.target_bytes + WEIGHT_BYTES * (
+            2 * (backbone.head_weights - backbone.dim) + config.gate_weights
+        )
+
+
 def estimate_memory(
     config: ModelConfig,
     engine: EngineSettings,
@@ -74,44 +119,84 @@ def estimate_memory(
     num_processes: int,
     device_bytes: int,
     dtype: torch.dtype,
+    lora: LoraSettings = NO_LORA,
+    stored_dtype: torch.dtype | None = None,
+    measured: Measured | None = None,
 ) -> MemoryEstimate:
-    """The estimate for a model with a branch, and ``batch_size`` images a step over ``num_processes`` such devices."""
-    with torch.device("meta"):
-        model = FlasharModel(config)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    block = sum(parameter.numel() for parameter in model.backbone.blocks[0].parameters())
-    assert model.branch is not None, "adaptation trains a branch"
-    rest = size - block * (len(model.backbone.blocks) + len(model.branch.blocks))
+    """The estimate for a model with a branch, and ``batch_size`` images a step over ``num_processes`` such devices.
+    With ``lora`` the backbone is frozen, and its weights are stored in ``stored_dtype`` (None: ``dtype``). Adapters'
+    activations are those of the layers they are added to, near enough. ``measured`` None: it is measured.
+    """
+    measured = measured or Measured.of(config, engine, dtype)
+    branch, own = config.branch, _base_weights(config)
+    assert branch is not None, "adaptation trains a branch"
+    frozen = frozen_dtype(lora, stored_dtype or dtype, dtype)
+    size, block = config.num_weights + lora.num_weights(config.backbone), config.backbone.block_weights
+    rest = config.num_weights - block * config.num_blocks
+    held = model_bytes(config, lora, frozen)
     sharded = num_processes > 1 and (
-        engine.strategy == "fsdp" or (engine.strategy == "auto" and needs_sharding(size, device_bytes))
+        engine.strategy == "fsdp" or (engine.strategy == "auto" and needs_sharding(held, device_bytes))
     )
     narrow = 0 if dtype == torch.float32 else dtype.itemsize
     if sharded:
-        # While one block is computed, the next is gathered; a block's gradient is whole until it is reduced.
-        copies = (narrow or WEIGHT_BYTES) * (2 * block + rest) + WEIGHT_BYTES * (block + rest)
+        # While one block is computed, the next is gathered; a block's gradient is whole until it is reduced. With
+        # adapters such gradients are those of the branch.
+        rest_trained = rest if not lora.rank else config.num_weights - own - block * branch.depth
+        copies = (narrow or WEIGHT_BYTES) * (2 * block + rest) + WEIGHT_BYTES * (block + rest_trained)
     else:
-        copies = narrow * size
+        copies = narrow * (size if frozen == torch.float32 else size - own)
     images = min(engine.micro_batch_size, -(-batch_size // num_processes))
     return MemoryEstimate(
         strategy="fsdp" if sharded else "ddp" if num_processes > 1 else "single",
-        weights_and_optimizer_bytes=-(-training_bytes(size, size) // (num_processes if sharded else 1)),
+        processes=num_processes,
+        lora_rank=lora.rank,
+        weights_and_optimizer_bytes=-(-held // (num_processes if sharded else 1)),
         copies_bytes=copies,
-        loss_bytes=loss_bytes(config, images, dtype),
-        activation_bytes_per_image=activation_bytes(config, engine.activation_checkpointing, dtype),
+        loss_bytes=measured.loss_bytes(config, images),
+        activation_bytes_per_image=measured.activation_bytes,
         images_per_forward=images,
     )
+
+
+def ways_that_fit(
+    config: ModelConfig,
+    engine: EngineSettings,
+    batch_size: int,
+    device_bytes: int,
+    dtype: torch.dtype,
+    lora: LoraSettings,
+    stored_dtype: torch.dtype | None,
+    measured: Measured,
+) -> list[tuple[MemoryEstimate, bool]]:
+    """Estimates of other ways to train: everything, and adapters, each on one such device and on the fewest (a power of
+    two) whose shards fit, or as many as are thought of; and whether that fits.
+    """
+    found = []
+    sharding = EngineSettings(**{**engine.model_dump(), "strategy": "fsdp"})
+    for settings in (NO_LORA, lora if lora.rank else LoraSettings(rank=USUAL_RANK)):
+        for num_devices in COUNTS_OF_DEVICES:
+            size = max(batch_size, num_devices)
+            each = estimate_memory(
+                config, sharding, size, num_devices, device_bytes, dtype, settings, stored_dtype, measured
+            )
+            fits = each.total_bytes <= MOST_FILLED * device_bytes
+            if fits or num_devices in (1, COUNTS_OF_DEVICES[-1]):
+                found.append((each, fits))
+            if fits and num_devices > 1:
+                break
+    return found
 
 
 def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -> int:
     """Bytes that one image stores for the backward pass, and the gradients it starts from, without heads and losses.
 
-    Measured on models of one and two blocks of this width, on a 4x4 grid, with one and two images. Everything is linear
-    in blocks, tokens and images, as no attention kernel stores its scores.
+    Measured on small models on a 4x4 grid, with one and two images. Everything is linear in blocks, widths, heads,
+    tokens and images, as no attention kernel stores its scores.
     """
     branch = config.branch
     assert branch is not None
     tokens = config.prefix.longest + config.order_grid.num_cells - 1
-    one, two = (_stored_bytes_per_token(config, layers, dtype) for layers in (1, 2))
+    one, two = (_extrapolated_bytes_per_token(config, layers, dtype) for layers in (1, 2))
     block, rest = two - one, one - (two - one) * (1 + branch.depth)
     stored = block * config.num_blocks
     if recompute:  # the input of every block, and one block at a time in full
@@ -119,18 +204,21 @@ def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -
     return round(tokens * (stored + rest))
 
 
-def loss_bytes(config: ModelConfig, num_images: int, dtype: torch.dtype) -> int:
-    """Bytes of heads and losses of the targets computed at once, with the gradients of logits and heads. Measured with
-    one and two targets.
+def target_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of heads and losses of one target, with the gradients of its logits. Measured with one and two targets, and
+    with two small codebooks, as everything is linear in V.
     """
-    model = _zeros(_shallow(config, 1))
-    assert model.branch is not None
+    few, more = SMALL_CODEBOOKS
+    at_few, at_more = (_loss_bytes_per_target(config, size, dtype) for size in SMALL_CODEBOOKS)
+    return round(at_few + (at_more - at_few) / (more - few) * (config.backbone.vocab_size - few))
+
+
+def _loss_bytes_per_target(config: ModelConfig, vocab_size: int, dtype: torch.dtype) -> int:
+    shallow = _shallow(config, 1)
+    backbone = BackboneConfig(**{**shallow.backbone.model_dump(), "vocab_size": vocab_size})
+    model = _zeros(shallow.model_copy(update={"backbone": backbone, "tokenizer": None}))
     one, two = (_stored_by_loss(model, count, dtype) for count in (1, 2))
-    rows = min(TARGETS_AT_ONCE, num_images * config.order_grid.num_cells)
-    gradients = 2 * WEIGHT_BYTES * config.backbone.vocab_size  # of fused and of one head's logits
-    modules = (model.backbone.head, model.branch.head, model.branch.gate)
-    weights = sum(parameter.numel() for module in modules for parameter in module.parameters())
-    return rows * (two - one + gradients) + WEIGHT_BYTES * weights
+    return two - one + 2 * WEIGHT_BYTES * vocab_size  # the gradients of fused and of one head's logits
 
 
 def _shallow(config: ModelConfig, num_layers: int) -> ModelConfig:
@@ -148,15 +236,33 @@ def _shallow(config: ModelConfig, num_layers: int) -> ModelConfig:
 def _zeros(config: ModelConfig) -> FlasharModel:
     with torch.device("meta"):
         model = FlasharModel(config)
-    model = model.to_empty(device="cpu").train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    return model
+    # NumPy's zeros take no memory before they are written to, and most rows of the tables are not even read.
+    state = {name: torch.from_numpy(np.zeros(each.shape, np.float32)) for name, each in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model.train()
 
 
-def _stored_bytes_per_token(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> float:
+def _extrapolated_bytes_per_token(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> float:
+    """``_stored_bytes_per_token`` of the sizes in ``config``, from small ones that are doubled one after the other."""
+    wanted = config.backbone
+    heads, kv_heads, both = ("num_heads",), ("num_kv_heads",), ("num_heads", "num_kv_heads")
+    grouped = wanted.num_heads != wanted.num_kv_heads
+    sizes = {"dim": 64, "ffn_dim": 64, "num_heads": 4, "num_kv_heads": 2 if grouped else 4}
+    steps: tuple[tuple[str, ...], ...] = (("dim",), ("ffn_dim",), *((heads, kv_heads) if grouped else (both,)))
+    total = now = _stored_bytes_per_token(config, sizes, num_layers, dtype)
+    for names in steps:
+        size, before = sizes[names[0]], now
+        sizes = sizes | dict.fromkeys(names, 2 * size)
+        now = _stored_bytes_per_token(config, sizes, num_layers, dtype)
+        total += (now - before) / size * (getattr(wanted, names[0]) - size)
+    return total
+
+
+def _stored_bytes_per_token(config: ModelConfig, sizes: dict[str, int], num_layers: int, dtype: torch.dtype) -> float:
+    """Bytes that a model of these sizes, and else as ``config``, stores for each token."""
     shallow = _shallow(config, num_layers)
+    backbone = BackboneConfig(**{**shallow.backbone.model_dump(), **sizes})
+    shallow = shallow.model_copy(update={"backbone": backbone})
     model = _zeros(shallow)
     one, two = (_stored_bytes(model, count, dtype) for count in (1, 2))
     length = model.prefix.length(model.prefix.example(1, seed=0))

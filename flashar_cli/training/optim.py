@@ -8,20 +8,31 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from flashar_cli.config.recipe import OptimSettings, StageSettings
+from flashar_cli.config.recipe import NO_LORA, LoraSettings, OptimSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.lora import enable_adapters, is_adapter
 
 
-def build_optimizer(model: FlasharModel, stage: StageSettings, optim: OptimSettings) -> torch.optim.AdamW:
+def build_optimizer(
+    model: FlasharModel, stage: StageSettings, optim: OptimSettings, lora: LoraSettings = NO_LORA
+) -> torch.optim.AdamW:
     """AdamW over the weights that this stage trains; the others get ``requires_grad = False``. Each group has an
-    ``lr_factor``, its learning rate / the stage's.
+    ``lr_factor``, its learning rate / the stage's. With ``lora`` the model has adapters: those train where the backbone
+    would, and are off where it is frozen.
     """
     groups = []
     for name, part in model.named_children():
-        factor = 1.0 if name == "branch" or model.branch is None else stage.backbone_lr_factor
+        adds = name == "branch" or model.branch is None
+        factor = 1.0 if adds else stage.backbone_lr_factor
         part.requires_grad_(factor > 0)
+        if lora.rank and not adds:
+            factor *= lora.lr_factor
+            for tensor, parameter in part.named_parameters():
+                parameter.requires_grad_(factor > 0 and is_adapter(tensor))
         if factor > 0:
             groups += _decay_groups(part, factor, optim.weight_decay)
+    if lora.rank:
+        enable_adapters(model, stage.backbone_lr_factor > 0)
     fused = model.device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=stage.lr, betas=(optim.beta1, optim.beta2), fused=fused)
 
@@ -49,8 +60,9 @@ def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> float:
 
 def _decay_groups(part: nn.Module, factor: float, weight_decay: float) -> list[dict]:
     embeddings = {id(module.weight) for module in part.modules() if isinstance(module, nn.Embedding)}
-    matrices = [p for p in part.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in part.parameters() if p.ndim < 2 or id(p) in embeddings]
+    trained = [p for p in part.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
+    others = [p for p in trained if p.ndim < 2 or id(p) in embeddings]
     return [
         {"params": parameters, "weight_decay": decay, "lr_factor": factor}
         for parameters, decay in ((matrices, weight_decay), (others, 0.0))

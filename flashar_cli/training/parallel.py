@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +23,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.machine.world import World, current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.layers import Block
-from flashar_cli.training.memory import needs_sharding
+from flashar_cli.training.memory import held_bytes, needs_sharding
 
 
 @contextmanager
@@ -74,21 +73,30 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def agreed(value: bool) -> bool:
+    """The value of the first process, for all of them."""
+    return bool(sum_over_processes([float(value and current_world().is_main)])[0])
+
+
 def barrier() -> None:
     """Waits for the other processes."""
     sum_over_processes([0.0])
 
 
 class Parallel:
-    """A model that the processes of a run train together. ``world`` says which of them this one is."""
+    """A model that the processes of a run train together: one that is sharded already, or that all of them hold whole.
+    ``world`` says which of them this one is.
+    """
 
     def __init__(self, model: FlasharModel, engine: EngineSettings, dtype: torch.dtype) -> None:
         self.world = current_world() if dist.is_initialized() else World()
         self.model = model
-        self.sharded = self.world.size > 1 and _choose_sharding(model, engine)
         self._forward: nn.Module = model
-        if self.sharded:
-            _shard(model, dtype)
+        if self.world.size > 1 and not isinstance(model, FSDPModule):
+            held = sum(held_bytes(each.numel(), each.dtype, each.requires_grad) for each in model.parameters())
+            if chooses_sharding(engine, held, model.device):
+                shard(model, dtype)
+        self.sharded = isinstance(model, FSDPModule)
 
     def start_stage(self) -> None:
         """Call this once ``requires_grad`` is set for the stage: DDP reads it only when it is created."""
@@ -118,33 +126,36 @@ class Parallel:
             self.model.set_requires_gradient_sync(True)
 
 
-def whole_model(model: FlasharModel) -> FlasharModel | None:
-    """On the first process a model to generate with, unsharded; None on the others. All must call it."""
-    is_main = current_world().is_main
+@contextmanager
+def callable_parts(model: FlasharModel) -> Iterator[None]:
+    """Within the context the parts of a sharded model can be called by themselves, as decoding does, by all processes
+    together: a block gathers itself, and what is in no block is whole.
+
+    Every part has had a forward outside inference mode before, unless no training follows: the first one makes the
+    tensors that weights are gathered into.
+    """
     if not isinstance(model, FSDPModule):
-        return model if is_main else None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state: dict[str, Any] = get_model_state_dict(model, options=options)
-    if not is_main:
-        return None
-    with torch.device("meta"):
-        copy = FlasharModel(model.config)
-    copy.load_state_dict({name: tensor.to(model.device) for name, tensor in state.items()}, assign=True)
-    return copy.eval()
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
-def _choose_sharding(model: FlasharModel, engine: EngineSettings) -> bool:
-    if engine.strategy != "auto":
+def chooses_sharding(engine: EngineSettings, num_bytes: int, device: torch.device) -> bool:
+    """Whether several processes shard a model that takes so many bytes with its gradients and optimizer."""
+    if engine.strategy != "auto" or device.type != "cuda":
         return engine.strategy == "fsdp"
-    if model.device.type != "cuda":
-        return False
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return needs_sharding(num_parameters, torch.cuda.mem_get_info(model.device)[1])
+    return needs_sharding(num_bytes, torch.cuda.mem_get_info(device)[1])
 
 
-def _shard(model: FlasharModel, dtype: torch.dtype) -> None:
-    """Each block by itself, then the rest. Gradients are reduced in float32."""
-    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
+def shard(model: FlasharModel, dtype: torch.dtype, device_type: str | None = None) -> None:
+    """Each block by itself, then the rest. Gradients are reduced in float32. A model without data needs to be told the
+    type of its device.
+    """
+    mesh = init_device_mesh(device_type or model.device.type, (dist.get_world_size(),))
     # Inputs are not cast: rotation tables must be float32, and autocast computes products in ``dtype`` anyway.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in [module for module in model.modules() if isinstance(module, Block)]:

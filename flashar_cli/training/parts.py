@@ -1,6 +1,6 @@
-"""A sum over parts of a sequence that frees the activations of each part before it computes the next.
+"""A sum over parts of a batch of sequences that frees the activations of each part before it computes the next.
 
-Letters: B batch, N sequence, C length of a part, K terms.
+Letters: B batch, N sequence, K terms; b rows and C positions of a part.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# From the tensors [.., C, ..] of a part: the sums [K] of its terms, and a value [B, C] to be kept for each position.
+# From the tensors [b or 1, C, ..] of a part: the sums [K] of its terms, and a value [b, C] to keep for each position.
 PartSums = Callable[..., tuple[Tensor, Tensor]]
+Part = tuple[slice, slice]  # rows and positions
 
 
 def weighted_sums(
@@ -21,9 +22,10 @@ def weighted_sums(
     weights_K: Tensor,
     tensors: Sequence[Tensor | None],
     parameters: Sequence[Tensor],
-    part_length: int,
+    at_once: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``compute`` over all parts of ``part_length`` positions of ``tensors`` [.., N, ..], cut along their second axis.
+    """``compute`` over parts of ``tensors`` [B or 1, N, ..] of at most ``at_once`` positions, all rows together: the
+    same few of every row, or where there are more rows than ``at_once``, one of each of so many rows.
 
     Returns the total of the weighted sums, the sums [K] themselves, and the kept values [B, N]. Only the total has
     gradients, of ``tensors`` and of the ``parameters`` that ``compute`` reads. The forward computes them, part by part,
@@ -31,16 +33,15 @@ def weighted_sums(
     """
     given = (*tensors, *parameters)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given):
-        total, sums_K, kept_BN = _WeightedSums.apply(compute, weights_K, part_length, len(tensors), *given)
+        total, sums_K, kept_BN = _WeightedSums.apply(compute, weights_K, at_once, len(tensors), *given)
         return total, sums_K, kept_BN
-    parts = [compute(*_cut(tensors, part)) for part in _parts(tensors, part_length)]
-    return _together(weights_K, parts)
+    return _together(weights_K, [(part, *compute(*_cut(tensors, part))) for part in _parts(tensors, at_once)])
 
 
 class _WeightedSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, compute: PartSums, weights_K: Tensor, part_length: int, num_tensors: int, *given: Tensor | None
+        ctx: Any, compute: PartSums, weights_K: Tensor, at_once: int, num_tensors: int, *given: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         tensors, parameters = given[:num_tensors], [p for p in given[num_tensors:] if p is not None and p.requires_grad]
         gradients = [torch.empty_like(t) if t is not None and t.requires_grad else None for t in tensors]
@@ -48,10 +49,10 @@ class _WeightedSums(torch.autograd.Function):
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         done = []
         leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
-        for part in _parts(tensors, part_length):
+        for part in _parts(tensors, at_once):
             with torch.enable_grad():
                 given_part = _cut(leaves, part)
-                sums_K, kept_BC = compute(*given_part)
+                sums_K, kept_bC = compute(*given_part)
             inputs = [tensor for tensor in given_part if tensor is not None and tensor.requires_grad]
             into = [place for place in _cut(gradients, part) if place is not None]
             # A backward pass runs without autocast, with the dtypes of the forward.
@@ -61,7 +62,7 @@ class _WeightedSums(torch.autograd.Function):
                     place.copy_(gradient)
                 for total, gradient in zip(sums, found[len(into) :], strict=True):
                     total += gradient
-            done.append((sums_K.detach(), kept_BC.detach()))
+            done.append((part, sums_K.detach(), kept_bC.detach()))
         ctx.wanted = [tensor is not None and tensor.requires_grad for tensor in given]
         ctx.save_for_backward(*[gradient for gradient in gradients if gradient is not None], *sums)
         ctx.dtypes = [
@@ -79,15 +80,27 @@ class _WeightedSums(torch.autograd.Function):
         return None, None, None, None, *(next(scaled) if wanted else None for wanted in ctx.wanted)
 
 
-def _parts(tensors: Sequence[Tensor | None], part_length: int) -> list[slice]:
-    length = next(tensor.shape[1] for tensor in tensors if tensor is not None)
-    return [slice(first, first + part_length) for first in range(0, length, part_length)]
+def _parts(tensors: Sequence[Tensor | None], at_once: int) -> list[Part]:
+    present = [tensor for tensor in tensors if tensor is not None]
+    batch, length = max(len(tensor) for tensor in present), present[0].shape[1]
+    rows, columns = min(batch, at_once), max(1, at_once // batch)
+    return [
+        (slice(top, top + rows), slice(left, left + columns))
+        for left in range(0, length, columns)
+        for top in range(0, batch, rows)
+    ]
 
 
-def _cut(tensors: Sequence[Tensor | None], part: slice) -> list[Tensor | None]:
-    return [None if tensor is None else tensor[:, part] for tensor in tensors]
+def _cut(tensors: Sequence[Tensor | None], part: Part) -> list[Tensor | None]:
+    """What a part has of each tensor; a tensor of one row has it for all."""
+    rows, columns = part
+    return [None if t is None else t[:, columns] if len(t) == 1 else t[rows, columns] for t in tensors]
 
 
-def _together(weights_K: Tensor, parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    sums_K = torch.stack([sums for sums, _ in parts]).sum(dim=0)
-    return (sums_K * weights_K).sum(), sums_K, torch.cat([kept for _, kept in parts], dim=1)
+def _together(weights_K: Tensor, done: list[tuple[Part, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    sums_K = torch.stack([sums for _, sums, _ in done]).sum(dim=0)
+    columns: dict[int, list[Tensor]] = {}
+    for (_, positions), _, kept_bC in done:
+        columns.setdefault(positions.start, []).append(kept_bC)
+    kept_BN = torch.cat([torch.cat(rows) for rows in columns.values()], dim=1)
+    return (sums_K * weights_K).sum(), sums_K, kept_BN

@@ -1,7 +1,7 @@
 """All randomness of training, as pure functions of (seed, epoch, row): the same after a restart and for any number of
 processes.
 
-Letters: B batch, N = H*W cells.
+Letters: B batch, N = H*W cells, R rank of an adapter, I inputs of its layer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flashar_cli.nn.hashing import hash_bits, hash_uniform
 
-_CLASS_DROP, _CORRUPT, _CORRUPT_TOKEN, _VIEW, _TOKEN_DROP = 1, 2, 3, 4, 5
+_CLASS_DROP, _CORRUPT, _CORRUPT_TOKEN, _VIEW, _TOKEN_DROP, _ADAPTER = 1, 2, 3, 4, 5, 6
 
 
 def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -60,3 +60,9 @@ def corrupt_tokens(
     keys = (epochs[:, None], rows[:, None], cells)
     replacement = (hash_bits(seed, _CORRUPT_TOKEN, *keys) % np.uint64(vocab_size)).astype(np.int64)
     return np.where(hash_uniform(seed, _CORRUPT, *keys) < probability, replacement, tokens_BN)
+
+
+def adapter_start(number: int, rank: int, num_inputs: int, seed: int) -> NDArray[np.float32]:
+    """float32 [R, I]: where matrix A of adapter ``number`` starts, uniform within 1 / sqrt(I) of 0, as in peft."""
+    uniform = hash_uniform(seed, _ADAPTER, number, np.arange(rank)[:, None], np.arange(num_inputs)[None, :])
+    return (2 * uniform - 1) / np.float32(np.sqrt(num_inputs))

@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from pydantic import Field
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -31,6 +32,7 @@ from flashar_cli.files.writing import atomic_file
 from flashar_cli.inputs.reading import check_file, read_json
 from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.lora import is_adapter
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.parallel import barrier
 
@@ -115,11 +117,11 @@ class TrainingState:
         """Restores saved weights and averages; False where there are none."""
         if self.loaded is None:
             return False
-        saved: dict[str, Any] = {"model": get_model_state_dict(model)}
+        saved: dict[str, Any] = {"model": _learned(model)}
         if ema is not None:
             saved["ema"] = ema.averages
         self._read(saved)
-        set_model_state_dict(model, saved["model"])
+        set_model_state_dict(model, saved["model"], options=StateDictOptions(strict=False))
         return True
 
     def load_optimizer(self, stage: int, model: FlasharModel, optimizer: torch.optim.Optimizer) -> None:
@@ -139,7 +141,7 @@ class TrainingState:
         self.finish()
         progress = Progress(settings=self.settings, stage=stage, step=step, has_optimizer=optimizer is not None)
         temporary, target = self.folder / (UNFINISHED + progress.name), self.folder / (PREFIX + progress.name)
-        document: dict[str, Any] = {"model": get_model_state_dict(model)}
+        document: dict[str, Any] = {"model": _learned(model)}
         if optimizer is not None:
             document["optimizer"] = get_optimizer_state_dict(model, optimizer)
         if ema is not None:
@@ -198,6 +200,13 @@ class TrainingState:
         except (CheckpointException, OSError, RuntimeError, ValueError, KeyError) as error:
             reason = str(error) if isinstance(error, FlasharError) else type(error).__name__
             raise _unreadable(self.last, reason) from None
+
+
+def _learned(model: FlasharModel) -> dict[str, Any]:
+    """The tensors that a run changes: all; where the model has adapters, those and the branch."""
+    state = get_model_state_dict(model)
+    learned = {name: each for name, each in state.items() if is_adapter(name) or name.startswith("branch.")}
+    return learned if any(is_adapter(name) for name in learned) else state
 
 
 def _read_progress(state: Path) -> Progress:

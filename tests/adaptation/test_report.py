@@ -78,7 +78,7 @@ def test_headline() -> None:
         assert words in text
     assert "time 5 s" in text and "resumed once" in text
     assert "32 GFLOP/s, 50% of the measured peak" in text
-    assert "layer 1 depth 1 gate hidden" in text  # of the config; the recipe's is null
+    assert "layer 1 depth 1 sees_prefix True gate hidden" in text  # of the config; the recipe's is null
     assert "2.00 epochs" in text and "1.00 GiB" in text
 
 

@@ -129,6 +129,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
         (("--set", "data.split=test"), "no use for --split"),
         (("--dtype", "float16"), "too narrow"),
         (("--set", "stage2.distill_weight=0.1"), "frozen backbone"),
+        (("--set", "lora.targets=['w1', 'w1']"), "targets has a layer twice"),
+        (("--set", "lora.targets=['w9']"), "lora.targets"),
+        (("--set", "lora.rank=-1"), "lora.rank: expected a whole number"),
     ),
 )
 def test_bad_options_write_nothing(run_cli, tmp_path, monkeypatch, arguments, words):
@@ -158,6 +161,33 @@ def test_dry_run(run_cli, tmp_path):
     size = sum(plan["parameters"].values())
     assert plan["memory_per_device"]["weights_and_optimizer_bytes"] == 16 * size and plan["fits"]
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_which_ways_would_fit(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("flashar_cli.adaptation.plan.ASSUMED_DEVICE_BYTES", 2 * 2**30)
+    arguments = ("adapt", "llamagen-b", "--out", tmp_path / "out", "--dry-run", "--set", "engine.micro_batch_size=1")
+    plan = json.loads(run_cli(*arguments, "--set", "lora.rank=8").out)
+    assert plan["memory_per_device"]["lora_rank"] == 8 and plan["parameters"]["adapters"] == 12 * 8 * 13_056
+    ways = [(way["lora_rank"], way["processes"], way["fits"]) for way in plan["ways"]]
+    assert ways == [(0, 1, False), (0, 2, True), (8, 1, True), (8, 2, True)]
+    assert plan["ways"][2] == {**plan["memory_per_device"], "fits": True}
+
+
+def test_adapters_end_in_a_model_that_every_command_reads(run_cli, tmp_path, small_base):
+    common = (*SMALL_RUN, "--steps", 4, "--set", "lora.rank=4", "--set", "lora.targets=['wqkv', 'w2']")
+    for name, merge in (("merged", "true"), ("apart", "false")):
+        out = tmp_path / name
+        result = run_cli("adapt", small_base, *common, "--set", f"lora.merge={merge}", "--out", out)
+        assert result.code == 0, result.err
+    again = run_cli("adapt", small_base, *common, "--out", tmp_path / "apart", "--overwrite", "--dry-run")
+    assert again.code == 0, again.err
+    tokens = ("--num-images", 2, "--labels", "1,2", "--out", tmp_path / "tokens.npz")
+    assert run_cli("generate", tmp_path / "apart", *tokens).code == 0
+    merged, apart = (checkpoint.load(tmp_path / name, torch.device("cpu")).model for name in ("merged", "apart"))
+    torch.testing.assert_close(merged.state_dict(), apart.state_dict())
+    base, stored = (load_file(folder / "model.safetensors") for folder in (small_base, tmp_path / "apart"))
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in base.items())
+    assert not (tmp_path / "merged" / "adapter").exists()
 
 
 def test_dry_run_of_a_preset_needs_no_weights(run_cli, tmp_path):

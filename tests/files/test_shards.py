@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save_file
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.files import shards
-from flashar_cli.files.lazy import Held, lazily
+from flashar_cli.files.lazy import Held, Made, lazily
 from flashar_cli.files.shards import INDEX_FILE, MODEL_FILE, open_tensors, open_weights, write_tensors, write_weights
 from tests.upstream_shards import values_of, write_shards
 
@@ -119,3 +119,24 @@ def test_every_fault_of_files_is_told_without_reading_them(tmp_path, monkeypatch
     with pytest.raises(FlasharError, match=words) as error:
         open_weights(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_tensors_are_made_in_one_order_and_cast(tmp_path):
+    """By the process that writes and by another one that takes part, in the same order."""
+    sizes = {"a": 500, "b": 600, "c": 100, "d": 2000}
+    made: dict[str, list[str]] = {"writer": [], "helper": []}
+
+    def tensor_of(who: str, name: str) -> Made:
+        def make() -> torch.Tensor:
+            made[who].append(name)
+            return torch.arange(sizes[name], dtype=torch.float32)
+
+        return Made((sizes[name],), torch.float16, make)
+
+    for who, folder in (("writer", tmp_path), ("helper", None)):
+        write_weights({name: tensor_of(who, name) for name in sizes}, folder, "model.safetensors", "2KB")
+    assert made["writer"] == made["helper"] and sorted(made["writer"]) == list(sizes)
+    found = {key: value for path in tmp_path.glob("*.safetensors") for key, value in load_file(path).items()}
+    assert {name: (tensor.dtype, len(tensor)) for name, tensor in found.items()} == {
+        name: (torch.float16, size) for name, size in sizes.items()
+    }

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from flashar_cli.checkpoints.sharded import weights_of
 from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.training.loop import TrainingRun, run_stages
-from flashar_cli.training.parallel import process_group, whole_model
+from flashar_cli.training.parallel import process_group
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.state import TrainingState
 from tests.tiny_models import build_model, random_config
@@ -62,9 +63,9 @@ def main() -> None:
             run_stages(run)
         except Terminated:
             return
-        whole = whole_model(model)
-        if whole is not None:
-            norm = sum(float(tensor.double().square().sum()) for tensor in whole.state_dict().values()) ** 0.5
+        weights = [each.make().double() for each in weights_of(model, torch.float32).values()]
+        if world.is_main:
+            norm = sum(float(tensor.square().sum()) for tensor in weights) ** 0.5
             (out / "result.json").write_text(json.dumps({"validations": validations, "weight_norm": norm}))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashar_cli.config.recipe import StageSettings
+from flashar_cli.config.recipe import LoraSettings, StageSettings
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.losses import losses_of
@@ -49,6 +49,16 @@ def test_line_ends_and_a_branch_apart_by_hand() -> None:
     assert training_flops(config, STAGE2) == 3 * (2 * block(9 + 14) + head + added)
     raster = 2 * block(9 + 14 + 2) + head
     assert training_flops(config, STAGE1_DISTILLING) == 2 * block(9 + 14) + head + 3 * added + raster
+
+
+def test_adapters_need_no_gradients_of_the_frozen_weights() -> None:
+    """Rank 4 on ``wo`` [64, 64] and ``w2`` [64, 48] of two blocks: 4 * (128 + 112) weights each, trained in full."""
+    config, lora = random_config(3, 5), LoraSettings(rank=4, targets=("wo", "w2"))
+    frozen, trained = training_flops(config, STAGE1), training_flops(config, STAGE2)
+    base = (trained - frozen) // 2
+    adapters = 2 * 2 * 4 * (128 + 112) * 15
+    assert training_flops(config, STAGE2, lora) == frozen + base + 3 * adapters
+    assert training_flops(config, STAGE1, lora) == frozen
 
 
 @pytest.mark.parametrize("branch", (True, False))

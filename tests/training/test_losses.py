@@ -124,7 +124,9 @@ def compare(config: ModelConfig, settings: StageSettings = ALL_TERMS) -> None:
         )
 
 
-@pytest.mark.parametrize("at_once", (1, 7, 1024))  # 7: two cells of three images, and a rest
+@pytest.mark.parametrize(
+    "at_once", (1, 2, 7, 1024)
+)  # 2: of three images two and one; 7: two cells of three, and a rest
 @pytest.mark.parametrize("gate", GATES)
 def test_every_gate_in_parts_of_every_size(monkeypatch, gate, at_once):
     monkeypatch.setattr(losses, "TARGETS_AT_ONCE", at_once)
@@ -135,6 +137,21 @@ def test_every_gate_in_parts_of_every_size(monkeypatch, gate, at_once):
 def test_every_grid(monkeypatch, shape):
     monkeypatch.setattr(losses, "TARGETS_AT_ONCE", 7)
     compare(gated_config("hidden", *shape))
+
+
+def test_wide_heads_have_fewer_targets_at_once_than_images(monkeypatch):
+    """Logits of 131072 tokens are 0.5 MiB a target."""
+    assert [losses.targets_at_once(size) for size in (40, 16384, 131072, 2**28)] == [1024, 1024, 512, 1]
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 2 * 40 + 39)
+    compute, seen = losses.part_sums, []
+
+    def part_sums(model, settings, h_BCD, v_BCD, tokens_BC, *rest):
+        seen.append(tokens_BC.numel())
+        return compute(model, settings, h_BCD, v_BCD, tokens_BC, *rest)
+
+    monkeypatch.setattr(losses, "part_sums", part_sums)
+    compare(gated_config("hidden", 3, 5))
+    assert sum(seen) == 3 * 15 and set(seen) == {1, 2}
 
 
 def test_captions_and_their_masks(monkeypatch):

@@ -21,7 +21,7 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.layers import Block
 from flashar_cli.training.loop import batch_losses
 from flashar_cli.training.losses import losses_of
-from flashar_cli.training.parallel import Parallel, _shard
+from flashar_cli.training.parallel import Parallel, shard
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import TWO_STAGES, make_run
 
@@ -111,7 +111,7 @@ def mixed_step(folder: Path, strategy: str, stage: Stage) -> tuple[set[torch.dty
         part.requires_grad_(name == "branch" or stage.settings.backbone_lr_factor > 0)
     parallel = Parallel(run.model, EngineSettings(), run.dtype)
     if strategy == "fsdp":
-        _shard(run.model, run.dtype)
+        shard(run.model, run.dtype)
     elif strategy == "ddp":
         parallel._forward = torch.nn.parallel.DistributedDataParallel(run.model)
     seen: set[torch.dtype] = set()
