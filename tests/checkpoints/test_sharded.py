@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flashar_cli.checkpoints.checkpoint import model_on_meta
+from flashar_cli.checkpoints.checkpoint import load
+from flashar_cli.checkpoints.convert import convert
+from flashar_cli.checkpoints.parts import model_on_meta
 from flashar_cli.checkpoints.sharded import read_base
 from flashar_cli.config import read_config
 from flashar_cli.errors import FlasharError
+from flashar_cli.families.base import ConvertOptions
 from flashar_cli.models.flashar import FlasharModel
 
 
@@ -61,3 +64,18 @@ def test_a_truncated_file_is_one_line(base):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FlasharError, match="it may be truncated"):
         read_base(empty_model(base), base)
+
+
+def test_linked_files_of_upstream_are_joined_and_cut(tmp_path):
+    """As ``load`` does: queries, keys and values are apart there, text and visual tokens together."""
+    from tests.parity.fixtures import read_fixture
+    from tests.parity.test_emu import write_upstream
+
+    meta = read_fixture("emu35_raster_small").meta
+    write_upstream(tmp_path / "upstream", meta["state_dict_shapes"], meta["config"] | {"model_type": "Emu3"}, 0.08)
+    options = ConvertOptions(visual_token_offset=meta["visual_token_offset"], eol_token_id=meta["eol_token_id"])
+    convert(tmp_path / "upstream", options, None).link(tmp_path / "linked")
+    model, whole = empty_model(tmp_path / "linked"), load(tmp_path / "linked", torch.device("cpu")).model
+    read_base(model, tmp_path / "linked")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
