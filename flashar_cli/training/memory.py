@@ -195,13 +195,15 @@ def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -
     """
     branch = config.branch
     assert branch is not None
-    tokens = config.prefix.longest + config.order_grid.num_cells - 1
+    image = config.order_grid.num_cells - 1
+    tokens = config.prefix.longest + image
     one, two = (_extrapolated_bytes_per_token(config, layers, dtype) for layers in (1, 2))
     block, rest = two - one, one - (two - one) * (1 + branch.depth)
-    stored = block * config.num_blocks
+    in_blocks = config.backbone.num_layers * tokens + branch.depth * (tokens if branch.sees_prefix else image)
+    stored = block * in_blocks
     if recompute:  # the input of every block, and one block at a time in full
-        stored = config.backbone.dim * dtype.itemsize * config.num_blocks + block
-    return round(tokens * (stored + rest))
+        stored = config.backbone.dim * dtype.itemsize * in_blocks + block * tokens
+    return round(stored + rest * tokens)
 
 
 def target_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -222,12 +224,13 @@ def _loss_bytes_per_target(config: ModelConfig, vocab_size: int, dtype: torch.dt
 
 
 def _shallow(config: ModelConfig, num_layers: int) -> ModelConfig:
+    """A model of so few layers, whose branch runs on all tokens, so that all of them store the same."""
     branch = config.branch
     assert branch is not None
     return config.model_copy(
         update={
             "backbone": BackboneConfig(**{**config.backbone.model_dump(), "num_layers": num_layers}),
-            "branch": BranchConfig(**{**branch.model_dump(), "layer": num_layers}),
+            "branch": BranchConfig(**{**branch.model_dump(), "layer": num_layers, "sees_prefix": True}),
             "grid": GridConfig(height=4, width=4),
         }
     )

@@ -13,7 +13,7 @@ from flashar_cli.config import BackboneConfig, BranchConfig, TextPrefix
 from flashar_cli.config.recipe import EngineSettings, LoraSettings
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.training import memory
-from tests.tiny_models import random_config
+from tests.tiny_models import emu_like_config, random_config
 
 
 def config_of(num_layers: int, height: int, width: int):
@@ -33,6 +33,18 @@ def test_extrapolation_meets_the_deep_model(shape, dtype):
     tokens = config.prefix.longest + config.order_grid.num_cells - 1
     gradients = tokens * 2 * 4 * config.backbone.vocab_size
     assert memory.activation_bytes(config, False, dtype) - gradients == pytest.approx(per_image, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_extrapolation_of_a_branch_that_does_not_see_the_prompt(dtype):
+    config = emu_like_config(5, 3, depth=2).model_copy(update={"tokenizer": None})
+    backbone = config.backbone.model_copy(update={"num_layers": 5, "num_heads": 4, "num_kv_heads": 4})
+    branch = config.branch.model_copy(update={"layer": 5})
+    config = config.model_copy(update={"backbone": backbone, "branch": branch})
+    model = FlasharModel(config)
+    initialise(model, 0)
+    per_image = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
+    assert memory.activation_bytes(config, False, dtype) == pytest.approx(per_image, rel=0.05)
 
 
 @pytest.mark.parametrize("num_kv_heads", (6, 3))
