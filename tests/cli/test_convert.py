@@ -210,12 +210,12 @@ def test_a_full_output_directory_is_kept(run_cli, tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_nothing(run_cli, tmp_path, monkeypatch):
-    from flashar_cli.checkpoints import checkpoint
+    from flashar_cli.files import streaming
 
     def no_space(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_torch_state_dict", no_space)
+    monkeypatch.setattr(streaming, "save_file", no_space)
     source = write(tmp_path / "w.pt", upstream_state())
     result = run_cli("convert", source, "--out", tmp_path / "model", *SHAPE)
     assert result.code == 2 and "No space left" in result.err
