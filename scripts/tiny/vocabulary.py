@@ -12,11 +12,10 @@ from pathlib import Path
 
 from flashar_cli.data.captioned_shapes import COLOURS, PHRASES, Scene
 from flashar_cli.data.shapes import CLASS_NAMES
+from flashar_cli.tokenizers.text.tiktoken_bpe import SPECIAL
 
 RANKS_FILE, SPECIAL_FILE = "text.tiktoken", "special.txt"
-# The special tokens that follow the ranks in every vocabulary of Emu3.5's kind, then those of its file, here without
-# the visual ones.
-ALWAYS_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
+# The special tokens of the second file, here without the visual ones.
 SPECIAL_TOKENS = ("<|image token|>", "<|image start|>", "<|image end|>")
 # As Emu3.5's, shorter.
 TEMPLATE_WORDS = ("USER", " ASSISTANT")
@@ -44,7 +43,7 @@ def ranks(known: Iterable[str]) -> dict[bytes, int]:
 
 def special_ids() -> dict[str, int]:
     """The ids of all special tokens."""
-    return {token: place for place, token in enumerate((*ALWAYS_SPECIAL, *SPECIAL_TOKENS), start=len(ranks(words())))}
+    return {token: place for place, token in enumerate((*SPECIAL, *SPECIAL_TOKENS), start=len(ranks(words())))}
 
 
 def write_vocabulary(folder: Path) -> None:
