@@ -25,7 +25,7 @@ def decoding_bytes(
     logits of the longest step, the image. Guidance doubles the rows.
     """
     rows, backbone = 2 if guided else 1, config.backbone
-    positions = prefix_length + grid.num_cells
+    positions = prefix_length + config.raster(grid).num_slots
     caches = (
         num_caches * rows * config.num_blocks * 2 * positions * backbone.num_kv_heads * backbone.head_dim * itemsize
     )

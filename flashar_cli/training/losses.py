@@ -67,7 +67,9 @@ def losses_of(
     counts, weights = [torch.full((), tokens_BN.numel(), device=tokens_BN.device)], [1.0]
     if model.branch is not None and targets.uses_branch:
         modules += [model.branch.head, model.branch.gate]
-        counts += [len(tokens_BN) * counted.sum() for counted in (below, across, below, across & below)]
+        counted_below = _of_branch(model, below, corner)
+        cells = (counted_below, across, counted_below, across & below)
+        counts += [len(tokens_BN) * counted.sum().clamp(min=1) for counted in cells]
         weights += [settings.vertical_weight, settings.horizontal_weight, settings.distill_weight]
         weights += [-settings.gate_entropy_weight]
     counts_K = torch.stack(counts)
@@ -120,15 +122,25 @@ def part_sums(
         return fused[None], torch.ones_like(tokens_BC, dtype=torch.float32)
     logits_h = prediction.horizontal if settings.horizontal_weight else prediction.horizontal.detach()
     gate_BC = prediction.gate[..., 0]
-    off = torch.zeros_like(fused)
+    vertical_1C, off = _of_branch(model, below_1C, corner_1C), torch.zeros_like(fused)
     terms = (
         fused,
-        cross_entropy(prediction.vertical, tokens_BC, below_1C),
+        cross_entropy(prediction.vertical, tokens_BC, vertical_1C),
         cross_entropy(logits_h, tokens_BC, across_1C),
-        _distillation(model, settings, prediction, teacher_BCD, below_1C) if settings.distill_weight else off,
+        _distillation(model, settings, prediction, teacher_BCD, vertical_1C) if settings.distill_weight else off,
         _gate_entropy(gate_BC, across_1C & below_1C) if settings.gate_entropy_weight else off,
     )
     return torch.stack(terms), gate_BC
+
+
+def _of_branch(model: FlasharModel, below_1C: Tensor, corner_1C: Tensor | None) -> Tensor:
+    """The cells that the vertical terms count: those that the vertical head predicts, without the corner where the
+    branch does not see the prefix, so that the head reads no state of the branch there.
+    """
+    assert model.branch is not None
+    if corner_1C is None or model.branch.sees_prefix:
+        return below_1C
+    return below_1C & ~corner_1C
 
 
 def cross_entropy(logits_BCV: Tensor, tokens_BC: Tensor, counted_1C: Tensor | None = None) -> Tensor:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 import flashar_cli
 from flashar_cli.api import ImageModel
+from flashar_cli.config.recipe import StageSettings
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.prefix.text import left_padded
 from flashar_cli.nn.rope import rope_table_1d
+from flashar_cli.training.losses import losses_of
 from tests.parity.fill import tensor_for
 from tests.parity.fixtures import read_fixture
 
@@ -135,6 +139,26 @@ def test_logits_of_both_heads(adapted):
     torch.testing.assert_close(horizontal[:, :, 1:], published, atol=1e-4, rtol=0)
     published = adapted.tensors["logits_v"][:, :-1, :, adapted.offset :]
     torch.testing.assert_close(vertical[:, 1:], published, atol=1e-4, rtol=0)
+
+
+def test_losses(adapted):
+    """Over the visual tokens alone, from the published logits. Upstream's own, over all tokens, are the same means."""
+    texts, offset, published = rows(adapted.tensors["text"]), adapted.offset, adapted.tensors
+    order = adapted.loaded.config.order_grid.diagonal()
+    ids = published["image_tokens"].reshape(-1, order.grid.height, order.grid.width)
+    pairs = {"fused": (published["fused_logits"], ids), "vertical": (published["logits_v"][:, :-1], ids[:, 1:])}
+    for name, upstream in (("fused", "loss"), ("vertical", "loss_v")):
+        logits, tokens = pairs[name]
+        assert F.cross_entropy(logits.flatten(0, 2), tokens.flatten()).item() == pytest.approx(
+            published[upstream].item()
+        )
+    tokens_BN, model = order.from_raster(ids - offset), adapted.loaded.model
+    with torch.no_grad():
+        read = partial(losses_of, model, tokens_BN=tokens_BN, settings=StageSettings())
+        losses = model(tokens_BN, conditions(texts, texts), order, read=read)
+    for name, (logits, tokens) in pairs.items():
+        expected = F.cross_entropy(logits[..., offset:].flatten(0, 2), (tokens - offset).flatten())
+        torch.testing.assert_close(getattr(losses, name), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_padded_prompt(adapted):
