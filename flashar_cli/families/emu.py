@@ -52,6 +52,7 @@ class _Config(BaseModel):
     eoi_token_id: TokenId = END_OF_IMAGE
     eol_token_id: TokenId = END_OF_LINE
     pad_token_id: TokenId = PADDING
+    visual_token_offset: TokenId | None = None
 
 
 def text_prefix(num_text: int, line_end: int | None, pad_id: int) -> TextPrefix:
@@ -82,6 +83,22 @@ EMU_34B = BackboneConfig(
     qk_norm=True,
     max_positions=32768,
 )
+
+
+def preset(name: str, family: str, repo: str, branch: BranchConfig | None = None) -> Preset:
+    """A published model of 34 billion parameters."""
+    return Preset(
+        name=name,
+        family=family,
+        backbone=EMU_34B,
+        prefix=text_prefix(END_OF_IMAGE + 1, END_OF_LINE, PADDING),
+        grid=DEFAULT_GRID,
+        tokenizer=IBQConfig(),
+        branch=branch,
+        generation=GUIDANCE,
+        weights=HubFiles(repo, ("*.json", "*.safetensors", "*.tiktoken", "*.txt")),
+        tokenizer_weights=HubFiles("BAAI/Emu3.5-VisionTokenizer", ("config.yaml", "model.ckpt")),
+    )
 
 
 def _blocks(theirs: str, ours: str) -> tuple[tuple[str | Joined, str], ...]:
@@ -181,9 +198,11 @@ class EmuLayout(Family):
         head_dim = source.length(f"{attention}.q_norm.weight", name)
         query_rows, key_rows = (source.shape(f"{attention}.{part}_proj.weight", name)[0] for part in "qk")
         self.refuse_other(source, {"heads": query_rows // head_dim}, "num_heads", options.num_heads, "heads")
-        offset = options.visual_token_offset
-        if offset is None:
-            offset = config.eoi_token_id + 1
+        told = config.visual_token_offset
+        self.refuse_other(
+            source, {"offset": told} if told else {}, "visual_token_offset", options.visual_token_offset, "offset"
+        )
+        offset = next(each for each in (options.visual_token_offset, told, config.eoi_token_id + 1) if each is not None)
         if not 1 <= offset < rows - 1:
             raise FlasharError(
                 f"{source.path} has {rows} tokens, and its visual ones would begin at {offset}; pass "
@@ -217,19 +236,7 @@ class EmuImage(EmuLayout):
 
     name = "emu3.5-image"
     sign = "model.* with q_norm, and lm_head"
-    presets = (
-        Preset(
-            name="emu3.5-image",
-            family="emu3.5-image",
-            backbone=EMU_34B,
-            prefix=text_prefix(END_OF_IMAGE + 1, END_OF_LINE, PADDING),
-            grid=DEFAULT_GRID,
-            tokenizer=IBQConfig(),
-            generation=GUIDANCE,
-            weights=HubFiles("BAAI/Emu3.5-Image", ("*.json", "*.safetensors", "*.tiktoken", "*.txt")),
-            tokenizer_weights=HubFiles("BAAI/Emu3.5-VisionTokenizer", ("config.yaml", "model.ckpt")),
-        ),
-    )
+    presets = (preset("emu3.5-image", "emu3.5-image", "BAAI/Emu3.5-Image"),)
     keys = KeyTable(*_backbone("model", "lm_head"))
     backbone = "model"
 
@@ -244,6 +251,15 @@ class EmuFlashAR(EmuLayout):
 
     name = "emu3.5-flashar"
     sign = "horizontal_head and vertical_head"
+    presets = (
+        preset(
+            "emu3.5-image-flashar",
+            "emu3.5-flashar",
+            "lxazjk/Emu3.5-Image-FlashAR",
+            # Where upstream's training starts a branch of four blocks; the published files may tell another place.
+            BranchConfig(layer=60, depth=4, sees_prefix=False, gate="hidden", gate_dim=640),
+        ),
+    )
     needed = (*EmuLayout.needed, "branch_layer", "branch_depth")
     keys = KeyTable(
         *_backbone("backbone", "horizontal_head"),

@@ -92,6 +92,16 @@ def test_presets_build_on_the_meta_device(name):
     millions = sum(parameter.numel() for parameter in model.backbone.parameters()) / 1e6
     # Janus: 24 * (4 * 2048^2 + 3 * 2048 * 5632) and 30 * (4 * 4096^2 + 3 * 4096 * 11008), and a head of 38 and 84 M.
     # Emu3.5: 64 * (5120 * 80 * 128 + 8192 * 5120 + 3 * 5120 * 25600), and twice 131072 * 5120.
-    published = {"b": 111, "l": 343, "xl": 775, "xxl": 1411, "3b": 3098, "1b": 1275, "7b": 6172, "image": 32548}
+    published = {
+        "b": 111,
+        "l": 343,
+        "xl": 775,
+        "xxl": 1411,
+        "3b": 3098,
+        "1b": 1275,
+        "7b": 6172,
+        "image": 32548,
+        "flashar": 32548,
+    }
     published = published[name.split("-")[-1]]
     assert millions == pytest.approx(published, rel=0.02)
