@@ -96,7 +96,7 @@ def measure(
     config: ModelConfig, engine: EngineSettings, steps: int, device: torch.device, dtype: torch.dtype, peak: float
 ) -> dict[str, Any]:
     """One arm: a step is one forward and backward of ``micro_batch_size`` images with its optimizer step."""
-    branch = choose_branch(BranchSettings(), None, config.backbone)
+    branch = choose_branch(BranchSettings(), None, config)
     model = random_model(config, device, torch.float32, seed=0)
     model.add_branch(branch, 0)
     settings, size = StageSettings(lr=1e-5), engine.micro_batch_size

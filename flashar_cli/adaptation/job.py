@@ -89,7 +89,10 @@ def load_job(
     """Loads the base, and checks all that can be checked before data is read. Raises FlasharError."""
     if dtype is torch.float16:
         raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
-    base, stored, lora = read_config(directory), checkpoint.stored_dtype(directory), recipe.lora
+    base, lora = read_config(directory), recipe.lora
+    if current_world().size == 1:  # before anything is read
+        checkpoint.refuse_too_large(base, str(directory), device, torch.bfloat16 if lora.rank else torch.float32)
+    stored = checkpoint.stored_dtype(directory)
     if base.branch is not None:
         raise FlasharError(f"{Path(name).name} has a vertical branch already; adapt its raster base")
     if lora.rank:

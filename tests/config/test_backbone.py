@@ -25,8 +25,9 @@ def test_weights_are_those_of_the_model() -> None:
 @pytest.mark.parametrize("gate", ["hidden", "logits", "scalar", "mean"])
 def test_gate_weights_are_those_of_the_gate(gate: GateKind) -> None:
     branch = BranchConfig(layer=2, gate=gate, gate_dim=default_gate_dim(gate, 32, 50))
-    inner = default_gate_dim(gate, 32, 50)
-    assert GATES[gate].num_weights(32, 50, inner) == num_parameters(build_gate(branch, BACKBONE))
+    assert GATES[gate].num_weights(32, 50, branch) == num_parameters(build_gate(branch, BACKBONE))
+    apart = branch.model_copy(update={"sees_prefix": False})  # its corner has a gate of its own
+    assert GATES[gate].num_weights(32, 50, apart) == num_parameters(build_gate(apart, BACKBONE))
 
 
 @pytest.mark.parametrize("name", ("llamagen-b", "llamagen-t2i-xl", "nar-b"))

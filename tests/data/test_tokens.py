@@ -83,7 +83,7 @@ def test_the_fingerprint_of_captions_is_of_their_text():
     expected = hashlib.sha256(tokens.astype("<i4").tobytes() + b"a star\nring" + b"0\n1").hexdigest()
     zeros = np.zeros(2, np.int64)
     for subjects in (
-        Prompts(texts, np.array([[1], [2]], dtype=object), TextPrefix(vocab_size=4)),
+        Prompts(texts, np.array([[1], [2]], dtype=object), TextPrefix(vocab_size=4), None),
         CaptionFeatures(texts, (), zeros, zeros, zeros, 4, 4),
     ):
         assert TokenSet(tokens, ids, subjects).fingerprint() == expected

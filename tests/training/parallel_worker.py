@@ -63,7 +63,7 @@ def main() -> None:
             run_stages(run)
         except Terminated:
             return
-        weights = [each.make().double() for each in weights_of(model, torch.float32).values()]
+        weights = [each.read().double() for each in weights_of(model, torch.float32).values()]
         if world.is_main:
             norm = sum(float(tensor.square().sum()) for tensor in weights) ** 0.5
             (out / "result.json").write_text(json.dumps({"validations": validations, "weight_norm": norm}))
