@@ -219,11 +219,14 @@ def _teacher_states(
     model = parallel.model
     raster = model.config.raster(model.config.order_grid)
     model.eval()
-    states: Tensor = model(
-        raster.from_raster(tokens_BHW), conditions, raster, drop, read=lambda hidden, targets: hidden.horizontal
-    )
+    states: Tensor = model(raster.from_raster(tokens_BHW), conditions, raster, drop, read=_of_horizontal)
     model.train()
     return states.index_select(1, _cells(order, states.device))
+
+
+def _of_horizontal(hidden: HiddenStates, targets: Targets) -> Tensor:
+    """The states from which the horizontal head predicts each cell: of the token before it, or of the end of a line."""
+    return hidden.sources(targets).horizontal
 
 
 @lru_cache(maxsize=4)

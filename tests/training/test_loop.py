@@ -24,7 +24,7 @@ from flashar_cli.training.randomness import choose_view, condition_drop, corrupt
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
-from tests.tiny_models import build_model, random_config
+from tests.tiny_models import build_model, emu_like_config, random_config
 
 
 def drawn_set(count: int = 24, height: int = 3, width: int = 4) -> TokenSet:
@@ -334,6 +334,18 @@ def test_the_teacher_predicts_the_same_cells_in_raster_order_from_clean_tokens(t
     divergence = heat**2 * (wanted * (wanted.log() - got)).sum(-1)
     counted = [divergence[:, 0, 0], *divergence[:, 1:].flatten(1).unbind(1)]  # the corner and all but row 0
     torch.testing.assert_close(losses.distill, torch.stack(counted).mean())
+
+
+def test_the_teacher_of_a_model_with_line_ends_predicts_the_same_cells():
+    """Cells at the beginning of a row are predicted from the end of the line before."""
+    model = build_model(emu_like_config())
+    tokens, conditions = torch.randint(32, (2, 3, 5)), model.prefix.example(2, seed=0)
+    order, raster = model.config.order_grid.diagonal(), model.config.raster(model.config.order_grid)
+    drop = torch.tensor([True, False])
+    states = loop._teacher_states(Parallel(model, EngineSettings(), torch.float32), tokens, conditions, drop, order)
+    with torch.no_grad():
+        expected = model(raster.from_raster(tokens), conditions, raster, drop).logits[:, order.cells]
+    torch.testing.assert_close(model.backbone.head(states), expected)
 
 
 def test_dropped_tokens_are_not_seen(tmp_path):
