@@ -131,18 +131,27 @@ def test_commands_are_short(path: Path) -> None:
             assert num_lines <= MOST_COMMAND_LINES, f"{path.name}: command has {num_lines} lines"
 
 
-@pytest.mark.parametrize(("argument", "shown", "limit_s"), (("--help", "bench", 0.5), ("ls", "llamagen-tiny", 1.0)))
-def test_what_needs_no_torch_answers_at_once(argument: str, shown: str, limit_s: float) -> None:
-    """In processor time, which others on the machine leave as it is."""
-    command = [sys.executable, "-m", "flashar_cli", argument]
-    seconds = []
+@pytest.mark.parametrize(("argument", "shown", "most"), (("--help", "bench", 0.3), ("ls", "llamagen-tiny", 0.4)))
+def test_what_needs_no_torch_answers_at_once(argument: str, shown: str, most: float) -> None:
+    """In a part of the time that ``import torch`` alone takes. It is processor time, which others on the machine leave
+    as it is, and a ratio, which holds on a slower one.
+    """
+    answers, imports = [], []
     for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert shown in done.stdout
-    assert min(seconds) < limit_s, f"flashar {argument} took {min(seconds):.2f} s"
+        seconds, printed = processor_time("-m", "flashar_cli", argument)
+        assert shown in printed
+        answers.append(seconds)
+        imports.append(processor_time("-c", "import torch")[0])
+    ratio = min(answers) / min(imports)
+    assert ratio < most, f"flashar {argument} took {min(answers):.2f} s, {ratio:.2f} times what importing torch takes"
+
+
+def processor_time(*arguments: str) -> tuple[float, str]:
+    """Seconds of a Python process of its own, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def test_tests_mirror_the_package() -> None:

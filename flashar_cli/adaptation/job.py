@@ -11,7 +11,7 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, ModelConfig, default_gate_dim, read_config
+from flashar_cli.config import BranchConfig, ModelConfig, read_config
 from flashar_cli.config.recipe import AdaptRecipe, BranchSettings, load_recipe, shipped_recipes
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
@@ -131,14 +131,9 @@ def load_job(
 
 
 def choose_branch(wanted: BranchSettings, recommended: int | None, base: ModelConfig) -> BranchConfig:
-    """The branch to add: from the recipe's layer on, else the probe's, else L - depth. The family says whether it sees
-    the prefix. Raises FlasharError.
-    """
-    backbone, sees_prefix = base.backbone, get_family(base.family).new_branch_sees_prefix
-    layer = next(
-        value for value in (wanted.layer, recommended, max(0, backbone.num_layers - wanted.depth)) if value is not None
-    )
-    if layer > backbone.num_layers:
-        raise FlasharError(f"--branch-layer is {layer}; expected 0..{backbone.num_layers}")
-    gate_dim = default_gate_dim(wanted.gate, backbone.dim, backbone.vocab_size)
-    return BranchConfig(layer=layer, depth=wanted.depth, sees_prefix=sees_prefix, gate=wanted.gate, gate_dim=gate_dim)
+    """The branch to add: from the recipe's layer on, else the probe's, else the family's. Raises FlasharError."""
+    layer = recommended if wanted.layer is None else wanted.layer
+    branch = get_family(base.family).new_branch(base.backbone, layer, wanted.depth, wanted.gate)
+    if branch.layer > base.backbone.num_layers:
+        raise FlasharError(f"--branch-layer is {branch.layer}; expected 0..{base.backbone.num_layers}")
+    return branch

@@ -14,7 +14,6 @@ from flashar_cli.config import (
     GridConfig,
     ModelConfig,
     TokenizerConfig,
-    default_gate_dim,
     read_config,
 )
 from flashar_cli.decoding.quantize import Scheme, quantize_model
@@ -71,7 +70,7 @@ def load_subject(
     if layers is not None:
         name = f"{name}, {layers} of {config.backbone.num_layers} layers"
         config = _shallow(config, layers)
-    whole = config.model_copy(update={"branch": config.branch or usual_branch(config)})
+    whole = config.model_copy(update={"branch": config.branch or _new_branch(config)})
     refuse_too_large(whole, f"{name} with random weights", device, dtype)
     model = random_model(config, device, dtype, seed)
     tokenizer = None if config.tokenizer is None else random_tokenizer(config.tokenizer, device, seed)
@@ -139,22 +138,13 @@ def ensure_branch(model: FlasharModel, seed: int) -> bool:
     if model.branch is not None:
         return False
     with torch.no_grad():
-        model.add_branch(usual_branch(model.config), seed)
+        model.add_branch(_new_branch(model.config), seed)
     model.eval()
     return True
 
 
-def usual_branch(base: ModelConfig) -> BranchConfig:
-    """A branch of the depth that is usual in the family, beside the last blocks, with the gate on hidden states."""
-    backbone, family = base.backbone, get_family(base.family)
-    depth = min(family.new_branch_depth, backbone.num_layers)
-    return BranchConfig(
-        layer=backbone.num_layers - depth,
-        depth=depth,
-        sees_prefix=family.new_branch_sees_prefix,
-        gate="hidden",
-        gate_dim=default_gate_dim("hidden", backbone.dim, backbone.vocab_size),
-    )
+def _new_branch(base: ModelConfig) -> BranchConfig:
+    return get_family(base.family).new_branch(base.backbone)
 
 
 def _check_grid(config: ModelConfig, res: int | None) -> None:

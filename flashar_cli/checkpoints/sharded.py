@@ -15,15 +15,13 @@ from flashar_cli.checkpoints.parts import open_checkpoint
 from flashar_cli.config import ModelConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.lazy import Made
-from flashar_cli.files.shards import weight_files
+from flashar_cli.files.shards import DTYPES, weight_files
 from flashar_cli.files.tensors import WEIGHT_DTYPES, describe_problems, open_safetensors
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.lora import Adapter, adapters, is_adapter, plain_name
 from flashar_cli.nn.shards import own, own_rows, whole
 
-# safetensors' names of dtypes.
-STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-assert set(STORED.values()) == set(WEIGHT_DTYPES)
+STORED = [name for name, dtype in DTYPES.items() if dtype in WEIGHT_DTYPES]
 
 
 @torch.no_grad()

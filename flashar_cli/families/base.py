@@ -20,6 +20,7 @@ from flashar_cli.config import (
     Provenance,
     Sampling,
     TokenizerConfig,
+    default_gate_dim,
 )
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.keys import KeyTable
@@ -149,6 +150,22 @@ class Family(ABC):
     def options(self, preset: Preset) -> ConvertOptions:
         """The facts of a preset that its files lack."""
         return ConvertOptions(family=self.name)
+
+    def new_branch(
+        self, backbone: BackboneConfig, layer: int | None = None, depth: int | None = None, gate: str = "hidden"
+    ) -> BranchConfig:
+        """The branch that a model without one is given. None: the depth that is usual in the family, and the layer
+        L - depth.
+        """
+        if depth is None:
+            depth = min(self.new_branch_depth, backbone.num_layers)
+        return BranchConfig(
+            layer=max(0, backbone.num_layers - depth) if layer is None else layer,
+            depth=depth,
+            sees_prefix=self.new_branch_sees_prefix,
+            gate=gate,
+            gate_dim=default_gate_dim(gate, backbone.dim, backbone.vocab_size),
+        )
 
     def kept(self, state: Mapping[str, Lazy], config: ModelConfig) -> dict[str, Lazy]:
         """The tensors of upstream files without ``dropped`` ones: those that the model needs, and foreign ones."""

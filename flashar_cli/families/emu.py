@@ -6,7 +6,6 @@ heads only the visual rows are kept, because image decoding gives all other toke
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -191,17 +190,15 @@ class EmuLayout(Family):
         self, source: Source, options: ConvertOptions, document: dict[str, Any], config: _Config
     ) -> tuple[BackboneConfig, int]:
         """The backbone, and how many text tokens come before the visual ones."""
-        self.refuse_other(source, document, "norm_eps", options.norm_eps, "rms_norm_eps")
-        self.refuse_other(source, document, "rope_base", options.rope_base, "rope_theta")
+        refuse_other(source, "--norm-eps", options.norm_eps, document.get("rms_norm_eps"))
+        refuse_other(source, "--rope-base", options.rope_base, document.get("rope_theta"))
         attention, name = f"{self.backbone}.layers.0.self_attn", self.name
         rows, dim = source.shape(f"{self.backbone}.embed_tokens.weight", name)
         head_dim = source.length(f"{attention}.q_norm.weight", name)
         query_rows, key_rows = (source.shape(f"{attention}.{part}_proj.weight", name)[0] for part in "qk")
-        self.refuse_other(source, {"heads": query_rows // head_dim}, "num_heads", options.num_heads, "heads")
+        refuse_other(source, "--num-heads", options.num_heads, query_rows // head_dim)
         told = config.visual_token_offset
-        self.refuse_other(
-            source, {"offset": told} if told else {}, "visual_token_offset", options.visual_token_offset, "offset"
-        )
+        refuse_other(source, "--visual-token-offset", options.visual_token_offset, told)
         offset = next(each for each in (options.visual_token_offset, told, config.eoi_token_id + 1) if each is not None)
         if not 1 <= offset < rows - 1:
             raise FlasharError(
@@ -210,7 +207,7 @@ class EmuLayout(Family):
             )
         backbone = BackboneConfig(
             dim=dim,
-            num_layers=count_blocks(source, f"{self.backbone}.layers"),
+            num_layers=source.count_blocks(f"{self.backbone}.layers"),
             num_heads=query_rows // head_dim,
             num_kv_heads=key_rows // head_dim,
             head_dim=head_dim,
@@ -224,11 +221,11 @@ class EmuLayout(Family):
         )
         return backbone, offset
 
-    def refuse_other(self, source: Source, told: dict[str, Any], option: str, wanted: float | None, key: str) -> None:
-        """Raises FlasharError for an option that contradicts what the files tell."""
-        if wanted is not None and key in told and told[key] != wanted:
-            typed = option.replace("_", "-")
-            raise FlasharError(f"--{typed} is {wanted}, but {source.path} says {told[key]}; leave it out")
+
+def refuse_other(source: Source, option: str, wanted: float | None, told: float | None) -> None:
+    """Raises FlasharError for an option that contradicts what the files tell."""
+    if None not in (wanted, told) and wanted != told:
+        raise FlasharError(f"{option} is {wanted}, but {source.path} says {told}; leave it out")
 
 
 class EmuImage(EmuLayout):
@@ -281,14 +278,13 @@ class EmuFlashAR(EmuLayout):
         return {**document, **(inner if isinstance(inner, dict) else {})}
 
     def read_branch(self, source: Source, options: ConvertOptions, backbone: BackboneConfig) -> BranchConfig:
-        depth = count_blocks(source, "vertical_block")
+        depth = source.count_blocks("vertical_block")
         told = {**source.document("config.json"), **source.document("checkpoint_meta.json")}
         layer = told.get("vertical_start_layer")
         if not isinstance(layer, int) or layer < 0:
             layer = None
-        if layer is not None:
-            self.refuse_other(source, {"layer": layer}, "branch_layer", options.branch_layer, "layer")
-        self.refuse_other(source, {"depth": depth}, "branch_depth", options.branch_depth, "depth")
+        refuse_other(source, "--branch-layer", options.branch_layer, layer)
+        refuse_other(source, "--branch-depth", options.branch_depth, depth)
         layer = options.branch_layer if layer is None else layer
         last = backbone.num_layers
         if layer is None or layer > last:
@@ -298,13 +294,3 @@ class EmuFlashAR(EmuLayout):
             )
         gate_dim = source.shape("hv_gate_mlp.0.weight", self.name)[0]
         return BranchConfig(layer=layer, depth=depth, sees_prefix=False, gate="hidden", gate_dim=gate_dim)
-
-
-def count_blocks(source: Source, stack: str) -> int:
-    """Blocks of a stack of upstream. Raises FlasharError for one that is missing between others, and for none."""
-    matches = (re.match(rf"{re.escape(stack)}\.(0|[1-9][0-9]{{0,5}})\.", name) for name in source.state)
-    indices = {int(match[1]) for match in matches if match}
-    absent = next(index for index in range(len(indices) + 1) if index not in indices)
-    if not indices or absent < len(indices):
-        raise FlasharError(f"{source.path} has no {stack}.{absent}; expected a whole stack of blocks")
-    return len(indices)

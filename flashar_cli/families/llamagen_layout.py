@@ -7,7 +7,6 @@ positions in some files, from the options, or from a published model of the same
 from __future__ import annotations
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -139,7 +138,7 @@ class _Reading:
         self.notes: list[str] = []
         self.vocab_size, self.dim = self.shape("tok_embeddings.weight")
         self.positions = self.read_positions()
-        num_blocks = self.count_blocks()
+        num_blocks = source.count_blocks("layers")
         self.branch = family.read_branch(source, options, num_blocks)
         self.num_layers = num_blocks - (self.branch.depth if self.branch else 0)
         self.prefix = self.read_prefix()
@@ -171,15 +170,6 @@ class _Reading:
                 f"{self.source.path}: {POSITIONS} is {list(table.shape)}; expected [positions, rotations, 2]"
             )
         return table.shape[0], table.shape[1]
-
-    def count_blocks(self) -> int:
-        # layers.05 is not another name of layers.5.
-        matches = (re.match(r"layers\.(0|[1-9][0-9]{0,5})\.", name) for name in self.source.state)
-        indices = {int(match[1]) for match in matches if match}
-        absent = next(index for index in range(len(indices) + 1) if index not in indices)
-        if absent < len(indices):
-            raise FlasharError(f"{self.source.path} has blocks up to layers.{max(indices)} and no layers.{absent}")
-        return len(indices)
 
     def read_prefix(self) -> ClassPrefix | CaptionPrefix:
         if "cls_embedding.uncond_embedding" in self.source.state:

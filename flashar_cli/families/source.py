@@ -4,6 +4,7 @@ imported only when tensors are read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,16 @@ class Source:
     def length(self, name: str, title: str) -> int:
         """The length of a vector that every model of the family ``title`` has."""
         return self._sizes(name, title, 1, "a vector")[0]
+
+    def count_blocks(self, stack: str) -> int:
+        """Blocks ``stack.0.*``, ``stack.1.*`` and so on. Raises FlasharError where one is missing between others."""
+        # layers.05 is not another name of layers.5.
+        matches = (re.match(rf"{re.escape(stack)}\.(0|[1-9][0-9]{{0,5}})\.", name) for name in self.state)
+        indices = {int(match[1]) for match in matches if match}
+        absent = next(index for index in range(len(indices) + 1) if index not in indices)
+        if absent < len(indices):
+            raise FlasharError(f"{self.path} has blocks up to {stack}.{max(indices)} and no {stack}.{absent}")
+        return len(indices)
 
     def _sizes(self, name: str, title: str, ndim: int, what: str) -> tuple[int, ...]:
         if name not in self.state:

@@ -63,14 +63,18 @@ class Stacked(Lazy):
         self._pieces = pieces
 
     def read(self, first: int = 0, last: int | None = None) -> Tensor:
+        first, last, _ = slice(first, last).indices(self.shape[0])
         if len(self._pieces) == 1:
-            lazy, start, end = self._pieces[0]
-            return lazy.read(start, end)[first:last]
-        whole, row = torch.empty(self.shape, dtype=self.dtype), 0
+            lazy, start, _ = self._pieces[0]
+            return lazy.read(start + first, start + last)
+        rows, top = torch.empty(last - first, *self.shape[1:], dtype=self.dtype), 0
         for lazy, start, end in self._pieces:
-            whole[row : row + end - start] = lazy.read(start, end)
-            row += end - start
-        return whole[first:last]
+            bottom = top + end - start
+            low, high = max(first, top), min(last, bottom)  # of all rows, those of this piece that are wanted
+            if low < high:
+                rows[low - first : high - first] = lazy.read(start + low - top, start + high - top)
+            top = bottom
+        return rows
 
 
 class Finite(Lazy):

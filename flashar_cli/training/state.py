@@ -18,7 +18,6 @@ import torch.distributed.checkpoint as dcp
 from pydantic import Field
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -121,7 +120,7 @@ class TrainingState:
         if ema is not None:
             saved["ema"] = ema.averages
         self._read(saved)
-        set_model_state_dict(model, saved["model"], options=StateDictOptions(strict=False))
+        set_model_state_dict(model, {**get_model_state_dict(model), **saved["model"]})
         return True
 
     def load_optimizer(self, stage: int, model: FlasharModel, optimizer: torch.optim.Optimizer) -> None:

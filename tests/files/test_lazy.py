@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flashar_cli.errors import FlasharError
-from flashar_cli.files.lazy import Finite, Held, Stacked
+from flashar_cli.files.lazy import Finite, Held, Made, Stacked
 from flashar_cli.files.tensors import WEIGHT_DTYPES
 
 
@@ -21,6 +21,16 @@ def test_rows_are_those_of_a_list(first, last):
     single = Stacked([(Held(rows), 1, 6)])
     assert single.shape == (5, 2)
     assert torch.equal(single.read(first, last), torch.stack([*rows[1:6]][first:last]))
+
+
+def test_only_pieces_with_wanted_rows_are_read():
+    def refuse():
+        raise AssertionError("it was read")
+
+    stacked = Stacked([(Held(torch.ones(2, 2)), 0, 2), (Made((3, 2), torch.float32, refuse), 0, 3)])
+    assert torch.equal(stacked.read(0, 2), torch.ones(2, 2))
+    with pytest.raises(AssertionError, match="it was read"):
+        stacked.read(1, 3)
 
 
 def test_a_stack_keeps_its_dtype():
