@@ -1,10 +1,12 @@
 # Each target sets itself up: `make test` is all a fresh clone needs.
 #   make PYTHON=python3.12 test                                       another interpreter (for a new .venv)
+#   make WORKERS=8 test                                               processes that share the tests, a core each
 #   make PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ...  PyTorch without CUDA, a smaller download
 #   make gpu OUT=DIR ONLY=CASE UPSTREAM=DIR                           see benchmarks/README.md, "On a GPU"
 
 PYTHON ?= python3
 OUT ?= benchmarks/out
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -32,7 +34,7 @@ demo: $(READY)
 	@FLASHAR=$(BIN)/flashar scripts/demo.sh
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check .
