@@ -3,7 +3,7 @@
 Images of held-out scenes whose prompts name shape and both colours, in four lengths; prompts, seeds and settings are
 the same for every model. The judge says in how many the shape, each colour, and all three are right. More adaptations,
 such as one with LoRA, are named by --also. Results are kept as they come, with the weights they belong to, so an
-interrupted evaluation goes on. About 15 minutes on two CPU cores.
+interrupted evaluation goes on.
 """
 
 from __future__ import annotations

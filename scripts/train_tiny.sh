@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the embedded models from nothing: tokenizers, classifier, raster bases, probe, adaptations. Seeds are fixed.
-# usage: scripts/train_tiny.sh WORK     about four hours on two CPU cores; each part that is done is skipped
+# usage: scripts/train_tiny.sh WORK     hours on two CPU cores; each part that is done is skipped
 # Afterwards copy WORK/llamagen-tiny, WORK/emu-tiny, their -flashar ones and WORK/shape-classifier into
 # flashar_cli/assets/ and measure them with scripts/evaluate_tiny.py and scripts/evaluate_tiny_emu.py.
 set -euo pipefail
@@ -21,9 +21,10 @@ export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
     --probe "$WORK/probe/probe.json" --dtype bfloat16 --set engine.compile=true --out "$WORK/llamagen-tiny-flashar"
 
 [ -d "$WORK/captioned-vq" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/captioned-vq" --captioned \
-    --merged-codes 128
+    --steps 1000 --merged-codes 128 --float32
 [ -d "$WORK/ibq" ] || "$PYTHON" -m scripts.widen_tiny_tokenizer "$WORK/captioned-vq" "$WORK/ibq"
 [ -d "$WORK/emu-random" ] || "$PYTHON" -m scripts.make_tiny_emu "$WORK/ibq" "$WORK/emu-random"
-[ -d "$WORK/emu-tiny" ] || "$PYTHON" -m scripts.train_tiny_base "$WORK/emu-random" shapes:40512 "$WORK/emu-tiny" --compile
+[ -d "$WORK/emu-tiny" ] || "$PYTHON" -m scripts.train_tiny_base "$WORK/emu-random" shapes:24512 "$WORK/emu-tiny" \
+    --steps 2200 --anneal-steps 1000 --float32
 [ -d "$WORK/emu-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/emu-tiny" --recipe emu-tiny \
-    --set engine.compile=true --out "$WORK/emu-tiny-flashar"
+    --out "$WORK/emu-tiny-flashar"

@@ -52,16 +52,18 @@ def main() -> None:
         merged_codes=args.merged_codes, captioned=args.captioned, bfloat16=not args.float32,
     )  # fmt: skip
 
-    started = time.monotonic()
     if args.from_unmerged:
         trained = float32_tokenizer(TINY_CONFIG, load_file(args.from_unmerged))
+        # How it was trained stands beside the file, if anywhere.
+        chosen = {name: getattr(settings, name) for name in ("merged_codes", "merging_images", "captioned")}
+        facts = {"training": {"unmerged": args.from_unmerged.name} | chosen}
     else:
+        started = time.monotonic()
         trained = train_tokenizer(TINY_CONFIG, settings, log=lambda line: print(line, flush=True))
-    training_s = round(time.monotonic() - started, 1)
+        facts = {"training": asdict(settings), "training_s": round(time.monotonic() - started, 1)}
     unmerged = half(trained)
     images = drawn(TRAINING_SEED, 0, settings.merging_images, settings.captioned)
     merged = merge_codes(float32_tokenizer(TINY_CONFIG, unmerged), images, settings.merged_codes)
-    facts = {"training": asdict(settings), "training_s": training_s}
     written = save_trained_tokenizer(args.out, merged, facts, captioned=settings.captioned)
     save_file(unmerged, args.out / "unmerged.safetensors")
     print(json.dumps(written))

@@ -1,7 +1,7 @@
 """Makes the image tokenizer of emu-tiny out of a trained VQ tokenizer: python -m scripts.widen_tiny_tokenizer DIR OUT
 
 DIR is what train_tiny_tokenizer.py --captioned wrote. Writes OUT/tokenizer.safetensors (float16) and tokenizer.json,
-an IBQ tokenizer that gives the same tokens and images. About a minute on two CPU cores.
+an IBQ tokenizer that gives the same tokens and images.
 """
 
 from __future__ import annotations
