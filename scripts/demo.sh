@@ -29,13 +29,16 @@ step "Images of the raster base, token by token" \
     generate llamagen-tiny --decoder raster --num-images 20 --out "$OUT/raster"
 step "Images of the shipped adaptation, diagonal by diagonal" \
     generate llamagen-tiny-flashar --decoder flashar --num-images 20 --out "$OUT/flashar"
+step "Images of prompts, by a model that reads text" \
+    generate emu-tiny-flashar --prompt "a red star on a gray background" --prompt "blue ring on pink" \
+    --samples-per-prompt 4 --out "$OUT/prompts"
 step "How much faster is that here?" \
     bench llamagen-tiny-flashar --batch-sizes 1 --repeats 3 --out "$OUT/bench.json"
 
 cat >&2 <<EOF
 
 Done in $((SECONDS - started)) s.
-  images   $OUT/raster/contact-sheet.png and $OUT/flashar/contact-sheet.png
+  images   contact-sheet.png in $OUT/raster/, $OUT/flashar/ and $OUT/prompts/
   plot       $OUT/probe/probe.png
   adapted    $OUT/adapted/, and how it went in $OUT/adapted/report.html
   speed      $OUT/bench.json

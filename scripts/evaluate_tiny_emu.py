@@ -3,7 +3,7 @@
 Images of held-out scenes whose prompts name shape and both colours, in four lengths; prompts, seeds and settings are
 the same for every model. The judge says in how many the shape, each colour, and all three are right. More adaptations,
 such as one with LoRA, are named by --also. Results are kept as they come, with the weights they belong to, so an
-interrupted evaluation goes on.
+interrupted evaluation goes on, and further models can be added.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     names = {"raster": args.base, "flashar": args.adapted, **dict(each.split("=", 1) for each in args.also)}
     models = {name: flashar_cli.load(model) for name, model in names.items()}
+    weights = {name: weights_sha256(hub.resolve(model)) for name, model in names.items()}
     subject = {
-        "weights_sha256": {name: weights_sha256(hub.resolve(model)) for name, model in names.items()},
         "sampling": models["raster"].sampling(cfg_scale=args.cfg_scale).model_dump(mode="json"),
         "num_images": args.num_images,
     }
@@ -62,12 +62,14 @@ def main() -> None:
         assert tokenizer is not None
         report["reconstruction"] = asdict(evaluate_tokenizer(tokenizer, captioned=True))
     classifier = load_classifier()
+    report["runs"] = [run for run in report["runs"] if run["weights_sha256"] == weights.get(run["model"])]
     done = {(run["model"], run["seed"]) for run in report["runs"]}
     for seed in range(args.seeds):
         for name, model in models.items():
             if (name, seed) in done:
                 continue
-            run = {"model": name, "seed": seed} | measure(model, name, seed, args, classifier)
+            run = {"model": name, "weights_sha256": weights[name], "seed": seed}
+            run |= measure(model, name, seed, args, classifier)
             report["runs"].append(run)
             args.out.write_text(json.dumps(report, indent=2) + "\n")
             print(json.dumps(run), flush=True)
