@@ -23,7 +23,7 @@ import torch
 
 from flashar_cli.adaptation.job import choose_branch
 from flashar_cli.benchmarking.subject import config_of, random_model
-from flashar_cli.config import ClassPrefix, ModelConfig
+from flashar_cli.config import ClassPrefix, RasterConfig
 from flashar_cli.config.recipe import BranchSettings, EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.data.conditions.by_class import Labels
 from flashar_cli.data.tokens import TokenSet
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def measure(
-    config: ModelConfig, engine: EngineSettings, steps: int, device: torch.device, dtype: torch.dtype, peak: float
+    config: RasterConfig, engine: EngineSettings, steps: int, device: torch.device, dtype: torch.dtype, peak: float
 ) -> dict[str, Any]:
     """One arm: a step is one forward and backward of ``micro_batch_size`` images with its optimizer step."""
     branch = choose_branch(BranchSettings(), None, config)
@@ -139,7 +139,7 @@ def measure(
     }
 
 
-def random_tokens(config: ModelConfig, count: int) -> TokenSet:
+def random_tokens(config: RasterConfig, count: int) -> TokenSet:
     """Images of noise: the work is the same."""
     assert isinstance(config.prefix, ClassPrefix)
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flashar_cli.checkpoints import checkpoint, hub
-from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.config import RasterConfig, Sampling
 from flashar_cli.data.conditions import Given, parse
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
@@ -52,7 +52,7 @@ class ImageModel:
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> RasterConfig:
         """What the model is."""
         return self.model.config
 

@@ -15,8 +15,8 @@ from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import (
     BackboneConfig,
     GridConfig,
-    ModelConfig,
     Provenance,
+    RasterConfig,
     Sampling,
     TextPrefix,
     TokenizerConfig,
@@ -27,10 +27,10 @@ from scripts.tiny.tokenizer_training import load_trained_tokenizer
 from scripts.tiny.vocabulary import RANKS_FILE, SPECIAL_FILE, TEMPLATE, UNCONDITIONAL, special_ids, write_vocabulary
 
 
-def tiny_config(tokenizer: TokenizerConfig) -> ModelConfig:
+def tiny_config(tokenizer: TokenizerConfig) -> RasterConfig:
     """Emu3.5's architecture, small: grouped queries, normed queries and keys, rotary places, ends of lines."""
     special = special_ids()
-    return ModelConfig(
+    return RasterConfig(
         family="emu3.5-image",
         backbone=BackboneConfig(
             dim=128,
@@ -59,7 +59,7 @@ def tiny_config(tokenizer: TokenizerConfig) -> ModelConfig:
     )
 
 
-def make_base(config: ModelConfig, tokenizer: ImageTokenizer, out: Path, seed: int) -> None:
+def make_base(config: RasterConfig, tokenizer: ImageTokenizer, out: Path, seed: int) -> None:
     """Writes a checkpoint with random weights, this image tokenizer, and the vocabulary of the drawn shapes."""
     with tempfile.TemporaryDirectory() as folder:
         write_vocabulary(Path(folder))

@@ -15,8 +15,8 @@ from flashar_cli.config import (
     BackboneConfig,
     ClassPrefix,
     GridConfig,
-    ModelConfig,
     Provenance,
+    RasterConfig,
     Sampling,
 )
 from flashar_cli.data.shapes import CLASS_NAMES
@@ -51,7 +51,7 @@ def main() -> None:
         batch_size=args.batch_size,
         seed=args.seed,
     )
-    config = ModelConfig(
+    config = RasterConfig(
         family="llamagen",
         backbone=BACKBONE,
         prefix=ClassPrefix(num_classes=len(CLASS_NAMES)),

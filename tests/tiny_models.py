@@ -10,8 +10,8 @@ from flashar_cli.config import (
     CaptionPrefix,
     ClassPrefix,
     GridConfig,
-    ModelConfig,
     Provenance,
+    RasterConfig,
     Sampling,
     TextPrefix,
     VQConfig,
@@ -38,9 +38,9 @@ PROMPT_PREFIX = TextPrefix(
 )
 
 
-def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> ModelConfig:
+def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenizer: bool = True) -> RasterConfig:
     """Two narrow blocks, four query heads on two key and value heads, 32 tokens and 10 classes."""
-    return ModelConfig(
+    return RasterConfig(
         family="llamagen",
         backbone=BackboneConfig(dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=32),
         prefix=ClassPrefix(num_classes=10),
@@ -52,16 +52,16 @@ def random_config(height: int = 4, width: int = 4, branch: bool = True, tokenize
     )
 
 
-def emu_like_config(height: int = 3, width: int = 5, depth: int = 1) -> ModelConfig:
+def emu_like_config(height: int = 3, width: int = 5, depth: int = 1) -> RasterConfig:
     """As Emu3.5: prompts of 20 text tokens, one of which ends rows, and a branch that sees image tokens alone."""
     config = random_config(height, width, tokenizer=False).model_dump()
     config["backbone"] |= {"rope": "1d", "qk_norm": True, "head_dim": 24, "max_positions": 64}
     config["prefix"] = TextPrefix(vocab_size=20, line_end=5, max_length=9).model_dump()
     config["branch"] |= {"sees_prefix": False, "depth": depth}
-    return ModelConfig.model_validate(config)
+    return RasterConfig.model_validate(config)
 
 
-def build_model(config: ModelConfig, seed: int = 0) -> FlasharModel:
+def build_model(config: RasterConfig, seed: int = 0) -> FlasharModel:
     """Random weights, output head included."""
     model = FlasharModel(config).eval()
     with torch.no_grad():

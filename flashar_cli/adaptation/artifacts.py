@@ -14,7 +14,7 @@ from flashar_cli.adaptation.job import AdaptJob, run_dir
 from flashar_cli.adaptation.report import AdaptReport, render
 from flashar_cli.adaptation.tensorboard import FOLDER as TENSORBOARD_FOLDER
 from flashar_cli.checkpoints import adapters, checkpoint
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import ANYTHING, HTML, JSON_LINES, PNG, FolderKind
@@ -96,7 +96,7 @@ def draw_gates(job: AdaptJob, model: FlasharModel, validation: TokenSet) -> NDAr
 
 def write_report(
     job: AdaptJob,
-    config: ModelConfig,
+    config: RasterConfig,
     train: TokenSet,
     validation: TokenSet,
     fingerprint: str,

@@ -11,7 +11,7 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, ModelConfig, read_config
+from flashar_cli.config import BranchConfig, RasterConfig, read_config
 from flashar_cli.config.recipe import AdaptRecipe, BranchSettings, load_recipe, shipped_recipes
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
@@ -130,7 +130,7 @@ def load_job(
     )
 
 
-def choose_branch(wanted: BranchSettings, recommended: int | None, base: ModelConfig) -> BranchConfig:
+def choose_branch(wanted: BranchSettings, recommended: int | None, base: RasterConfig) -> BranchConfig:
     """The branch to add: from the recipe's layer on, else the probe's, else the family's. Raises FlasharError."""
     layer = recommended if wanted.layer is None else wanted.layer
     branch = get_family(base.family).new_branch(base.backbone, layer, wanted.depth, wanted.gate)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flashar_cli.config import BranchConfig, ModelConfig
+from flashar_cli.config import BranchConfig, RasterConfig
 from flashar_cli.config.recipe import AdaptRecipe
 from flashar_cli.machine.rates import matmul_flops_per_s
 from flashar_cli.training.flops import training_flops
@@ -21,7 +21,7 @@ EXPECTED_UTILISATION = 0.4
 
 
 def describe(
-    base: ModelConfig,
+    base: RasterConfig,
     branch: BranchConfig,
     recipe: AdaptRecipe,
     num_processes: int,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.config.recipe import NO_LORA, LoraSettings, Stage
 from flashar_cli.errors import FlasharError
 from flashar_cli.machine.peaks import peak_memory_bytes, peak_rss_bytes
@@ -28,7 +28,7 @@ def stamped(record: Record, device: torch.device) -> Record:
 
 
 def start_record(
-    config: ModelConfig,
+    config: RasterConfig,
     stages: Sequence[Stage],
     batch_size: int,
     step: int,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flashar_cli.adaptation import gates
 from flashar_cli.adaptation.records import flops_per_s, flops_text, peak_share, training_s
-from flashar_cli.config import BranchConfig, ModelConfig
+from flashar_cli.config import BranchConfig, RasterConfig
 from flashar_cli.machine.environment import Hardware, Software
 from flashar_cli.reporting import curves, html
 from flashar_cli.reporting.figures import has_matplotlib, to_svg
@@ -31,7 +31,7 @@ class AdaptReport:
 
     base_name: str
     base_sha256: str
-    config: ModelConfig
+    config: RasterConfig
     recipe: dict[str, Any]
     seed: int
     dtype: str

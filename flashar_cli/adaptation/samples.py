@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.data.conditions import conditions_of
 from flashar_cli.data.decode import decode
 from flashar_cli.data.images import contact_sheet, write_png
@@ -30,7 +30,7 @@ from flashar_cli.tokenizers.pixels import to_uint8
 COLUMNS, GAP = 10, 2
 
 
-def subjects(config: ModelConfig, validation: TokenSet, count: int) -> tuple[Conditions, list[str]]:
+def subjects(config: RasterConfig, validation: TokenSet, count: int) -> tuple[Conditions, list[str]]:
     """Conditions of ``count`` sample images, and their names; fewer where there are fewer validation images."""
     return conditions_of(config).examples(validation.subjects, count)
 
@@ -64,7 +64,7 @@ def write_sheet(path: Path, images: NDArray[np.uint8], settings: dict[str, Any])
     write_png(path, contact_sheet(images, columns=COLUMNS, gap=GAP), settings)
 
 
-def read_sheet(path: Path, config: ModelConfig, count: int) -> NDArray[np.uint8]:
+def read_sheet(path: Path, config: RasterConfig, count: int) -> NDArray[np.uint8]:
     """The first ``count`` images, uint8 [B, h, w, 3], of a sheet that ``write_sheet`` wrote for this model.
 
     Raises FlasharError for a missing, damaged or smaller image.

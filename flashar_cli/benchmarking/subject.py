@@ -12,7 +12,7 @@ from flashar_cli.checkpoints.checkpoint import refuse_too_large
 from flashar_cli.config import (
     BranchConfig,
     GridConfig,
-    ModelConfig,
+    RasterConfig,
     TokenizerConfig,
     read_config,
 )
@@ -77,12 +77,12 @@ def load_subject(
     return BenchModel(name, model, tokenizer, "random weights", ensure_branch(model, seed))
 
 
-def config_of(name: str) -> ModelConfig:
+def config_of(name: str) -> RasterConfig:
     """The shape of MODEL, without its weights. Raises FlasharError for an unknown one."""
     return PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
 
 
-def _shallow(config: ModelConfig, layers: int) -> ModelConfig:
+def _shallow(config: RasterConfig, layers: int) -> RasterConfig:
     """The config with so many backbone blocks; a branch stays where it was, or begins after the last one."""
     backbone, branch = config.backbone, config.branch
     if layers > backbone.num_layers:
@@ -102,7 +102,7 @@ def grid_of_res(tokenizer: TokenizerConfig | None, res: int) -> Grid:
     return Grid(res // tokenizer.downsample, res // tokenizer.downsample)
 
 
-def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, seed: int) -> FlasharModel:
+def random_model(config: RasterConfig, device: torch.device, dtype: torch.dtype, seed: int) -> FlasharModel:
     """A model of this shape with fresh weights: as fast as a trained one."""
     with torch.device("meta"):
         model = FlasharModel(config)
@@ -143,11 +143,11 @@ def ensure_branch(model: FlasharModel, seed: int) -> bool:
     return True
 
 
-def _new_branch(base: ModelConfig) -> BranchConfig:
+def _new_branch(base: RasterConfig) -> BranchConfig:
     return get_family(base.family).new_branch(base.backbone)
 
 
-def _check_grid(config: ModelConfig, res: int | None) -> None:
+def _check_grid(config: RasterConfig, res: int | None) -> None:
     if res is None or config.backbone.max_positions is not None:
         return
     grid = grid_of_res(config.tokenizer, res)

@@ -26,7 +26,7 @@ from flashar_cli.checkpoints.parts import (
     split_tokenizer,
     tokenizer_on_meta,
 )
-from flashar_cli.config import CONFIG_FILE, ModelConfig, TextPrefix, read_config
+from flashar_cli.config import CONFIG_FILE, RasterConfig, TextPrefix, read_config
 from flashar_cli.config.model import Layout
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import (
@@ -87,7 +87,7 @@ class Loaded:
     text_tokenizer: TextTokenizer | None = None
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> RasterConfig:
         return self.model.config
 
 
@@ -122,7 +122,7 @@ def load_outline(directory: Path, device: torch.device) -> Loaded:
     return Loaded(model_on_meta(config), *_tokenizers(directory, config, state, device, torch.float32))
 
 
-def read_text_tokenizer(directory: Path, config: ModelConfig) -> TextTokenizer | None:
+def read_text_tokenizer(directory: Path, config: RasterConfig) -> TextTokenizer | None:
     """The text tokenizer of a checkpoint; None where it has none. Raises FlasharError for files that are damaged or of
     another model.
     """
@@ -132,7 +132,7 @@ def read_text_tokenizer(directory: Path, config: ModelConfig) -> TextTokenizer |
     return next((tokenizer for tokenizer in found if tokenizer is not None), None)
 
 
-def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
+def refuse_too_large(config: RasterConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises FlasharError where the device has no room for the weights of a model and of its tokenizer."""
     num_bytes = config.num_weights * dtype.itemsize
     if config.tokenizer is not None:
@@ -142,7 +142,7 @@ def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype
 
 def save(
     directory: Path,
-    config: ModelConfig,
+    config: RasterConfig,
     model_state: Mapping[str, Lazy | Tensor],
     tokenizer_state: Mapping[str, Lazy | Tensor] | None,
     overwrite: bool = False,
@@ -167,7 +167,7 @@ def save(
 
 def link(
     directory: Path,
-    config: ModelConfig,
+    config: RasterConfig,
     files: Sequence[Path],
     tokenizer_state: Mapping[str, Lazy | Tensor] | None,
     overwrite: bool = False,
@@ -232,7 +232,7 @@ def weights_sha256(directory: Path) -> str:
 
 @contextmanager
 def _new_checkpoint(
-    directory: Path, config: ModelConfig, weights: Layout, overwrite: bool, extras: Mapping[str, Path]
+    directory: Path, config: RasterConfig, weights: Layout, overwrite: bool, extras: Mapping[str, Path]
 ) -> Iterator[Path]:
     """The folder for a checkpoint's weights, to which config and extras are added."""
     with atomic_directory(directory, CHECKPOINT, overwrite) as folder:
@@ -245,7 +245,7 @@ def _new_checkpoint(
 
 
 def _tokenizers(
-    directory: Path, config: ModelConfig, state: Mapping[str, Lazy], device: torch.device, dtype: torch.dtype | None
+    directory: Path, config: RasterConfig, state: Mapping[str, Lazy], device: torch.device, dtype: torch.dtype | None
 ) -> tuple[ImageTokenizer | None, TextTokenizer | None]:
     image = None if config.tokenizer is None else _assign(tokenizer_on_meta(config.tokenizer), state, device, dtype)
     return image, read_text_tokenizer(directory, config)

@@ -18,7 +18,7 @@ from flashar_cli.checkpoints.parts import (
     tokenizer_part,
     upstream_part,
 )
-from flashar_cli.config import ModelConfig, TextPrefix, explain
+from flashar_cli.config import RasterConfig, TextPrefix, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import family_of, get_family
 from flashar_cli.families.base import TOKENIZER, ConvertOptions
@@ -38,7 +38,7 @@ class Converted:
     with it; ``notes`` say which facts were assumed.
     """
 
-    config: ModelConfig
+    config: RasterConfig
     model_state: dict[str, Lazy]
     tokenizer_state: dict[str, Lazy] | None
     files: list[Path]
@@ -135,7 +135,7 @@ def write_upstream(states: Mapping[Path, Mapping[str, Tensor]]) -> None:
                 save_pickle({"model": {name: tensor.contiguous() for name, tensor in state.items()}}, file)
 
 
-def _text_tokenizer(folder: Path, names: Sequence[str], config: ModelConfig) -> dict[str, Path]:
+def _text_tokenizer(folder: Path, names: Sequence[str], config: RasterConfig) -> dict[str, Path]:
     """The files of the text tokenizer of a directory that has one. Wrong ones are refused now rather than when the
     model is used.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flashar_cli.checkpoints import hub
-from flashar_cli.config import ModelConfig, read_config
+from flashar_cli.config import RasterConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 
@@ -69,14 +69,14 @@ def inspect(directory: Path) -> dict[str, Any]:
     }
 
 
-def summary(config: ModelConfig) -> str:
+def summary(config: RasterConfig) -> str:
     """A few words: family, condition, grid, branch."""
     branch = branch_in_words(config)
     words = f"{config.family}, {config.prefix.noun}-conditional, {config.order_grid} tokens"
     return f"{words}, raster" if branch is None else f"{words}, branch {branch}"
 
 
-def branch_in_words(config: ModelConfig) -> str | None:
+def branch_in_words(config: RasterConfig) -> str | None:
     """The block before which the branch starts, the number of blocks, and the gate; None where there is no branch."""
     branch = config.branch
     return None if branch is None else f"{branch.layer}/{config.backbone.num_layers}, {branch.gate}"

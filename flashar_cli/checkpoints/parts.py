@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from flashar_cli.config import CONFIG_FILE, ModelConfig, TokenizerConfig
+from flashar_cli.config import CONFIG_FILE, RasterConfig, TokenizerConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
 from flashar_cli.families.base import TOKENIZER, Family
@@ -52,7 +52,7 @@ class Part:
         return dict(self.ours({name: Finite(lazy, f"{self.place}: {name}") for name, lazy in state.items()}))
 
 
-def open_checkpoint(directory: Path, config: ModelConfig) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
+def open_checkpoint(directory: Path, config: RasterConfig) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
     """The tensors of a checkpoint's model and of its image tokenizer, complete. Raises FlasharError that lists every
     missing, unexpected and mis-shaped tensor; nothing is read but headers.
     """
@@ -62,7 +62,7 @@ def open_checkpoint(directory: Path, config: ModelConfig) -> tuple[dict[str, Laz
     return split_tokenizer(state)
 
 
-def checkpoint_parts(directory: Path, config: ModelConfig) -> Iterator[Part]:
+def checkpoint_parts(directory: Path, config: RasterConfig) -> Iterator[Part]:
     """The model's part of a checkpoint, and the image tokenizer's where it has a file of its own."""
     tokenizer, path = config.tokenizer, directory / TOKENIZER_FILE
     if config.weights == "upstream":
@@ -75,7 +75,7 @@ def checkpoint_parts(directory: Path, config: ModelConfig) -> Iterator[Part]:
         yield tokenizer_part(path, lambda: open_tensors(path), tokenizer)
 
 
-def upstream_part(place: Path, open: Callable[[], Mapping[str, Lazy]], family: Family, config: ModelConfig) -> Part:
+def upstream_part(place: Path, open: Callable[[], Mapping[str, Lazy]], family: Family, config: RasterConfig) -> Part:
     """Upstream files of a model, with its image tokenizer where the family keeps both together."""
     names = dict(model_on_meta(config).state_dict())
     if config.tokenizer is not None and family.tokenizer_title is None:
@@ -113,7 +113,7 @@ def state_problems(expected: Mapping[str, Tensor], state: Mapping[str, Lazy]) ->
     return sorted(problems)
 
 
-def model_on_meta(config: ModelConfig) -> FlasharModel:
+def model_on_meta(config: RasterConfig) -> FlasharModel:
     """A model without data."""
     with torch.device("meta"):
         return FlasharModel(config)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from flashar_cli.adaptation.job import AdaptJob
-    from flashar_cli.config import ModelConfig
+    from flashar_cli.config import RasterConfig
     from flashar_cli.config.recipe import AdaptRecipe
     from flashar_cli.data.tokens import TokenSet
 
@@ -132,7 +132,7 @@ def command(
 
 
 def _plan(
-    base: ModelConfig,
+    base: RasterConfig,
     settings: AdaptRecipe,
     recommended: int | None,
     nproc: int | None,

@@ -5,17 +5,18 @@
 from flashar_cli.config.backbone import BackboneConfig
 from flashar_cli.config.base import Config, Count, Text, explain, validated
 from flashar_cli.config.branch import GATES, BranchConfig, GateKind, default_gate_dim
-from flashar_cli.config.model import (
-    CONFIG_FILE,
-    FLOAT_BYTES,
-    FORMAT_VERSION,
-    GridConfig,
-    ModelConfig,
-    Provenance,
-    Subset,
-    parse_config,
-    read_config,
-)
-from flashar_cli.config.prefix import CaptionPrefix, ClassPrefix, Prefix, PrefixConfig, TextPrefix
+from flashar_cli.config.model import FLOAT_BYTES, GridConfig, Layout, ModelConfig, Provenance, Subset
+from flashar_cli.config.next_scale import NextScaleConfig, ScaleTransformerConfig, SchedulesConfig
+from flashar_cli.config.prefix import CaptionMemory, CaptionPrefix, ClassPrefix, Prefix, PrefixConfig, TextPrefix
+from flashar_cli.config.raster import RasterConfig
+from flashar_cli.config.read import CONFIG_FILE, FORMAT_VERSION, parse_config, read_config
 from flashar_cli.config.sampling import Sampling
-from flashar_cli.config.tokenizer import IBQConfig, ImageTokenizerConfig, TokenizerConfig, VQConfig
+from flashar_cli.config.tokenizer import (
+    BSQConfig,
+    IBQConfig,
+    ImageTokenizerConfig,
+    MultiScaleVQConfig,
+    ScaleTokenizerConfig,
+    TokenizerConfig,
+    VQConfig,
+)

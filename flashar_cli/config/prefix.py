@@ -144,5 +144,33 @@ class TextPrefix(PrefixConfig):
         return self.vocab_size * dim
 
 
+class CaptionMemory(PrefixConfig):
+    """The ``length`` or fewer text-encoder features of a caption, which every block reads by cross-attention; pooled
+    by attention of ``pool_heads`` heads they are the start token and the condition of the modulation (Infinity).
+    """
+
+    kind: Literal["caption-memory"] = "caption-memory"
+    feature_dim: Annotated[int, bounds.WIDTH]
+    length: Annotated[int, bounds.PREFIX] = 512
+    pool_heads: Annotated[int, bounds.HEADS]
+
+    @property
+    def noun(self) -> str:
+        return "caption"
+
+    @property
+    def longest(self) -> int:
+        return self.length
+
+    def num_weights(self, dim: int) -> int:
+        # Features of no caption, a norm's gain, and what is read.
+        return (self.length + 1) * self.feature_dim + self.read_weights(dim)
+
+    def read_weights(self, dim: int) -> int:
+        # Pooling: a query, keys and values with a bias for the values, an output layer. Memory: an MLP.
+        pooling = dim + 2 * dim * self.feature_dim + dim + (dim + 1) * dim
+        return pooling + (self.feature_dim + 1) * dim + (dim + 1) * dim
+
+
 # A config.json may name any of these kinds.
 Prefix = Annotated[ClassPrefix | CaptionPrefix | TextPrefix, Field(discriminator="kind")]

@@ -97,6 +97,64 @@ class IBQConfig(Config):
         return _largest_map(num_pixels, self.channels, self.multipliers, self.multipliers)
 
 
+class _ScaleTokenizer(Config):
+    """What multi-scale tokenizers share: levels of convolutions that are the same in encoder and decoder."""
+
+    channels: Channels
+    multipliers: Multipliers
+    num_res_blocks: Annotated[int, bounds.RES_BLOCKS] = 2
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> _ScaleTokenizer:
+        if len(self.multipliers) not in bounds.LEVELS:
+            raise ValueError(f"{len(self.multipliers)} multipliers; expected {bounds.LEVELS}")
+        return self
+
+    @property
+    def downsample(self) -> int:
+        """Image pixels per position of the latent along each side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def image_values(self, num_pixels: int) -> int:
+        """Values of the largest map."""
+        return _largest_map(num_pixels, self.channels, self.multipliers, self.multipliers)
+
+
+class MultiScaleVQConfig(_ScaleTokenizer):
+    """VAR's image tokenizer: each scale's tokens are rows of one codebook (upstream: models/vqvae.py, quant.py)."""
+
+    kind: Literal["multi-scale-vq"] = "multi-scale-vq"
+    codebook_size: Annotated[int, bounds.VOCAB] = 4096
+    codebook_dim: Annotated[int, bounds.WIDTH] = Field(32, description="Z: values of the latent at each position")
+    channels: Channels = 160
+    multipliers: Multipliers = (1, 1, 2, 2, 4)
+    num_residuals: Annotated[int, bounds.NUM_SCALES] = Field(
+        4, description="convolutions after upsampling, which neighbouring scales share"
+    )
+    residual_share: Annotated[float, bounds.SHARE] = Field(0.5, description="of the convolution in its output")
+
+    @property
+    def latent_dim(self) -> int:
+        """Values Z of the latent at each position."""
+        return self.codebook_dim
+
+
+class BSQConfig(_ScaleTokenizer):
+    """Infinity's image tokenizer: a token is the signs of the latent's values (upstream: bsq_vae/flux_vqgan.py,
+    multiscale_bsq.py).
+    """
+
+    kind: Literal["bsq"] = "bsq"
+    num_bits: Annotated[int, bounds.BITS] = Field(32, description="Z: values of the latent, and bits, at each position")
+    channels: Channels = 128
+    multipliers: Multipliers = (1, 2, 4, 4, 4)
+
+    @property
+    def latent_dim(self) -> int:
+        """Values Z of the latent at each position."""
+        return self.num_bits
+
+
 def _largest_map(num_pixels: int, channels: int, encoder: tuple[int, ...], decoder: tuple[int, ...]) -> int:
     """Values of the largest map of levels so many times as wide as ``channels``. A decoder brings a map to the next
     level's resolution before it narrows it.
@@ -106,5 +164,6 @@ def _largest_map(num_pixels: int, channels: int, encoder: tuple[int, ...], decod
     return channels * max(down + up)
 
 
-# All kinds that a config.json may name.
+# All kinds that the config.json of a raster model, and of a next-scale model, may name.
 TokenizerConfig = Annotated[VQConfig | IBQConfig, Field(discriminator="kind")]
+ScaleTokenizerConfig = Annotated[MultiScaleVQConfig | BSQConfig, Field(discriminator="kind")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.grid import Grid, Order
 from flashar_cli.machine.rates import Rates
 
@@ -41,7 +41,7 @@ class Workload:
     quantized: bool = False
 
 
-def forward_costs(config: ModelConfig, order: Order, work: Workload) -> list[ForwardCost]:
+def forward_costs(config: RasterConfig, order: Order, work: Workload) -> list[ForwardCost]:
     """One cost per step of ``order``.
 
     Blocks, heads and, where the order needs it, the branch with its head and gate are counted; embedding tables are

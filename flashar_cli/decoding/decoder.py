@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.config import RasterConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
@@ -60,12 +60,12 @@ class Decoder(ABC):
 
     name: str
 
-    def obstacle(self, config: ModelConfig) -> str | None:
+    def obstacle(self, config: RasterConfig) -> str | None:
         """Why a model does not have this decoder, in one line; None where it has it."""
         return None
 
     @abstractmethod
-    def num_forwards(self, config: ModelConfig, grid: Grid) -> int | None:
+    def num_forwards(self, config: RasterConfig, grid: Grid) -> int | None:
         """Forwards of one batch, the prefix's own included; None where they depend on the sampled tokens."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Decoder(ABC):
         """The plan of a key, with every buffer and table that it needs."""
 
     @abstractmethod
-    def costs(self, config: ModelConfig, work: Workload) -> list[ForwardCost]:
+    def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
         """The least that each forward takes; the floor is their sum. Where the number of forwards depends on the
         sampled tokens, these are the fewest possible.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.static import FLASHAR, RASTER
 from flashar_cli.errors import FlasharError
@@ -11,7 +11,7 @@ from flashar_cli.errors import FlasharError
 DECODERS: dict[str, Decoder] = {decoder.name: decoder for decoder in (FLASHAR, RASTER)}
 
 
-def decoders_of(config: ModelConfig) -> list[Decoder]:
+def decoders_of(config: RasterConfig) -> list[Decoder]:
     """The decoders that a model has, its default first."""
     return [decoder for decoder in DECODERS.values() if decoder.obstacle(config) is None]
 
@@ -23,7 +23,7 @@ def get_decoder(name: str) -> Decoder:
     return DECODERS[name]
 
 
-def choose_decoder(config: ModelConfig, name: str | None = None) -> Decoder:
+def choose_decoder(config: RasterConfig, name: str | None = None) -> Decoder:
     """The decoder of this name, or the model's default. Raises FlasharError where the name is unknown or the model does
     not have that decoder.
     """

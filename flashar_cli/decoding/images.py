@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.config import RasterConfig, Sampling
 from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.memory import decoding_bytes
@@ -24,7 +24,7 @@ from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import uniform_table
 
 
-def choose_grid(config: ModelConfig, wanted: Grid | None) -> Grid:
+def choose_grid(config: RasterConfig, wanted: Grid | None) -> Grid:
     """The grid of tokens to make; None: the model's own. Raises FlasharError for another one of a model that has one
     grid, and for more positions than the model knows.
     """
@@ -35,7 +35,7 @@ def choose_grid(config: ModelConfig, wanted: Grid | None) -> Grid:
     return grid
 
 
-def check_positions(config: ModelConfig, grid: Grid, prefix_length: int) -> None:
+def check_positions(config: RasterConfig, grid: Grid, prefix_length: int) -> None:
     """Raises FlasharError for more positions than the model knows: of the prefix, and of rows with an end of line."""
     most, needed = config.backbone.max_positions, prefix_length + grid.height * (grid.width + 1)
     if most is not None and needed > most:

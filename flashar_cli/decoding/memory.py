@@ -5,7 +5,7 @@ Letters: B images of a batch, N = H*W cells, V codebook size.
 
 from __future__ import annotations
 
-from flashar_cli.config import FLOAT_BYTES, ModelConfig
+from flashar_cli.config import FLOAT_BYTES, RasterConfig
 from flashar_cli.grid import Grid
 
 # Tensors as large as the logits that are alive at once: those of both heads, the fused ones, and those of sampling.
@@ -13,7 +13,7 @@ NUM_LOGITS = 6
 
 
 def decoding_bytes(
-    config: ModelConfig,
+    config: RasterConfig,
     grid: Grid,
     prefix_length: int,
     itemsize: int,

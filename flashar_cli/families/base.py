@@ -15,9 +15,9 @@ from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
     GridConfig,
-    ModelConfig,
     Prefix,
     Provenance,
+    RasterConfig,
     Sampling,
     TokenizerConfig,
     default_gate_dim,
@@ -65,9 +65,9 @@ class Facts:
     generation: Sampling = field(default_factory=Sampling)
     notes: tuple[str, ...] = ()
 
-    def config_of(self, source: str) -> ModelConfig:
+    def config_of(self, source: str) -> RasterConfig:
         """The config of this model, whose weights come from ``source``."""
-        return ModelConfig(
+        return RasterConfig(
             family=self.family,
             backbone=self.backbone,
             prefix=self.prefix,
@@ -87,7 +87,7 @@ class Preset(Facts):
     weights: HubFiles
     tokenizer_weights: HubFiles | None = None
 
-    def config(self) -> ModelConfig:
+    def config(self) -> RasterConfig:
         """What the model is, without its weights at hand."""
         return self.config_of(str(self.weights))
 
@@ -167,18 +167,18 @@ class Family(ABC):
             gate_dim=default_gate_dim(gate, backbone.dim, backbone.vocab_size),
         )
 
-    def kept(self, state: Mapping[str, Lazy], config: ModelConfig) -> dict[str, Lazy]:
+    def kept(self, state: Mapping[str, Lazy], config: RasterConfig) -> dict[str, Lazy]:
         """The tensors of upstream files without ``dropped`` ones: those that the model needs, and foreign ones."""
         patterns = [re.compile(re.escape(name).replace(r"\*", ".*")) for name in self.dropped]
         return {name: value for name, value in state.items() if not any(each.fullmatch(name) for each in patterns)}
 
-    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: ModelConfig) -> dict[str, Lazy]:
+    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: RasterConfig) -> dict[str, Lazy]:
         """The tensors that we call ``names``, from a state that has all that ``to_upstream`` makes of them; nothing is
         read.
         """
         return self.keys.to_ours(state, names, config)
 
-    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def to_upstream(self, state: Mapping[str, Tensor], config: RasterConfig) -> dict[str, Tensor]:
         """Our tensors as upstream has them: the exact inverse of ``to_ours``. Raises FlasharError for a part that
         upstream does not have. With tensors on the meta device it tells what upstream files must contain.
         """

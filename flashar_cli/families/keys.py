@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flashar_cli.config import ModelConfig, TextPrefix
+from flashar_cli.config import RasterConfig, TextPrefix
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Joined:
     """Several upstream tensors that, stacked along the rows, are one of ours; ``rows`` says how many rows each has."""
 
     names: tuple[str, ...]
-    rows: Callable[[ModelConfig], tuple[int, ...]]
+    rows: Callable[[RasterConfig], tuple[int, ...]]
 
-    def parts(self, config: ModelConfig) -> list[Part]:
+    def parts(self, config: RasterConfig) -> list[Part]:
         """What our tensor is stacked from."""
         return [Part(name, 0, rows, rows) for name, rows in zip(self.names, self.rows(config), strict=True)]
 
@@ -48,9 +48,9 @@ class Rows:
     """
 
     name: str
-    rows: Callable[[ModelConfig], tuple[int, int, int]]
+    rows: Callable[[RasterConfig], tuple[int, int, int]]
 
-    def parts(self, config: ModelConfig) -> list[Part]:
+    def parts(self, config: RasterConfig) -> list[Part]:
         """What our tensor is stacked from."""
         return [Part(self.name, *self.rows(config))]
 
@@ -59,24 +59,24 @@ class Rows:
 class _Whole:
     name: str
 
-    def parts(self, config: ModelConfig) -> list[Part]:
+    def parts(self, config: RasterConfig) -> list[Part]:
         return [Part(self.name)]
 
 
-def qkv_rows(config: ModelConfig) -> tuple[int, ...]:
+def qkv_rows(config: RasterConfig) -> tuple[int, ...]:
     """Rows of separate query, key and value projections: A * E, G * E, G * E."""
     backbone = config.backbone
     kv_rows = backbone.num_kv_heads * backbone.head_dim
     return backbone.num_heads * backbone.head_dim, kv_rows, kv_rows
 
 
-def text_rows(config: ModelConfig) -> tuple[int, int, int]:
+def text_rows(config: RasterConfig) -> tuple[int, int, int]:
     """The rows of text tokens in a table of text tokens, then visual ones: 0, P, P + V."""
     first_visual, _, total = visual_rows(config)
     return 0, first_visual, total
 
 
-def visual_rows(config: ModelConfig) -> tuple[int, int, int]:
+def visual_rows(config: RasterConfig) -> tuple[int, int, int]:
     """The rows of visual tokens in a table of text tokens, then visual ones: P, P + V, P + V. Raises FlasharError for a
     model that reads no text.
     """
@@ -98,7 +98,7 @@ class KeyTable:
             (_Whole(theirs) if isinstance(theirs, str) else theirs, _pattern(ours)) for theirs, ours in pairs
         ]
 
-    def parts(self, ours: str, config: ModelConfig) -> list[Part]:
+    def parts(self, ours: str, config: RasterConfig) -> list[Part]:
         """The upstream tensors, or rows of them, that are ours when stacked. Raises FlasharError for a name
         that upstream does not have.
         """
@@ -111,7 +111,7 @@ class KeyTable:
                 ]
         raise FlasharError(f"'{ours}' has no name in the upstream layout of family {config.family}")
 
-    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def to_upstream(self, state: Mapping[str, Tensor], config: RasterConfig) -> dict[str, Tensor]:
         """Our tensors under upstream's names: joined ones split, rows of one tensor stacked.
 
         Raises FlasharError for a tensor without a name, and for one of which rows are missing. Tensors on the meta
@@ -125,7 +125,7 @@ class KeyTable:
                 found.setdefault(part.name, {})[part] = piece
         return {name: _whole(name, pieces) for name, pieces in found.items()}
 
-    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: ModelConfig) -> dict[str, Lazy]:
+    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: RasterConfig) -> dict[str, Lazy]:
         """The tensors that we call ``names``, from a state that has them all; nothing is read. Raises FlasharError
         where tensors to join differ in dtype.
         """

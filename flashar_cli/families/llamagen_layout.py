@@ -16,7 +16,7 @@ from flashar_cli.config import (
     BranchConfig,
     CaptionPrefix,
     ClassPrefix,
-    ModelConfig,
+    RasterConfig,
     Sampling,
     TokenizerConfig,
     VQConfig,
@@ -109,7 +109,7 @@ class LlamaGenLayout(Family):
     def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
         return _Reading(self, source, options, tokenizer).facts()
 
-    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    def to_upstream(self, state: Mapping[str, Tensor], config: RasterConfig) -> dict[str, Tensor]:
         if config.branch and config.branch.gate == "hidden" and any(name.startswith("branch.") for name in state):
             raise FlasharError("the 'hidden' gate has no upstream layout; only gates logits, scalar and mean do")
         return super().to_upstream(state, config)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashar_cli.config import BranchConfig, ModelConfig
+from flashar_cli.config import BranchConfig, RasterConfig
 from flashar_cli.grid import Order
 from flashar_cli.models.branch import VerticalBranch
 from flashar_cli.models.prefix import Conditions, build_prefix
@@ -81,7 +81,7 @@ class Prediction(NamedTuple):
 class FlasharModel(nn.Module):
     """A raster-scan autoregressive image model, with a vertical branch or without one (``branch`` is None)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: RasterConfig) -> None:
         super().__init__()
         self.config = config
         self.attention: AttentionBackend = "sdpa"
@@ -106,7 +106,7 @@ class FlasharModel(nn.Module):
 
     def add_branch(self, branch: BranchConfig, seed: int, dtype: torch.dtype | None = None) -> None:
         """Adds a new branch, initialised from the backbone, and puts it into ``config``. ``dtype``: not the model's."""
-        self.config = ModelConfig.model_validate({**self.config.model_dump(), "branch": branch.model_dump()})
+        self.config = RasterConfig.model_validate({**self.config.model_dump(), "branch": branch.model_dump()})
         module = VerticalBranch(branch, self.config.backbone).to(self.device, dtype or self.dtype)
         generator = torch.Generator(self.device).manual_seed(seed)
         module.initialise_from(self.backbone.state_dict(), self.config.backbone.num_layers, generator)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from flashar_cli.config import Config, ModelConfig, validated
+from flashar_cli.config import Config, RasterConfig, validated
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import PNG, json_object
 from flashar_cli.files.outputs import Output
@@ -93,7 +93,7 @@ def read_probe(path: Path) -> dict[str, Any]:
     return validated(read_json(path, where), ProbeReport, where, what).document()
 
 
-def read_recommendation(path: Path, config: ModelConfig, model_sha256: str, branch_depth: int) -> int:
+def read_recommendation(path: Path, config: RasterConfig, model_sha256: str, branch_depth: int) -> int:
     """The layer that a ``probe.json`` recommends for a branch of this depth. Raises FlasharError where the file is not
     one, or is of another model.
     """

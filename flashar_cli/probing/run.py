@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.config.recipe import load_recipe, shipped_recipes
 from flashar_cli.data.options import DATA_HELP
 from flashar_cli.data.shapes import CLASS_NAMES
@@ -31,19 +31,19 @@ from flashar_cli.training.memory import ADAM_BYTES_PER_WEIGHT
 MUCH_BYTES = 16 * 2**30
 
 
-def memory_bytes(config: ModelConfig, settings: ProbeSettings) -> int:
+def memory_bytes(config: RasterConfig, settings: ProbeSettings) -> int:
     """Memory of the probes and their optimizer: weights, gradients and moments in float32."""
     dim, vocab_size = config.backbone.dim, config.backbone.vocab_size
     weights = {"full": dim * vocab_size, "low-rank": settings.rank * (dim + vocab_size), "shared": dim * dim}
     return ADAM_BYTES_PER_WEIGHT * settings.num_probes * weights[settings.head]
 
 
-def describe(config: ModelConfig, settings: ProbeSettings) -> dict[str, Any]:
+def describe(config: RasterConfig, settings: ProbeSettings) -> dict[str, Any]:
     """The JSON of ``--dry-run``."""
     return {"memory_gib": round(memory_bytes(config, settings) / 2**30, 3), "layers": list(settings.layers)}
 
 
-def default_data(config: ModelConfig, name: str) -> str:
+def default_data(config: RasterConfig, name: str) -> str:
     """The data for a model of drawn shapes where no --data is passed: by its classes, or by the recipe of its name.
     Raises FlasharError for other models.
     """
@@ -52,7 +52,7 @@ def default_data(config: ModelConfig, name: str) -> str:
     raise FlasharError("no --data was passed; expected " + DATA_HELP)
 
 
-def memory_notes(config: ModelConfig, settings: ProbeSettings) -> list[str]:
+def memory_notes(config: RasterConfig, settings: ProbeSettings) -> list[str]:
     """Notes for the user about the memory that the probes will take."""
     needed, what = memory_bytes(config, settings), f"{settings.num_probes} {settings.head} probes"
     notes = [f"{what} take {needed / 2**30:.2f} GiB with their optimizer, beside the model"]
@@ -61,7 +61,7 @@ def memory_notes(config: ModelConfig, settings: ProbeSettings) -> list[str]:
     return notes
 
 
-def check_room(config: ModelConfig, settings: ProbeSettings, device: torch.device) -> None:
+def check_room(config: RasterConfig, settings: ProbeSettings, device: torch.device) -> None:
     """Raises FlasharError where the memory is too small for the probes, or matplotlib is missing."""
     require_matplotlib()
     what = f"{settings.num_probes} {settings.head} probes (--layers, --head, --rank)"

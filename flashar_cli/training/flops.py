@@ -6,14 +6,14 @@ their width.
 
 from __future__ import annotations
 
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.config.recipe import NO_LORA, LoraSettings, StageSettings
 
 # A backward pass has two products for each of the forward: the gradients of inputs and of weights.
 FORWARD, FORWARD_AND_INPUTS, FORWARD_AND_BACKWARD = 1, 2, 3
 
 
-def training_flops(config: ModelConfig, stage: StageSettings, lora: LoraSettings = NO_LORA) -> int:
+def training_flops(config: RasterConfig, stage: StageSettings, lora: LoraSettings = NO_LORA) -> int:
     """Multiplications and additions of one image in one step of ``stage``.
 
     The usual count (arXiv 2204.02311, appendix B): 6 for each weight and token, and for attention 12 S^2 A E for each

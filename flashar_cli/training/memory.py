@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashar_cli.config import BackboneConfig, BranchConfig, GridConfig, ModelConfig
+from flashar_cli.config import BackboneConfig, BranchConfig, GridConfig, RasterConfig
 from flashar_cli.config.recipe import NO_LORA, EngineSettings, LoraSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.training.losses import part_sums, targets_at_once
@@ -40,14 +40,14 @@ def needs_sharding(num_bytes: int, device_bytes: int) -> bool:
     return num_bytes > MOST_UNSHARDED * device_bytes
 
 
-def model_bytes(config: ModelConfig, lora: LoraSettings, frozen: torch.dtype) -> int:
+def model_bytes(config: RasterConfig, lora: LoraSettings, frozen: torch.dtype) -> int:
     """``held_bytes`` of a model with a branch: all trained, or with ``lora`` all but its base, which is ``frozen``."""
     base, added = _base_weights(config), lora.num_weights(config.backbone)
     new = config.num_weights - base + added
     return held_bytes(base, frozen, not lora.rank) + held_bytes(new, torch.float32, True)
 
 
-def _base_weights(config: ModelConfig) -> int:
+def _base_weights(config: RasterConfig) -> int:
     return config.model_copy(update={"branch": None}).num_weights
 
 
@@ -100,10 +100,10 @@ class Measured:
     target_bytes: int
 
     @classmethod
-    def of(cls, config: ModelConfig, engine: EngineSettings, dtype: torch.dtype) -> Measured:
+    def of(cls, config: RasterConfig, engine: EngineSettings, dtype: torch.dtype) -> Measured:
         return cls(activation_bytes(config, engine.activation_checkpointing, dtype), target_bytes(config, dtype))
 
-    def loss_bytes(self, config: ModelConfig, num_images: int) -> int:
+    def loss_bytes(self, config: RasterConfig, num_images: int) -> int:
         """Bytes of heads and losses of the targets computed at once, with the gradients of logits and heads."""
         backbone = config.backbone
         rows = min(targets_at_once(backbone.vocab_size), num_images * config.order_grid.num_cells)
@@ -113,7 +113,7 @@ class Measured:
 
 
 def estimate_memory(
-    config: ModelConfig,
+    config: RasterConfig,
     engine: EngineSettings,
     batch_size: int,
     num_processes: int,
@@ -159,7 +159,7 @@ def estimate_memory(
 
 
 def ways_that_fit(
-    config: ModelConfig,
+    config: RasterConfig,
     engine: EngineSettings,
     batch_size: int,
     device_bytes: int,
@@ -187,7 +187,7 @@ def ways_that_fit(
     return found
 
 
-def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -> int:
+def activation_bytes(config: RasterConfig, recompute: bool, dtype: torch.dtype) -> int:
     """Bytes that one image stores for the backward pass, and the gradients it starts from, without heads and losses.
 
     Measured on small models on a 4x4 grid, with one and two images. Everything is linear in blocks, widths, heads,
@@ -206,7 +206,7 @@ def activation_bytes(config: ModelConfig, recompute: bool, dtype: torch.dtype) -
     return round(stored + rest * tokens)
 
 
-def target_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+def target_bytes(config: RasterConfig, dtype: torch.dtype) -> int:
     """Bytes of heads and losses of one target, with the gradients of its logits. Measured with one and two targets, and
     with two small codebooks, as everything is linear in V.
     """
@@ -215,7 +215,7 @@ def target_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     return round(at_few + (at_more - at_few) / (more - few) * (config.backbone.vocab_size - few))
 
 
-def _loss_bytes_per_target(config: ModelConfig, vocab_size: int, dtype: torch.dtype) -> int:
+def _loss_bytes_per_target(config: RasterConfig, vocab_size: int, dtype: torch.dtype) -> int:
     shallow = _shallow(config, 1)
     backbone = BackboneConfig(**{**shallow.backbone.model_dump(), "vocab_size": vocab_size})
     model = _zeros(shallow.model_copy(update={"backbone": backbone, "tokenizer": None}))
@@ -223,7 +223,7 @@ def _loss_bytes_per_target(config: ModelConfig, vocab_size: int, dtype: torch.dt
     return two - one + 2 * WEIGHT_BYTES * vocab_size  # the gradients of fused and of one head's logits
 
 
-def _shallow(config: ModelConfig, num_layers: int) -> ModelConfig:
+def _shallow(config: RasterConfig, num_layers: int) -> RasterConfig:
     """A model of so few layers, whose branch runs on all tokens, so that all of them store the same."""
     branch = config.branch
     assert branch is not None
@@ -236,7 +236,7 @@ def _shallow(config: ModelConfig, num_layers: int) -> ModelConfig:
     )
 
 
-def _zeros(config: ModelConfig) -> FlasharModel:
+def _zeros(config: RasterConfig) -> FlasharModel:
     with torch.device("meta"):
         model = FlasharModel(config)
     # NumPy's zeros take no memory before they are written to, and most rows of the tables are not even read.
@@ -245,7 +245,7 @@ def _zeros(config: ModelConfig) -> FlasharModel:
     return model.train()
 
 
-def _extrapolated_bytes_per_token(config: ModelConfig, num_layers: int, dtype: torch.dtype) -> float:
+def _extrapolated_bytes_per_token(config: RasterConfig, num_layers: int, dtype: torch.dtype) -> float:
     """``_stored_bytes_per_token`` of the sizes in ``config``, from small ones that are doubled one after the other."""
     wanted = config.backbone
     heads, kv_heads, both = ("num_heads",), ("num_kv_heads",), ("num_heads", "num_kv_heads")
@@ -261,7 +261,7 @@ def _extrapolated_bytes_per_token(config: ModelConfig, num_layers: int, dtype: t
     return total
 
 
-def _stored_bytes_per_token(config: ModelConfig, sizes: dict[str, int], num_layers: int, dtype: torch.dtype) -> float:
+def _stored_bytes_per_token(config: RasterConfig, sizes: dict[str, int], num_layers: int, dtype: torch.dtype) -> float:
     """Bytes that a model of these sizes, and else as ``config``, stores for each token."""
     shallow = _shallow(config, num_layers)
     backbone = BackboneConfig(**{**shallow.backbone.model_dump(), **sizes})

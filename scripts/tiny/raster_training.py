@@ -11,7 +11,7 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.data.prepare import plan_tokens
 from flashar_cli.data.tokens import split_validation
@@ -35,7 +35,7 @@ class RasterTraining:
     bfloat16: bool = True  # autocast
 
 
-def new_model(config: ModelConfig, seed: int) -> FlasharModel:
+def new_model(config: RasterConfig, seed: int) -> FlasharModel:
     """A model with random weights, as training starts from."""
     model = FlasharModel(config)
     initialise(model, seed)

@@ -11,7 +11,7 @@ import pytest
 
 from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.reports.document import BenchReport, best_common_level
-from flashar_cli.config import ModelConfig, TextPrefix
+from flashar_cli.config import RasterConfig, TextPrefix
 from flashar_cli.decoding.costs import ForwardCost, Workload
 from flashar_cli.decoding.decoder import Decoder, Plan, PlanKey, StepHook
 from flashar_cli.decoding.decoders import DECODERS
@@ -46,16 +46,16 @@ class Toy(Decoder):
 
     name = "toy"
 
-    def obstacle(self, config: ModelConfig) -> str | None:
+    def obstacle(self, config: RasterConfig) -> str | None:
         return None if config.order_grid.height > 2 else "needs three rows"
 
-    def num_forwards(self, config: ModelConfig, grid: Grid) -> None:
+    def num_forwards(self, config: RasterConfig, grid: Grid) -> None:
         return None
 
     def plan(self, model: FlasharModel, key: PlanKey) -> Plan:
         return ToyPlan(RASTER.plan(model, key))
 
-    def costs(self, config: ModelConfig, work: Workload) -> list[ForwardCost]:
+    def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
         return RASTER.costs(config, work)[:1]
 
 
@@ -102,7 +102,7 @@ def test_a_model_that_has_not_the_decoder(run_cli: Callable, write_tiny_checkpoi
     assert (done.code, done.err) == (2, "error: needs three rows\n")
 
 
-def column_by_column(config: ModelConfig, grid: Grid) -> Order:
+def column_by_column(config: RasterConfig, grid: Grid) -> Order:
     """One cell a step, each predicted by the vertical head of the token before it."""
     cells = [row * grid.width + col for col in range(grid.width) for row in range(grid.height)]
     previous = tuple(range(grid.num_cells))

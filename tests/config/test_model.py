@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashar_cli.config import IBQConfig, ModelConfig, Provenance, VQConfig, parse_config
+from flashar_cli.config import IBQConfig, Provenance, RasterConfig, VQConfig, parse_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.text import one_line
 from flashar_cli.models.flashar import FlasharModel
@@ -48,7 +48,7 @@ def try_value(place: tuple, value: object) -> None:
         assert len(one_line(str(error))) <= 500
         return
     config.model_dump_json().encode("utf-8")
-    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+    assert RasterConfig.model_validate_json(config.model_dump_json()) == config
     if config.backbone.num_layers < 100:
         with torch.device("meta"):
             model = FlasharModel(config)

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from flashar_cli.config import CaptionPrefix, ModelConfig, Sampling, TextPrefix, default_gate_dim
+from flashar_cli.config import CaptionPrefix, RasterConfig, Sampling, TextPrefix, default_gate_dim
 from flashar_cli.decoding.decoders import DECODERS, choose_decoder, decoders_of
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.images import Request, generate_tokens
@@ -42,7 +42,7 @@ def make_model(
     config["branch"] = {"layer": layer, "depth": depth, "gate": gate, "gate_dim": default_gate_dim(gate, 32, 32)}
     if captions:
         config["prefix"] = CaptionPrefix(feature_dim=6, length=7).model_dump()
-    return scaled(build_model(ModelConfig.model_validate(config)))
+    return scaled(build_model(RasterConfig.model_validate(config)))
 
 
 def scaled(model: FlasharModel) -> FlasharModel:
@@ -198,7 +198,7 @@ def text_model(gate: str = "hidden") -> FlasharModel:
     config["backbone"] |= {"rope": "1d", "embedding_dim": 6, "head_hidden_dim": 40}
     config["prefix"] = TextPrefix(vocab_size=20, begin=(1,), end=(6,), kept=(1, 6), max_length=9).model_dump()
     config["branch"] |= {"gate": gate, "gate_dim": default_gate_dim(gate, 64, 32)}
-    return scaled(build_model(ModelConfig.model_validate(config)))
+    return scaled(build_model(RasterConfig.model_validate(config)))
 
 
 def prompts(lengths: tuple[int, ...]) -> Conditions:

@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch.nn.attention import flex_attention
 
-from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.config import RasterConfig, Sampling
 from flashar_cli.decoding import compiled, graphs
 from flashar_cli.decoding.compiled import compiled_parts
 from flashar_cli.decoding.engine import Engine
@@ -489,7 +489,7 @@ def test_a_deep_model_compiles_no_more_than_a_shallow_one(traced_only, monkeypat
         counters.clear()
         config = random_config(4, 4, tokenizer=False).model_dump()
         config["backbone"]["num_layers"], config["branch"]["depth"] = num_layers, num_layers // 2
-        model, lines = build_model(ModelConfig.model_validate(config)), []
+        model, lines = build_model(RasterConfig.model_validate(config)), []
         engine, grid = Engine(model, optimisation="compile", explain=lines.append), model.config.order_grid
         for order, batch in ((grid.diagonal(), 2), (grid.raster(), 2), (grid.diagonal(), 3))[: 4 - num_layers // 2]:
             conditions, numbers_BN = make_conditions(batch, False), uniform(0, batch, 16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flashar_cli.config import BackboneConfig, BranchConfig, ClassPrefix, GridConfig, ModelConfig, Provenance
+from flashar_cli.config import BackboneConfig, BranchConfig, ClassPrefix, GridConfig, Provenance, RasterConfig
 from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel, initialise
 from flashar_cli.models.prefix import Conditions
@@ -27,7 +27,7 @@ SHAPE = {
 
 def model_of(backbone: BackboneConfig, num_classes: int = 7, **facts: object) -> FlasharModel:
     return FlasharModel(
-        ModelConfig(
+        RasterConfig(
             family="llamagen",
             backbone=backbone,
             prefix=ClassPrefix(num_classes=num_classes),

@@ -19,8 +19,8 @@ from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
     GridConfig,
-    ModelConfig,
     Provenance,
+    RasterConfig,
     Sampling,
     TextPrefix,
     default_gate_dim,
@@ -180,7 +180,7 @@ def write_captioned_base(folder: Path) -> Path:
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.save(str(folder / "tokenizer.json"))
     begin = len(WORDS) - 1
-    config = ModelConfig(
+    config = RasterConfig(
         family="janus",
         backbone=BackboneConfig(
             dim=96, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=192, vocab_size=64,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashar_cli.config import BranchConfig, ModelConfig, default_gate_dim
+from flashar_cli.config import BranchConfig, RasterConfig, default_gate_dim
 from flashar_cli.config.recipe import StageSettings
 from flashar_cli.models.flashar import FlasharModel, Prediction
 from flashar_cli.models.prefix import Conditions
@@ -31,7 +31,7 @@ ALL_TERMS = StageSettings(
 )
 
 
-def gated_config(gate: str, height: int, width: int, captions: bool = False) -> ModelConfig:
+def gated_config(gate: str, height: int, width: int, captions: bool = False) -> RasterConfig:
     """40 tokens, so that logits are told from hidden states, which are 64 wide."""
     config = random_config(height, width, tokenizer=False)
     backbone = config.backbone.model_copy(update={"vocab_size": 40})
@@ -40,7 +40,7 @@ def gated_config(gate: str, height: int, width: int, captions: bool = False) -> 
     return config.model_copy(update={"backbone": backbone, "branch": branch, "prefix": prefix})
 
 
-def random_model(config: ModelConfig) -> FlasharModel:
+def random_model(config: RasterConfig) -> FlasharModel:
     """Large enough weights for gates and heads to differ from cell to cell."""
     model = build_model(config).train()
     generator = torch.Generator().manual_seed(1)
@@ -50,7 +50,7 @@ def random_model(config: ModelConfig) -> FlasharModel:
     return model
 
 
-def example(config: ModelConfig, count: int = 3) -> tuple[Tensor, Conditions, Tensor, Tensor, Tensor]:
+def example(config: RasterConfig, count: int = 3) -> tuple[Tensor, Conditions, Tensor, Tensor, Tensor]:
     """Tokens in diagonal order, conditions, dropped rows, blanked tokens, and the hidden states of a teacher."""
     torch.manual_seed(2)
     cells = config.order_grid.num_cells
@@ -103,7 +103,7 @@ def gradients(model: FlasharModel, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(config: ModelConfig, settings: StageSettings = ALL_TERMS) -> None:
+def compare(config: RasterConfig, settings: StageSettings = ALL_TERMS) -> None:
     model, order = random_model(config), config.order_grid.diagonal()
     tokens, conditions, drop, blank, teacher = example(config)
     forward = partial(model, tokens, conditions, order, drop, blank)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashar_cli.benchmarking.arms import UPSTREAM, split_arm
-from flashar_cli.config import ModelConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.grid import Grid
 
 # LlamaGen's names of its prefixes and of their fields.
@@ -23,8 +23,8 @@ class Publication:
     family: str
     repository: str
     decoder: str  # ours that decodes in the same order, with the same forwards, floor and greedy tokens
-    obstacle: Callable[[ModelConfig, Grid], str | None]  # what it runs and the model is not; None where it runs it
-    model_args: Callable[[ModelConfig, Grid], dict[str, Any]]  # upstream's ModelArgs
+    obstacle: Callable[[RasterConfig, Grid], str | None]  # what it runs and the model is not; None where it runs it
+    model_args: Callable[[RasterConfig, Grid], dict[str, Any]]  # upstream's ModelArgs
     folder: str = "."  # where the repository keeps the code
     branch_arg: str | None = None  # counts the branch's blocks in ModelArgs; None: upstream's model has no branch
 
@@ -34,7 +34,7 @@ class Publication:
         return f"a clone of github.com/{self.repository}"
 
 
-def _llamagen_obstacle(config: ModelConfig, grid: Grid) -> str | None:
+def _llamagen_obstacle(config: RasterConfig, grid: Grid) -> str | None:
     backbone, prefix = config.backbone, config.prefix
     if grid.height != grid.width:
         return f"square grids, this one is {grid}"
@@ -45,7 +45,7 @@ def _llamagen_obstacle(config: ModelConfig, grid: Grid) -> str | None:
     return None
 
 
-def _llamagen_args(config: ModelConfig, grid: Grid) -> dict[str, Any]:
+def _llamagen_args(config: RasterConfig, grid: Grid) -> dict[str, Any]:
     backbone, prefix = config.backbone, config.prefix
     facts = prefix.model_dump()
     return {
@@ -66,7 +66,7 @@ def _llamagen_args(config: ModelConfig, grid: Grid) -> dict[str, Any]:
     }
 
 
-def _nar_obstacle(config: ModelConfig, grid: Grid) -> str | None:
+def _nar_obstacle(config: RasterConfig, grid: Grid) -> str | None:
     # Upstream's branch follows the last block, and both heads count the same.
     branch, num_layers = config.branch, config.backbone.num_layers
     if branch is not None and branch.gate == "mean" and branch.layer == num_layers:
@@ -75,7 +75,7 @@ def _nar_obstacle(config: ModelConfig, grid: Grid) -> str | None:
     return f"a branch with gate mean at layer {num_layers}, this model's is {got}"
 
 
-def _nar_args(config: ModelConfig, grid: Grid) -> dict[str, Any]:
+def _nar_args(config: RasterConfig, grid: Grid) -> dict[str, Any]:
     assert config.branch is not None, "refused by the obstacle"
     return {**_llamagen_args(config, grid), "medusa_attention_num": config.branch.depth}
 

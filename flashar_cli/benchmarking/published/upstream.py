@@ -22,7 +22,7 @@ from flashar_cli.benchmarking.published import LLAMAGEN, PUBLICATIONS, Publicati
 from flashar_cli.benchmarking.published.importing import FILES, MISFITS, import_code, one_line, unchanged_process
 from flashar_cli.benchmarking.reports.document import UpstreamReport
 from flashar_cli.benchmarking.subject import BenchModel
-from flashar_cli.config import ModelConfig, Sampling
+from flashar_cli.config import RasterConfig, Sampling
 from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.errors import FlasharError
@@ -42,7 +42,7 @@ class Upstream:
     sampler: ModuleType
     _built: dict[Grid, nn.Module] = field(default_factory=dict)  # of the latest grid
 
-    def check_model(self, config: ModelConfig, grid: Grid) -> None:
+    def check_model(self, config: RasterConfig, grid: Grid) -> None:
         """Raises FlasharError for a model that this sampler can't run."""
         own = self.publication
         if config.family != own.family:

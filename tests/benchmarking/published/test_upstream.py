@@ -18,7 +18,7 @@ from flashar_cli.benchmarking.published.importing import MODEL_FILE, SAMPLER_FIL
 from flashar_cli.benchmarking.published.upstream import load_upstream
 from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch
-from flashar_cli.config import BranchConfig, CaptionPrefix, ModelConfig, Sampling, TextPrefix
+from flashar_cli.config import BranchConfig, CaptionPrefix, RasterConfig, Sampling, TextPrefix
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from tests.benchmarking.published.clones import MODEL, NAR_MODEL, write_clone
@@ -47,7 +47,7 @@ CASES = [
 ]
 
 
-def config_of(family: str, height: int = 4, width: int = 4, **changes: Any) -> ModelConfig:
+def config_of(family: str, height: int = 4, width: int = 4, **changes: Any) -> RasterConfig:
     config = random_config(height, width)
     backbone = config.backbone.model_copy(update={"num_kv_heads": config.backbone.num_heads})
     config = config.model_copy(update={"backbone": backbone})
@@ -57,7 +57,7 @@ def config_of(family: str, height: int = 4, width: int = 4, **changes: Any) -> M
     return config.model_copy(update=changes)
 
 
-def subject_of(config: ModelConfig) -> BenchModel:
+def subject_of(config: RasterConfig) -> BenchModel:
     model = build_model(config)
     return BenchModel("tiny", model, None, "random weights", ensure_branch(model, 0))
 

@@ -1,0 +1,179 @@
+"""What a next-scale model is: a transformer that predicts a whole map of tokens at a time, from coarse to fine.
+
+Sources: VAR (arXiv 2404.02905, FoundationVision/VAR), Infinity (arXiv 2412.04431, FoundationVision/Infinity).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flashar_cli.config.base import Config
+from flashar_cli.config.model import ModelConfig
+from flashar_cli.config.prefix import CaptionMemory, ClassPrefix
+from flashar_cli.config.tokenizer import BSQConfig, ScaleTokenizerConfig
+from flashar_cli.grid import Grid
+from flashar_cli.inputs import bounds
+
+Scale = tuple[Annotated[int, bounds.SIDE], Annotated[int, bounds.SIDE]]  # rows and columns of a map of tokens
+Schedule = tuple[Scale, ...]  # the maps of an image, coarse to fine
+ROPE_PARTS = 4  # head_dim is a multiple: rows and columns, each in pairs
+
+
+class ScaleTransformerConfig(Config):
+    """A stack of blocks that a condition modulates (adaLN): self-attention, cross-attention where the condition is a
+    text, and a feed-forward of two layers.
+    """
+
+    dim: Annotated[int, bounds.WIDTH] = Field(description="model width D")
+    num_layers: Annotated[int, bounds.LAYERS] = Field(description="transformer blocks L")
+    num_heads: Annotated[int, bounds.HEADS] = Field(description="attention heads A; each has D / A values")
+    ffn_dim: Annotated[int, bounds.WIDTH] = Field(description="inner width of the feed-forward")
+    norm_eps: Annotated[float, bounds.NORM_EPS] = 1e-6
+    cosine_attention: bool = Field(
+        True,
+        description="queries and keys have length 1, each head a learned scale; false: scale 0.25 / sqrt(D / A)",
+    )
+    shared_modulation: bool = Field(
+        False, description="one linear layer modulates all blocks, each adds its own values; false: each block has one"
+    )
+    positions: Literal["learned", "rotary"] = Field(
+        "learned",
+        description="learned: a row for each token of all scales; rotary: by row and column in the finest map",
+    )
+    rope_base: Annotated[float, bounds.ROPE_BASE] = 10000.0
+    num_levels: Annotated[int, bounds.NUM_SCALES] = Field(description="rows of the table of scales")
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> ScaleTransformerConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not divisible by num_heads {self.num_heads}")
+        if self.positions == "rotary" and self.head_dim % ROPE_PARTS:
+            raise ValueError(f"head_dim {self.head_dim} is not a multiple of {ROPE_PARTS}, as rotary positions need")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width E of an attention head."""
+        return self.dim // self.num_heads
+
+    @property
+    def modulation_weights(self) -> int:
+        """Weights of the linear layer that makes the six vectors of a modulation."""
+        return 6 * self.dim * (self.dim + 1)
+
+    def block_weights(self, cross_attention: bool) -> int:
+        """Weights of one block."""
+        dim, scales = self.dim, self.num_heads if self.cosine_attention else 0
+        attention = 4 * dim**2 + 3 * dim + scales  # biases of queries, values and output
+        memory = 4 * dim**2 + 5 * dim if cross_attention else 0  # the same biases, and a norm's gain and bias
+        ffn = 2 * dim * self.ffn_dim + self.ffn_dim + dim
+        return attention + memory + ffn + (6 * dim if self.shared_modulation else self.modulation_weights)
+
+    @property
+    def shared_weights(self) -> int:
+        """Weights beside those of blocks, prefix, and of what depends on the tokens: start, scales, modulations."""
+        modulation = self.modulation_weights if self.shared_modulation else 0
+        return (1 + self.num_levels) * self.dim + modulation + 2 * self.dim * (self.dim + 1)
+
+
+class SchedulesConfig(Config):
+    """The maps of tokens that images are made of: for each shape of images one schedule of ``longest`` scales, of which
+    the first ``lengths[i]`` are an image of a smaller size. The last map of an image, its grid, names it.
+    """
+
+    longest: tuple[Schedule, ...] = Field(min_length=1, description="one for each aspect ratio")
+    lengths: tuple[Annotated[int, bounds.NUM_SCALES], ...] = Field(min_length=1, description="scales of an image")
+
+    @model_validator(mode="after")
+    def _check_schedules(self) -> SchedulesConfig:
+        for schedule in self.longest:
+            if len(schedule) != max(self.lengths):
+                raise ValueError(
+                    f"a schedule has {len(schedule)} scales; expected {max(self.lengths)}, as lengths says"
+                )
+            sizes = [height * width for height, width in schedule]
+            if any(small >= large for small, large in pairwise(sizes)):
+                raise ValueError(f"the scales of a schedule have {sizes} tokens; expected more at each")
+        ends = [schedule[length - 1] for schedule in self.longest for length in self.lengths]
+        if len(set(ends)) < len(ends):
+            raise ValueError("two schedules end with the same map; expected one for each")
+        return self
+
+    def of(self, grid: Grid) -> tuple[Grid, ...] | None:
+        """The scales of an image whose last map has this size; None where there is none."""
+        found = self._find(grid)
+        return None if found is None else tuple(Grid(*scale) for scale in found[0][: found[1]])
+
+    def finest(self, grid: Grid) -> Grid | None:
+        """The last map of the longest schedule of this shape; None where there is none."""
+        found = self._find(grid)
+        return None if found is None else Grid(*found[0][-1])
+
+    @property
+    def grids(self) -> list[Grid]:
+        """The last maps of all images that can be made, in the order of the lengths."""
+        return [Grid(*schedule[length - 1]) for length in self.lengths for schedule in self.longest]
+
+    def _find(self, grid: Grid) -> tuple[Schedule, int] | None:
+        ends = ((schedule, length) for schedule in self.longest for length in self.lengths)
+        return next((end for end in ends if end[0][end[1] - 1] == (grid.height, grid.width)), None)
+
+
+class NextScaleConfig(ModelConfig):
+    """The ``config.json`` of a next-scale model. A token is ``patch`` x ``patch`` positions of the latent."""
+
+    kind: Literal["next-scale"] = "next-scale"
+    transformer: ScaleTransformerConfig
+    prefix: Annotated[ClassPrefix | CaptionMemory, Field(discriminator="kind")]
+    schedules: SchedulesConfig
+    patch: Annotated[int, bounds.PATCH] = 1
+    tokenizer: ScaleTokenizerConfig
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> NextScaleConfig:
+        transformer, schedules = self.transformer, self.schedules
+        if schedules.of(self.order_grid) is None:
+            raise ValueError(f"grid {self.order_grid} is the end of no schedule")
+        if transformer.num_levels < max(schedules.lengths):
+            raise ValueError(f"{transformer.num_levels} num_levels for {max(schedules.lengths)} scales")
+        if transformer.positions == "learned" and len(schedules.grids) > 1:
+            raise ValueError(f"learned positions and {len(schedules.grids)} schedules; expected one")
+        if self.patch > 1 and not isinstance(self.tokenizer, BSQConfig):
+            raise ValueError(f"patch {self.patch} with a codebook; only bits are laid side by side")
+        return self
+
+    @property
+    def pixels_per_token(self) -> int:
+        return self.tokenizer.downsample * self.patch
+
+    @property
+    def token_dim(self) -> int:
+        """Values of the latent that a token of the finest map stands for: the width of the transformer's input."""
+        return self.tokenizer.latent_dim * self.patch**2
+
+    @property
+    def head_outputs(self) -> int:
+        """Logits of a token: one for each row of the codebook, or two for each bit."""
+        tokenizer = self.tokenizer
+        return 2 * self.token_dim if isinstance(tokenizer, BSQConfig) else tokenizer.codebook_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all scales of the longest image."""
+        return max(sum(height * width for height, width in schedule) for schedule in self.schedules.longest)
+
+    @property
+    def cross_attention(self) -> bool:
+        """Whether blocks read the condition as a sequence."""
+        return isinstance(self.prefix, CaptionMemory)
+
+    @property
+    def num_weights(self) -> int:
+        part = self.transformer
+        blocks = part.num_layers * part.block_weights(self.cross_attention)
+        places = self.num_tokens * part.dim if part.positions == "learned" else 0
+        ends = (self.token_dim + 1) * part.dim + (part.dim + 1) * self.head_outputs
+        return blocks + part.shared_weights + places + ends + self.prefix.num_weights(part.dim)

@@ -1,0 +1,65 @@
+"""What a raster model is: a decoder of one token after the other, with a vertical branch or without one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flashar_cli.config.backbone import BackboneConfig
+from flashar_cli.config.branch import GATES, BranchConfig
+from flashar_cli.config.model import ModelConfig
+from flashar_cli.config.prefix import Prefix
+from flashar_cli.config.tokenizer import TokenizerConfig
+from flashar_cli.grid import Grid, Order
+from flashar_cli.inputs import bounds
+
+
+class RasterConfig(ModelConfig):
+    """The ``config.json`` of a raster model."""
+
+    kind: Literal["raster"] = "raster"
+    backbone: BackboneConfig
+    prefix: Prefix
+    branch: BranchConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    adapter: bool = Field(
+        False, description="whether adapter/ has low-rank adapters, which are added to the weights on loading"
+    )
+    raster_loss: Annotated[float, bounds.LOSS] | None = Field(
+        None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
+    )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> RasterConfig:
+        if self.branch and self.branch.layer > self.backbone.num_layers:
+            raise ValueError(f"branch.layer {self.branch.layer} is beyond the last block {self.backbone.num_layers}")
+        if self.tokenizer and self.tokenizer.codebook_size != self.backbone.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.codebook_size} tokens, the model {self.backbone.vocab_size}"
+            )
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of backbone and branch; each has its own part of the key-value cache."""
+        return self.backbone.num_layers + (self.branch.depth if self.branch else 0)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of prefix, backbone and branch: all that a checkpoint stores except those of the tokenizer."""
+        backbone, num_heads = self.backbone, 2 if self.branch else 1
+        count = self.num_blocks * backbone.block_weights + num_heads * backbone.head_weights + self.gate_weights
+        return count + backbone.embedding_weights + self.prefix.num_weights(backbone.dim)
+
+    @property
+    def gate_weights(self) -> int:
+        """Weights of the fusion gate; 0 without a branch."""
+        backbone, branch = self.backbone, self.branch
+        if branch is None:
+            return 0
+        return GATES[branch.gate].num_weights(backbone.dim, backbone.vocab_size, branch)
+
+    def raster(self, grid: Grid) -> Order:
+        """The order that the base was trained in, with the end-of-line tokens that it expects."""
+        return grid.raster(line_ends=self.prefix.has_line_ends)
