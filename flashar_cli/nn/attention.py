@@ -34,9 +34,14 @@ def attention_kernels(kernels: Sequence[SDPBackend] = DECODING_KERNELS) -> Abstr
 
 
 def attend(
-    q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | BlockMask | None, backend: AttentionBackend
+    q_BAQE: Tensor,
+    k_BGKE: Tensor,
+    v_BGKE: Tensor,
+    mask: Tensor | BlockMask | None,
+    backend: AttentionBackend,
+    scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention with scale 1 / sqrt(E); returns [B, A, Q, E].
+    """Softmax attention whose scores are multiplied by ``scale`` (None: 1 / sqrt(E)); returns [B, A, Q, E].
 
     ``mask`` broadcasts to [B, A, Q, K] and is bool (True: may attend) or of the queries' dtype (added to the scores);
     or it is a BlockMask, or None for no mask.
@@ -45,13 +50,14 @@ def attend(
     """
     grouped = q_BAQE.shape[1] != k_BGKE.shape[1]
     if mask is not None and not isinstance(mask, Tensor):
-        return _flex_attention(q_BAQE.is_cuda)(q_BAQE, k_BGKE, v_BGKE, block_mask=mask, enable_gqa=grouped)
+        return _flex_attention(q_BAQE.is_cuda)(q_BAQE, k_BGKE, v_BGKE, block_mask=mask, scale=scale, enable_gqa=grouped)
     if backend in ("sdpa", "flex"):
-        return F.scaled_dot_product_attention(q_BAQE, k_BGKE, v_BGKE, attn_mask=mask, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q_BAQE, k_BGKE, v_BGKE, attn_mask=mask, scale=scale, enable_gqa=grouped)
     if backend == "eager":
         groups = q_BAQE.shape[1] // k_BGKE.shape[1]
         keys, values = k_BGKE.repeat_interleave(groups, dim=1), v_BGKE.repeat_interleave(groups, dim=1)
-        scores = q_BAQE.float() @ keys.float().transpose(-1, -2) / math.sqrt(q_BAQE.shape[-1])
+        scores = q_BAQE.float() @ keys.float().transpose(-1, -2)
+        scores = scores / math.sqrt(q_BAQE.shape[-1]) if scale is None else scores * scale
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         return (scores.softmax(dim=-1) @ values.float()).type_as(q_BAQE)

@@ -1,4 +1,4 @@
-"""Attention masks from an order of decoding.
+"""Attention masks from an order of decoding, or from the sizes of scales.
 
 Letters: B batch, P prefix tokens, S = P + slots sequence. True means: may attend.
 """
@@ -42,6 +42,16 @@ def with_valid_keys(mask_SS: Tensor, valid_BS: Tensor) -> Tensor:
     # Kept for parity: FoundationVision/LlamaGen autoregressive/models/generate.py masks caption padding this way.
     diagonal = torch.eye(mask_SS.shape[0], dtype=torch.bool, device=mask_SS.device)
     return (mask_SS & valid_BS[:, None, None, :]) | diagonal
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def scale_mask(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """bool [L, L] for maps of these numbers of tokens, one map after the other, made once and shared: a token attends
+    to all of its own map and of those before it (VAR, arXiv 2404.02905: section 3.2, the block-wise causal mask).
+    """
+    ranks = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
+    return ranks[None, :] <= ranks[:, None]
 
 
 def order_block_mask(ranks_S: Tensor, valid_BS: Tensor | None) -> BlockMask:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from flashar_cli.grid import Order
+from flashar_cli.grid import Grid, Order
 
 
 @lru_cache(maxsize=16)
@@ -19,14 +19,28 @@ def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, 
     """Rotations by row and column of a sequence ``[prefix, cells in the given order]`` as (cos, sin) pairs, float32
     [P + N, E // 2, 2]: the first half of the head dim is rotated by the row, the second by the column.
     """
-    frequencies = _frequencies(head_dim // 2, base)
     cells = torch.tensor(order.cells)
-    rows, cols = cells // order.grid.width, cells % order.grid.width
-    angles = torch.cat([torch.outer(rows.float(), frequencies), torch.outer(cols.float(), frequencies)], dim=-1)
+    angles = _angles_2d(cells // order.grid.width, cells % order.grid.width, head_dim, base)
     # Kept for parity: FoundationVision/LlamaGen autoregressive/models/gpt.py precompute_freqs_cis_2d gives the prefix
     # (cos, sin) = (0, 0), which makes its queries and keys exactly zero. The released weights rely on it.
     prefix = torch.zeros(prefix_length, head_dim // 2, 2)
     return torch.cat([prefix, _pairs(angles)]).to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def rope_table_scales(
+    scales: tuple[Grid, ...], finest: Grid, head_dim: int, base: float, device: torch.device
+) -> Tensor:
+    """Rotations by row and column of maps of several scales, one map after the other, as (cos, sin) pairs, float32
+    [L, E // 2, 2] of L tokens in all. Rows and columns are those of the ``finest`` map, rounded
+    (FoundationVision/Infinity infinity/models/basic.py precompute_rope2d_freqs_grid, rope2d_normalized_by_hw 2).
+    """
+    rows = [(torch.arange(scale.height) * (finest.height / scale.height)).round() for scale in scales]
+    cols = [(torch.arange(scale.width) * (finest.width / scale.width)).round() for scale in scales]
+    rows_L = torch.cat([each.repeat_interleave(scale.width) for each, scale in zip(rows, scales, strict=True)])
+    cols_L = torch.cat([each.repeat(scale.height) for each, scale in zip(cols, scales, strict=True)])
+    return _pairs(_angles_2d(rows_L, cols_L, head_dim, base)).to(device)
 
 
 def rope_table_1d(places: Tensor, head_dim: int, base: float) -> Tensor:
@@ -51,6 +65,12 @@ def _frequencies_on(dim: int, base: float, device: torch.device) -> Tensor:
 
 def _frequencies(dim: int, base: float) -> Tensor:
     return 1.0 / (base ** (torch.arange(0, dim, 2).float() / dim))
+
+
+def _angles_2d(rows_S: Tensor, cols_S: Tensor, head_dim: int, base: float) -> Tensor:
+    """Angles [S, E // 2] by row, then by column."""
+    frequencies = _frequencies(head_dim // 2, base)
+    return torch.cat([torch.outer(rows_S.float(), frequencies), torch.outer(cols_S.float(), frequencies)], dim=-1)
 
 
 def _pairs(angles: Tensor) -> Tensor:

@@ -65,6 +65,17 @@ def test_flex_is_refused_where_it_cannot_train():
     assert [size for size in (8, 16, 64, 100, 128) if flex_takes(size)] == [16, 64, 128]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_scores_are_scaled_as_asked():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 16, 16).unbind()
+    expected = (0.7 * q @ k.mT).softmax(dim=-1) @ v
+    for backend in ("sdpa", "eager"):
+        torch.testing.assert_close(attend(q, k, v, None, backend, 0.7), expected)
+    blocks = order_block_mask(torch.zeros(16, dtype=torch.int64), None)
+    torch.testing.assert_close(attend(q, k, v, blocks, "flex", 0.7), expected)
+
+
 def test_a_mask_that_is_added_is_one_that_lets_attend():
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 3, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flashar_cli.grid import Grid
-from flashar_cli.nn.masks import order_block_mask, order_mask, sequence_ranks, with_valid_keys
+from flashar_cli.nn.masks import order_block_mask, order_mask, scale_mask, sequence_ranks, with_valid_keys
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
 
@@ -62,3 +62,9 @@ def test_block_masks_allow_the_same(shape, captions):
         for col in range(blocks.shape[-1]):
             part = expected[:, 0, row * size : (row + 1) * size, col * size : (col + 1) * size]
             assert torch.equal(blocks[:, row, col], part.flatten(1).any(dim=1))
+
+
+def test_a_token_sees_its_own_scale_and_those_before_it():
+    scales = [0, 1, 1, 2, 2, 2, 2]
+    expected = [[key <= query for key in scales] for query in scales]
+    assert scale_mask((1, 2, 4), torch.device("cpu")).tolist() == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flashar_cli.grid import Grid
-from flashar_cli.nn.rope import apply_rope, rope_table_1d, rope_table_2d, text_places
+from flashar_cli.nn.rope import apply_rope, rope_table_1d, rope_table_2d, rope_table_scales, text_places
 
 GRIDS = [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)]
 
@@ -25,6 +25,19 @@ def test_first_half_turns_with_the_row_second_with_the_column(shape, diagonal):
         angles = [row, row / 10, col, col / 10]  # frequencies 100^0 and 100^(-1/2)
         expected = torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles])
         torch.testing.assert_close(table[2 + position], expected)
+
+
+def test_maps_of_all_scales_are_measured_in_the_finest_ones_cells():
+    scales, finest = (Grid(1, 1), Grid(2, 3), Grid(3, 4)), Grid(7, 12)
+    table = rope_table_scales(scales, finest, 8, 100.0, torch.device("cpu"))
+    # 7/2 and 2 * 7/3 are rounded to 4 and 5; a half goes to the even number.
+    rows = ([0], [0, 4], [0, 2, 5])
+    cols = ([0], [0, 4, 8], [0, 3, 6, 9])
+    places = [(row, col) for row_s, col_s in zip(rows, cols, strict=True) for row in row_s for col in col_s]
+    assert table.shape == (19, 4, 2)
+    for (row, col), token in zip(places, table, strict=True):
+        angles = [row, row / 10, col, col / 10]
+        torch.testing.assert_close(token, torch.tensor([[math.cos(angle), math.sin(angle)] for angle in angles]))
 
 
 def test_pairs_are_interleaved_and_turned_as_complex_numbers():
