@@ -7,16 +7,23 @@ import torch
 from flashar_cli.config import (
     BackboneConfig,
     BranchConfig,
+    BSQConfig,
+    CaptionMemory,
     CaptionPrefix,
     ClassPrefix,
     GridConfig,
+    MultiScaleVQConfig,
+    NextScaleConfig,
     Provenance,
     RasterConfig,
     Sampling,
+    ScaleTransformerConfig,
+    SchedulesConfig,
     TextPrefix,
     VQConfig,
 )
 from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.next_scale.model import NextScaleModel
 from tests.tokenizers.text.vocabularies import SIZE
 
 TINY_VQ = VQConfig(
@@ -67,3 +74,55 @@ def build_model(config: RasterConfig, seed: int = 0) -> FlasharModel:
     with torch.no_grad():
         initialise(model, seed, zero_head=False)
     return model
+
+
+def var_like_config(shared: bool = False, cosine: bool = True) -> NextScaleConfig:
+    """As VAR: maps of up to 3x5 tokens of 32 kinds, 10 classes, learned positions; three narrow blocks of two heads."""
+    return NextScaleConfig(
+        family="var",
+        transformer=ScaleTransformerConfig(
+            dim=32,
+            num_layers=3,
+            num_heads=2,
+            ffn_dim=48,
+            cosine_attention=cosine,
+            shared_modulation=shared,
+            num_levels=5,
+        ),
+        prefix=ClassPrefix(num_classes=10),
+        grid=GridConfig(height=3, width=5),
+        schedules=SchedulesConfig(longest=(((1, 1), (1, 2), (2, 3), (3, 4), (3, 5)),), lengths=(5,)),
+        tokenizer=MultiScaleVQConfig(codebook_size=32, codebook_dim=4, channels=32, multipliers=(1, 1)),
+        provenance=Provenance(tool_version="test"),
+    )
+
+
+def infinity_like_config(patch: int = 1) -> NextScaleConfig:
+    """As Infinity: maps of up to 6x6, 7x4 or 3x8 tokens of three bits a position, or of their first four scales;
+    captions of up to 6 features, rotary positions; three narrow blocks of two heads.
+    """
+    square = ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6))
+    tall = ((1, 1), (2, 1), (4, 2), (5, 3), (7, 4))
+    wide = ((1, 1), (1, 3), (2, 4), (2, 6), (3, 8))
+    return NextScaleConfig(
+        family="infinity",
+        transformer=ScaleTransformerConfig(
+            dim=32, num_layers=3, num_heads=2, ffn_dim=48, shared_modulation=True, positions="rotary", num_levels=6
+        ),
+        prefix=CaptionMemory(feature_dim=16, length=6, pool_heads=4),
+        grid=GridConfig(height=7, width=4),
+        schedules=SchedulesConfig(longest=(square, tall, wide), lengths=(4, 5)),
+        patch=patch,
+        tokenizer=BSQConfig(num_bits=3, channels=32, multipliers=(1, 1)),
+        provenance=Provenance(tool_version="test"),
+    )
+
+
+def build_scale_model(config: NextScaleConfig, seed: int = 0) -> NextScaleModel:
+    """Random weights, large enough that every part matters."""
+    model, generator = NextScaleModel(config), torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False).normal_(std=0.2, generator=generator)
+        if name.endswith("norm.weight"):
+            parameter += 1
+    return model.eval()

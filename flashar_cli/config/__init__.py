@@ -8,6 +8,7 @@ from flashar_cli.config.branch import GATES, BranchConfig, GateKind, default_gat
 from flashar_cli.config.model import FLOAT_BYTES, GridConfig, Layout, ModelConfig, Provenance, Subset
 from flashar_cli.config.next_scale import NextScaleConfig, ScaleTransformerConfig, SchedulesConfig
 from flashar_cli.config.prefix import CaptionMemory, CaptionPrefix, ClassPrefix, Prefix, PrefixConfig, TextPrefix
+from flashar_cli.config.pruning import Pruning
 from flashar_cli.config.raster import RasterConfig
 from flashar_cli.config.read import CONFIG_FILE, FORMAT_VERSION, parse_config, read_config
 from flashar_cli.config.sampling import Sampling

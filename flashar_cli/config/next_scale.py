@@ -5,6 +5,7 @@ Sources: VAR (arXiv 2404.02905, FoundationVision/VAR), Infinity (arXiv 2412.0443
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -95,8 +96,8 @@ class SchedulesConfig(Config):
                     f"a schedule has {len(schedule)} scales; expected {max(self.lengths)}, as lengths says"
                 )
             sizes = [height * width for height, width in schedule]
-            if any(small >= large for small, large in pairwise(sizes)):
-                raise ValueError(f"the scales of a schedule have {sizes} tokens; expected more at each")
+            if sizes[0] != 1 or any(small >= large for small, large in pairwise(sizes)):
+                raise ValueError(f"the scales of a schedule have {sizes} tokens; expected one, then more at each")
         ends = [schedule[length - 1] for schedule in self.longest for length in self.lengths]
         if len(set(ends)) < len(ends):
             raise ValueError("two schedules end with the same map; expected one for each")
@@ -143,6 +144,8 @@ class NextScaleConfig(ModelConfig):
             raise ValueError(f"learned positions and {len(schedules.grids)} schedules; expected one")
         if self.patch > 1 and not isinstance(self.tokenizer, BSQConfig):
             raise ValueError(f"patch {self.patch} with a codebook; only bits are laid side by side")
+        if isinstance(self.prefix, CaptionMemory) and transformer.dim % self.prefix.pool_heads:
+            raise ValueError(f"dim {transformer.dim} is not divisible by pool_heads {self.prefix.pool_heads}")
         return self
 
     @property
@@ -155,10 +158,24 @@ class NextScaleConfig(ModelConfig):
         return self.tokenizer.latent_dim * self.patch**2
 
     @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Shape of one token: a number, which is a row of the codebook, or its bits."""
+        return (self.token_dim,) if isinstance(self.tokenizer, BSQConfig) else ()
+
+    @property
+    def num_choices(self) -> int:
+        """Choices that make a token: one of a row of the codebook, or one of each bit."""
+        return math.prod(self.token_shape)
+
+    @property
+    def num_options(self) -> int:
+        """What a choice is among: the rows of the codebook, or the two values of a bit."""
+        return 2 if isinstance(self.tokenizer, BSQConfig) else self.tokenizer.codebook_size
+
+    @property
     def head_outputs(self) -> int:
-        """Logits of a token: one for each row of the codebook, or two for each bit."""
-        tokenizer = self.tokenizer
-        return 2 * self.token_dim if isinstance(tokenizer, BSQConfig) else tokenizer.codebook_size
+        """Logits of a token: those of its choices, one after the other."""
+        return self.num_choices * self.num_options
 
     @property
     def num_tokens(self) -> int:

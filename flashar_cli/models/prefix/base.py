@@ -27,12 +27,8 @@ class Conditions:
         return Conditions(**{name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
-class Prefix(nn.Module, ABC):
-    """What stands before the image tokens. ``masks_keys``: a batch may have positions that no token may attend to, so
-    every step needs a key mask.
-    """
-
-    masks_keys = False
+class ConditionReader(nn.Module, ABC):
+    """What reads conditions, in a model of any kind."""
 
     @abstractmethod
     def check(self, conditions: Conditions) -> None:
@@ -49,6 +45,14 @@ class Prefix(nn.Module, ABC):
     @abstractmethod
     def example(self, batch: int, seed: int) -> Conditions:
         """Conditions to measure with, the same for the same seed."""
+
+
+class Prefix(ConditionReader):
+    """What stands before the image tokens. ``masks_keys``: a batch may have positions that no token may attend to, so
+    every step needs a key mask.
+    """
+
+    masks_keys = False
 
     @property
     def line_end(self) -> Tensor | None:

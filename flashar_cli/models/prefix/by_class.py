@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from flashar_cli.config import ClassPrefix
 from flashar_cli.errors import FlasharError
-from flashar_cli.models.prefix.base import Conditions, Prefix
+from flashar_cli.models.prefix.base import ConditionReader, Conditions, Prefix
 
 
-class ClassEmbedder(Prefix):
-    """Upstream: LabelEmbedder. The last row of the table is the unconditional class.
+class ClassTable(ConditionReader):
+    """A vector for each class; the last row of the table is the unconditional class.
 
     Conditions: ``labels`` int64 [B].
     """
@@ -42,6 +42,13 @@ class ClassEmbedder(Prefix):
         """Classes in turn."""
         return Conditions(labels=torch.arange(batch) % self.num_classes)
 
+    def vectors(self, conditions: Conditions, drop: Tensor) -> Tensor:
+        """[B, D]; ``drop`` bool [B] marks the rows to make unconditional."""
+        return self.embedding(conditions.tensors["labels"].masked_fill(drop, self.num_classes))
+
+
+class ClassEmbedder(ClassTable, Prefix):
+    """Upstream: LabelEmbedder."""
+
     def forward(self, conditions: Conditions, drop: Tensor) -> Tensor:
-        labels = conditions.tensors["labels"].masked_fill(drop, self.num_classes)
-        return self.embedding(labels)[:, None]
+        return self.vectors(conditions, drop)[:, None]

@@ -1,0 +1,63 @@
+"""Which tokens of a next-scale model are not computed: cached token pruning and skipped scales."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from flashar_cli.config.base import Config
+from flashar_cli.errors import FlasharError
+from flashar_cli.inputs import bounds
+
+ScaleIndex = Annotated[int, bounds.SCALE_INDEX]
+Layer = Annotated[int, bounds.LAYER]
+
+
+class Pruning(Config):
+    """FastVAR (arXiv 2503.23367: section 3): of some scales only the tokens that differ most from the mean token are
+    computed, part by part; the others get what a smaller scale's tokens got from the same part. The default prunes
+    nothing.
+    """
+
+    ratios: tuple[tuple[ScaleIndex, Annotated[float, bounds.RATE]], ...] = Field(
+        (), description="pairs of a scale's index, counted from 0, and the share of its tokens that is dropped"
+    )
+    first_layer: Layer = Field(0, description="first block that drops tokens")
+    last_layer: Layer | None = Field(None, description="last block that drops tokens; null: the last of all")
+    cached_scale: ScaleIndex = Field(0, description="scale whose outputs stand in for those of dropped tokens")
+    skipped: ScaleIndex = Field(0, description="last scales that are not decoded at all")
+    order: Literal["score", "raster"] = Field(
+        "score", description="order in which kept tokens are computed: by falling difference, or as in the map"
+    )
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> Pruning:
+        pruned = [scale for scale, _ in self.ratios]
+        if len(set(pruned)) < len(pruned):
+            raise ValueError(f"ratios names scales {pruned}; expected each once")
+        if pruned and min(pruned) <= self.cached_scale:
+            raise ValueError(f"scale {min(pruned)} is pruned; expected scales after cached_scale {self.cached_scale}")
+        if self.last_layer is not None and self.last_layer < self.first_layer:
+            raise ValueError(f"last_layer {self.last_layer} is before first_layer {self.first_layer}")
+        return self
+
+    def check(self, num_layers: int, num_scales: int) -> None:
+        """Raises FlasharError where a model has no such layers, or an image of so many scales no such scales."""
+        last_layer = max(self.first_layer, self.last_layer or 0)
+        if last_layer >= num_layers:
+            raise FlasharError(f"layer {last_layer} is to drop tokens; this model has layers 0 to {num_layers - 1}")
+        num_decoded = num_scales - self.skipped
+        if num_decoded < 1:
+            raise FlasharError(f"{self.skipped} scales are to be skipped; this image has {num_scales}; leave one")
+        last_scale = max((scale for scale, _ in self.ratios), default=0)
+        if last_scale >= num_decoded:
+            raise FlasharError(f"scale {last_scale} is to be pruned; scales 0 to {num_decoded - 1} are decoded")
+
+    def layers(self, num_layers: int) -> range:
+        """The blocks that drop tokens, of a model of so many."""
+        return range(self.first_layer, num_layers if self.last_layer is None else self.last_layer + 1)
+
+    def num_kept(self, scale: int, num_tokens: int) -> int:
+        """How many tokens of a scale are computed in those blocks."""
+        return num_tokens - int(num_tokens * dict(self.ratios).get(scale, 0.0))

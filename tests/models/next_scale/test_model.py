@@ -1,0 +1,66 @@
+"""The whole model: which tokens depend on what, and in which precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashar_cli.grid import Grid
+from flashar_cli.models.next_scale.blocks import Block
+from flashar_cli.models.prefix import Conditions
+from tests.models.next_scale.test_condition import alone, captions
+from tests.tiny_models import build_scale_model, infinity_like_config, var_like_config
+
+
+@pytest.mark.parametrize("config", (var_like_config(), infinity_like_config()), ids=("learned", "rotary"))
+def test_a_map_is_predicted_from_what_it_and_those_before_it_read(config):
+    model = build_scale_model(config)
+    sizes = [scale.num_cells for scale in model.scales(config.order_grid)]
+    conditions, latents = model.prefix.example(1, 0), torch.randn(1, sum(sizes) - 1, config.token_dim)
+    logits = model(latents, conditions, config.order_grid).split(sizes, dim=1)
+    for scale in range(1, len(sizes)):
+        changed = latents.clone()
+        changed[:, sum(sizes[:scale]) - 1] += 1  # its first token
+        others = model(changed, conditions, config.order_grid).split(sizes, dim=1)
+        differs = [not torch.equal(*pair) for pair in zip(logits, others, strict=True)]
+        assert differs == [False] * scale + [True] * (len(sizes) - scale)
+        assert (logits[scale] != others[scale]).any(dim=-1).all()  # tokens of a map see each other
+
+
+def test_captions_of_different_lengths_are_predicted_as_alone():
+    model, grid = build_scale_model(infinity_like_config()), Grid(3, 8)
+    conditions, drop = captions([4, 6, 1]), torch.tensor([False, False, True])
+    latents = torch.randn(3, sum(scale.num_cells for scale in model.scales(grid)) - 1, 3)
+    together = model(latents, conditions, grid, drop)
+    for row in range(3):
+        single = model(latents[row : row + 1], alone(conditions, row), grid, drop[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], single, atol=1e-5, rtol=0)
+
+
+def test_dropped_rows_are_unconditional():
+    config = var_like_config()
+    model, latents = build_scale_model(config), torch.randn(2, 35, 4)
+    dropped = model(latents, Conditions(labels=torch.tensor([3, 4])), config.order_grid, torch.tensor([False, True]))
+    table = model.prefix.embedding.weight
+    table[4] = table[10]
+    expected = model(latents, Conditions(labels=torch.tensor([3, 4])), config.order_grid)
+    assert torch.equal(dropped, expected)
+
+
+@pytest.mark.parametrize("config", (var_like_config(), infinity_like_config()), ids=("learned", "rotary"))
+def test_only_products_have_the_dtype_of_the_weights(config, monkeypatch):
+    streams = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda block, x, given: streams.append(x.dtype) or forward(block, x, given))
+    model = build_scale_model(config)
+    latents = torch.randn(1, sum(scale.num_cells for scale in model.scales(config.order_grid)) - 1, config.token_dim)
+    conditions = model.prefix.example(1, 0)
+    expected = model(latents, conditions, config.order_grid)
+    logits = model.bfloat16()(latents, conditions, config.order_grid)
+    assert set(streams) == {torch.float32} and logits.dtype == torch.float32
+    assert 0 < (logits - expected).abs().max() < 0.1 * expected.abs().max()
+    x, vector = torch.randn(1, 3, 32), torch.randn(1, 32)
+    exact = build_scale_model(config).head
+    for name, parameter in exact.named_parameters():
+        parameter.copy_(model.head.get_parameter(name))
+    assert torch.equal(model.head(x, vector), exact(x, vector))
