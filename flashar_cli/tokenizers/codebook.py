@@ -88,13 +88,22 @@ class Quantizer(nn.Module):
 
     def search(self, latent: Tensor) -> Tensor:
         """[B, Z, H, W] -> int64 [B, H, W]. The length of a latent makes no difference."""
-        batch, dim, height, width = latent.shape
-        rows = latent.permute(0, 2, 3, 1).reshape(-1, dim).float()
-        codebook_t = self.codebook().float().t()
-        at_once = max(1, SEARCH_SCORES // codebook_t.shape[1])
-        tokens = [(chunk @ codebook_t).argmax(dim=-1) for chunk in rows.split(at_once)]
-        return torch.cat(tokens).reshape(batch, height, width)
+        return best_rows(latent, self.codebook().float())
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """int64 [B, H, W] -> the codebook's vectors [B, Z, H, W]."""
         return F.embedding(tokens, self.codebook()).permute(0, 3, 1, 2)
+
+
+def best_rows(latent: Tensor, codebook: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """The row of float32 [K, Z] with the largest dot product with a latent [B, Z, H, W], each product plus the row's
+    own of ``offsets`` [K]; the first of equal ones. int64 [B, H, W].
+    """
+    batch, dim, height, width = latent.shape
+    rows = latent.permute(0, 2, 3, 1).reshape(-1, dim).float()
+    at_once = max(1, SEARCH_SCORES // len(codebook))
+    found = []
+    for chunk in rows.split(at_once):
+        scores = chunk @ codebook.t()
+        found.append((scores if offsets is None else scores + offsets).argmax(dim=-1))
+    return torch.cat(found).reshape(batch, height, width)

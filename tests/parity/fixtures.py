@@ -38,6 +38,20 @@ class Fixture:
         """All weights at once."""
         return {name: self.upstream(name) for name in self.upstream_names}
 
+    def tokenizer_state(self) -> dict[str, Tensor]:
+        """All weights of a next-scale model's tokenizer, under upstream's names. A suffix of the name may have a scale
+        of its own.
+        """
+        scales = self.meta.get("vae_fill_scale_for", {})
+        return {
+            name: tensor_for(
+                name,
+                tuple(shape),
+                next((scales[end] for end in scales if name.endswith(end)), self.meta["vae_fill_scale"]),
+            )
+            for name, shape in self.meta["vae_state_dict_shapes"].items()
+        }
+
     @property
     def conditions(self) -> Conditions:
         if "labels" in self.tensors:
