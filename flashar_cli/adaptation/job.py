@@ -11,7 +11,7 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, RasterConfig, read_config
+from flashar_cli.config import BranchConfig, ModelConfig, RasterConfig, raster_only, read_config
 from flashar_cli.config.recipe import AdaptRecipe, BranchSettings, load_recipe, shipped_recipes
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
@@ -66,11 +66,12 @@ def run_dir(out: Path) -> Path:
 
 
 def choose_recipe(
-    name: str, family: str, recipe: str | None, overrides: list[str] | None, values: Mapping[str, Any]
+    name: str, base: ModelConfig, recipe: str | None, overrides: list[str] | None, values: Mapping[str, Any]
 ) -> AdaptRecipe:
     """The recipe of this name or file, else that of the preset ``name``, else that of the model's family, else the
-    defaults. Raises FlasharError as ``load_recipe``.
+    defaults. Raises FlasharError as ``load_recipe``, and for a model that can't be adapted.
     """
+    family = raster_only(base, "adapt").family
     if recipe is None:
         recipe = next((known for known in (name, f"{name}-80k", f"{family}-80k") if known in shipped_recipes()), None)
     return load_recipe(recipe, overrides or [], values)
@@ -89,7 +90,7 @@ def load_job(
     """Loads the base, and checks all that can be checked before data is read. Raises FlasharError."""
     if dtype is torch.float16:
         raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
-    base, lora = read_config(directory), recipe.lora
+    base, lora = raster_only(read_config(directory), "adapt"), recipe.lora
     if current_world().size == 1:  # before anything is read
         checkpoint.refuse_too_large(base, str(directory), device, torch.bfloat16 if lora.rank else torch.float32)
     stored = checkpoint.stored_dtype(directory)

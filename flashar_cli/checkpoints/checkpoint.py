@@ -6,13 +6,14 @@ files, which ``config.json`` then says.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from flashar_cli.checkpoints.parts import (
     split_tokenizer,
     tokenizer_on_meta,
 )
-from flashar_cli.config import CONFIG_FILE, RasterConfig, TextPrefix, read_config
+from flashar_cli.config import CONFIG_FILE, ModelConfig, TextPrefix, read_config
 from flashar_cli.config.model import Layout
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import (
@@ -45,8 +46,7 @@ from flashar_cli.files.shards import MODEL_FILE, link_weights, weight_files, wri
 from flashar_cli.files.writing import atomic_directory
 from flashar_cli.inputs.reading import files_sha256
 from flashar_cli.machine.memory import require_disk, require_memory
-from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.tokenizers import ImageTokenizer
+from flashar_cli.models.base import TokenModel
 from flashar_cli.tokenizers.text import KINDS, TextTokenizer, find_text_tokenizer
 
 MAX_SHARD_SIZE = "5GB"
@@ -74,20 +74,21 @@ CHECKPOINT = FolderKind(
 )
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=TokenModel)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[ModelT]):
     """A model in memory. ``tokenizer`` is None where the checkpoint has none, so that only tokens can be made;
     ``text_tokenizer`` likewise, so that no prompts can be read.
     """
 
-    model: FlasharModel
-    tokenizer: ImageTokenizer | None
+    model: ModelT
+    tokenizer: Any
     text_tokenizer: TextTokenizer | None = None
 
     @property
-    def config(self) -> RasterConfig:
+    def config(self) -> Any:
         return self.model.config
 
 
@@ -96,7 +97,7 @@ def load(
     device: torch.device,
     dtype: torch.dtype | None = None,
     vq_dtype: torch.dtype | None = torch.float32,
-) -> Loaded:
+) -> Loaded[Any]:
     """Loads a checkpoint strictly, tensor by tensor. Raises FlasharError that names every missing, unexpected and
     mis-shaped tensor before any is read, or the first whose values are not finite. ``dtype`` is that of the model,
     ``vq_dtype`` that of the tokenizer; None keeps what is stored.
@@ -110,7 +111,7 @@ def load(
     return Loaded(model, *_tokenizers(directory, config, tokenizer_state, device, vq_dtype))
 
 
-def load_outline(directory: Path, device: torch.device) -> Loaded:
+def load_outline(directory: Path, device: torch.device) -> Loaded[Any]:
     """As ``load``, but the model has no data: for work that needs the tokenizers alone, and for weights that are read
     in shards.
     """
@@ -122,7 +123,7 @@ def load_outline(directory: Path, device: torch.device) -> Loaded:
     return Loaded(model_on_meta(config), *_tokenizers(directory, config, state, device, torch.float32))
 
 
-def read_text_tokenizer(directory: Path, config: RasterConfig) -> TextTokenizer | None:
+def read_text_tokenizer(directory: Path, config: ModelConfig) -> TextTokenizer | None:
     """The text tokenizer of a checkpoint; None where it has none. Raises FlasharError for files that are damaged or of
     another model.
     """
@@ -132,7 +133,7 @@ def read_text_tokenizer(directory: Path, config: RasterConfig) -> TextTokenizer 
     return next((tokenizer for tokenizer in found if tokenizer is not None), None)
 
 
-def refuse_too_large(config: RasterConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
+def refuse_too_large(config: ModelConfig, what: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises FlasharError where the device has no room for the weights of a model and of its tokenizer."""
     num_bytes = config.num_weights * dtype.itemsize
     if config.tokenizer is not None:
@@ -142,7 +143,7 @@ def refuse_too_large(config: RasterConfig, what: str, device: torch.device, dtyp
 
 def save(
     directory: Path,
-    config: RasterConfig,
+    config: ModelConfig,
     model_state: Mapping[str, Lazy | Tensor],
     tokenizer_state: Mapping[str, Lazy | Tensor] | None,
     overwrite: bool = False,
@@ -167,7 +168,7 @@ def save(
 
 def link(
     directory: Path,
-    config: RasterConfig,
+    config: ModelConfig,
     files: Sequence[Path],
     tokenizer_state: Mapping[str, Lazy | Tensor] | None,
     overwrite: bool = False,
@@ -217,9 +218,9 @@ def problems(directory: Path) -> list[str]:
 
 
 def stored_dtype(directory: Path) -> torch.dtype:
-    """The dtype of the stored token table, taken for that of all weights. Norms may be stored in a wider one."""
+    """The dtype of the largest stored tensor, taken for that of all weights. Norms may be stored in a wider one."""
     model, _ = open_checkpoint(directory, read_config(directory))
-    return model["backbone.embedding.weight"].dtype
+    return max(model.values(), key=lambda tensor: math.prod(tensor.shape)).dtype
 
 
 def weights_sha256(directory: Path) -> str:
@@ -232,7 +233,7 @@ def weights_sha256(directory: Path) -> str:
 
 @contextmanager
 def _new_checkpoint(
-    directory: Path, config: RasterConfig, weights: Layout, overwrite: bool, extras: Mapping[str, Path]
+    directory: Path, config: ModelConfig, weights: Layout, overwrite: bool, extras: Mapping[str, Path]
 ) -> Iterator[Path]:
     """The folder for a checkpoint's weights, to which config and extras are added."""
     with atomic_directory(directory, CHECKPOINT, overwrite) as folder:
@@ -245,8 +246,8 @@ def _new_checkpoint(
 
 
 def _tokenizers(
-    directory: Path, config: RasterConfig, state: Mapping[str, Lazy], device: torch.device, dtype: torch.dtype | None
-) -> tuple[ImageTokenizer | None, TextTokenizer | None]:
+    directory: Path, config: ModelConfig, state: Mapping[str, Lazy], device: torch.device, dtype: torch.dtype | None
+) -> tuple[Any, TextTokenizer | None]:
     image = None if config.tokenizer is None else _assign(tokenizer_on_meta(config.tokenizer), state, device, dtype)
     return image, read_text_tokenizer(directory, config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -18,7 +19,7 @@ from flashar_cli.checkpoints.parts import (
     tokenizer_part,
     upstream_part,
 )
-from flashar_cli.config import RasterConfig, TextPrefix, explain
+from flashar_cli.config import ModelConfig, TextPrefix, explain
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import family_of, get_family
 from flashar_cli.families.base import TOKENIZER, ConvertOptions
@@ -38,7 +39,7 @@ class Converted:
     with it; ``notes`` say which facts were assumed.
     """
 
-    config: RasterConfig
+    config: ModelConfig
     model_state: dict[str, Lazy]
     tokenizer_state: dict[str, Lazy] | None
     files: list[Path]
@@ -77,16 +78,12 @@ def convert(
     try:
         options.refuse_others(source, family.needed)
         facts = family.read(source, options, vq)
-        if facts.tokenizer is not None and facts.tokenizer.codebook_size != facts.backbone.vocab_size:
-            raise FlasharError(
-                f"{tokenizer_path or path} has {facts.tokenizer.codebook_size} tokens, {path} predicts "
-                f"{facts.backbone.vocab_size}; pass the tokenizer this model was trained with"
-            )
+        facts.check_tokenizer(tokenizer_path or path, path)
         config = facts.config_of(path.name)
     except ValidationError as error:
         raise FlasharError(f"{path} with these options is no model: {explain(error)}") from None
     part = upstream_part(path, lambda: source.state, family, config)
-    state |= part.read(f"is not a complete {family.name} with {config.backbone.num_layers} blocks")
+    state |= part.read(f"is not a complete {family.name} with {config.num_layers} blocks")
     extras = _text_tokenizer(text_tokenizer_path or source.path, family.text_tokenizer, config)
     if text_tokenizer_path is not None and not extras:
         expected = ", ".join(family.text_tokenizer) or f"none: family {family.name} reads no text"
@@ -113,7 +110,7 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def export(loaded: Loaded) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+def export(loaded: Loaded[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """The model's tensors under upstream's names, and the image tokenizer's where upstream keeps it in a separate file.
     Raises FlasharError for a part that upstream does not have.
     """
@@ -135,7 +132,7 @@ def write_upstream(states: Mapping[Path, Mapping[str, Tensor]]) -> None:
                 save_pickle({"model": {name: tensor.contiguous() for name, tensor in state.items()}}, file)
 
 
-def _text_tokenizer(folder: Path, names: Sequence[str], config: RasterConfig) -> dict[str, Path]:
+def _text_tokenizer(folder: Path, names: Sequence[str], config: ModelConfig) -> dict[str, Path]:
     """The files of the text tokenizer of a directory that has one. Wrong ones are refused now rather than when the
     model is used.
     """

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flashar_cli.checkpoints import hub
-from flashar_cli.config import RasterConfig, read_config
+from flashar_cli.config import ModelConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 
 
 def list_models() -> list[dict[str, Any]]:
-    """One record per model, from its config alone: ``name``, ``condition``, ``grid``, ``branch`` (None: raster only),
+    """One record per model, from its config alone: ``name``, ``condition``, ``grid``, ``structure`` (how it predicts),
     ``parameters``, ``place`` (here, embedded, cache or Hub) and ``where`` (a path, or the Hub's file). A broken
     checkpoint has ``problem`` instead of its facts.
     """
@@ -33,7 +33,7 @@ def _record(name: str, directory: Path | None) -> dict[str, Any]:
         "name": name,
         "condition": config.prefix.noun,
         "grid": str(config.order_grid),
-        "branch": branch_in_words(config),
+        "structure": config.structure,
         "parameters": config.num_weights,
         "place": place,
         "where": where,
@@ -48,20 +48,20 @@ def inspect(directory: Path) -> dict[str, Any]:
 
     config = read_config(directory)
     parameters = config.num_weights
-    backbone, grid = config.backbone, config.order_grid
-    cache_values = 2 * config.num_blocks * backbone.num_kv_heads * backbone.head_dim
-    positions = config.prefix.longest + grid.num_cells
     problems = checkpoint.problems(directory)
     adapter = adapters.describe(directory) if config.adapter and not problems else None
     return {
         "path": str(directory),
         "summary": summary(config),
         "parameters": parameters,
+        "num_layers": config.num_layers,
+        "width": config.width,
+        "num_heads": config.num_heads,
         "weights_bytes_float32": 4 * parameters,
         "weights_bytes_bfloat16": 2 * parameters,
-        "kv_cache_bytes_per_image_bfloat16": 2 * cache_values * positions,
-        "forwards_raster": grid.num_cells,
-        "forwards_flashar": grid.num_diagonals if config.branch else None,
+        "kv_cache_bytes_per_image_bfloat16": 2 * config.cache_values,
+        "forwards": config.forwards,
+        "tokenizer": None if config.tokenizer is None else config.tokenizer.in_words,
         "sha256": checkpoint.weights_sha256(directory),
         "adapter": adapter,
         "config": json.loads(config.model_dump_json()),
@@ -69,17 +69,9 @@ def inspect(directory: Path) -> dict[str, Any]:
     }
 
 
-def summary(config: RasterConfig) -> str:
-    """A few words: family, condition, grid, branch."""
-    branch = branch_in_words(config)
-    words = f"{config.family}, {config.prefix.noun}-conditional, {config.order_grid} tokens"
-    return f"{words}, raster" if branch is None else f"{words}, branch {branch}"
-
-
-def branch_in_words(config: RasterConfig) -> str | None:
-    """The block before which the branch starts, the number of blocks, and the gate; None where there is no branch."""
-    branch = config.branch
-    return None if branch is None else f"{branch.layer}/{config.backbone.num_layers}, {branch.gate}"
+def summary(config: ModelConfig) -> str:
+    """A few words: family, condition, grid, and how it predicts."""
+    return f"{config.family}, {config.prefix.noun}-conditional, {config.order_grid} tokens, {config.structure}"
 
 
 def readable_count(count: int) -> str:

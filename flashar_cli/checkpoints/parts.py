@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from flashar_cli.config import CONFIG_FILE, RasterConfig, TokenizerConfig
+from flashar_cli.config import CONFIG_FILE, AnyTokenizerConfig, ModelConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
 from flashar_cli.families.base import TOKENIZER, Family
 from flashar_cli.files.lazy import Finite, Lazy
 from flashar_cli.files.shards import open_tensors, open_weights
 from flashar_cli.files.tensors import WEIGHT_DTYPES, describe_problems
-from flashar_cli.models.flashar import FlasharModel
-from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
+from flashar_cli.models import build_model
+from flashar_cli.tokenizers import build_tokenizer
 
 TOKENIZER_FILE = "tokenizer.safetensors"
 ValueT = TypeVar("ValueT")
@@ -52,7 +52,7 @@ class Part:
         return dict(self.ours({name: Finite(lazy, f"{self.place}: {name}") for name, lazy in state.items()}))
 
 
-def open_checkpoint(directory: Path, config: RasterConfig) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
+def open_checkpoint(directory: Path, config: ModelConfig) -> tuple[dict[str, Lazy], dict[str, Lazy]]:
     """The tensors of a checkpoint's model and of its image tokenizer, complete. Raises FlasharError that lists every
     missing, unexpected and mis-shaped tensor; nothing is read but headers.
     """
@@ -62,7 +62,7 @@ def open_checkpoint(directory: Path, config: RasterConfig) -> tuple[dict[str, La
     return split_tokenizer(state)
 
 
-def checkpoint_parts(directory: Path, config: RasterConfig) -> Iterator[Part]:
+def checkpoint_parts(directory: Path, config: ModelConfig) -> Iterator[Part]:
     """The model's part of a checkpoint, and the image tokenizer's where it has a file of its own."""
     tokenizer, path = config.tokenizer, directory / TOKENIZER_FILE
     if config.weights == "upstream":
@@ -75,7 +75,7 @@ def checkpoint_parts(directory: Path, config: RasterConfig) -> Iterator[Part]:
         yield tokenizer_part(path, lambda: open_tensors(path), tokenizer)
 
 
-def upstream_part(place: Path, open: Callable[[], Mapping[str, Lazy]], family: Family, config: RasterConfig) -> Part:
+def upstream_part(place: Path, open: Callable[[], Mapping[str, Lazy]], family: Family, config: ModelConfig) -> Part:
     """Upstream files of a model, with its image tokenizer where the family keeps both together."""
     names = dict(model_on_meta(config).state_dict())
     if config.tokenizer is not None and family.tokenizer_title is None:
@@ -88,7 +88,7 @@ def upstream_part(place: Path, open: Callable[[], Mapping[str, Lazy]], family: F
     )
 
 
-def tokenizer_part(place: Path, open: Callable[[], Mapping[str, Lazy]], config: TokenizerConfig) -> Part:
+def tokenizer_part(place: Path, open: Callable[[], Mapping[str, Lazy]], config: AnyTokenizerConfig) -> Part:
     """A file of an image tokenizer."""
     return Part(place, tokenizer_on_meta(config).state_dict(), open, _named)
 
@@ -113,14 +113,14 @@ def state_problems(expected: Mapping[str, Tensor], state: Mapping[str, Lazy]) ->
     return sorted(problems)
 
 
-def model_on_meta(config: RasterConfig) -> FlasharModel:
-    """A model without data."""
+def model_on_meta(config: ModelConfig) -> Any:
+    """A model of any kind, without data."""
     with torch.device("meta"):
-        return FlasharModel(config)
+        return build_model(config)
 
 
-def tokenizer_on_meta(config: TokenizerConfig) -> ImageTokenizer:
-    """An image tokenizer without data."""
+def tokenizer_on_meta(config: AnyTokenizerConfig) -> Any:
+    """An image tokenizer of any kind, without data."""
     with torch.device("meta"):
         return build_tokenizer(config)
 

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from flashar_cli.checkpoints.parts import open_checkpoint
-from flashar_cli.config import RasterConfig, read_config
+from flashar_cli.config import ModelConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.lazy import Made
 from flashar_cli.files.shards import DTYPES, weight_files
@@ -60,7 +60,7 @@ def _read_own(wanted: dict[str, Tensor], directory: Path) -> None:
         raise FlasharError(f"{directory} cannot be read ({type(error).__name__}); copy it again") from None
 
 
-def _read_linked(wanted: dict[str, Tensor], directory: Path, config: RasterConfig) -> None:
+def _read_linked(wanted: dict[str, Tensor], directory: Path, config: ModelConfig) -> None:
     """Fills tensors from upstream's files, in which they may be in pieces, or pieces of others."""
     state, _ = open_checkpoint(directory, config)
     for name, tensor in wanted.items():

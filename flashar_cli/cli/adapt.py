@@ -97,19 +97,19 @@ def command(
     from flashar_cli.adaptation.artifacts import outputs
     from flashar_cli.adaptation.job import choose_recipe, load_job
     from flashar_cli.checkpoints import hub
-    from flashar_cli.config import read_config
+    from flashar_cli.config import raster_only, read_config
     from flashar_cli.data.prepare import plan_tokens
     from flashar_cli.families import PRESETS
     from flashar_cli.files.outputs import check_outputs
 
     if dry_run and hub.local_path(name) is None and name in PRESETS:
-        shape = PRESETS[name].config()
-        settings = choose_recipe(name, shape.family, recipe, set_, changes.values(data))
+        shape = raster_only(PRESETS[name].config(), "adapt")
+        settings = choose_recipe(name, shape, recipe, set_, changes.values(data))
         output.note(f"{name} is not on this machine: its shape is the preset's, and --data is not opened")
         output.document(_plan(shape, settings, None, nproc, machine))
         return
     directory = hub.resolve(name)
-    settings = choose_recipe(name, read_config(directory).family, recipe, set_, changes.values(data))
+    settings = choose_recipe(name, read_config(directory), recipe, set_, changes.values(data))
     source = settings.data.source
     if source is None:
         raise FlasharError("no --data was passed and the recipe names none; expected " + DATA_HELP)

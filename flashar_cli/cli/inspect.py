@@ -24,16 +24,15 @@ def command(model: options.Model = None, base: options.Base = None, json: option
         output.document(report)
     else:
         config = report["config"]
-        backbone, tokenizer = config["backbone"], config["tokenizer"]
-        width = f"{backbone['num_layers']} blocks of width {backbone['dim']}, {backbone['num_heads']} heads"
+        width = f"{report['num_layers']} blocks of width {report['width']}, {report['num_heads']} heads"
         rows = [
             ["what", report["summary"]],
             ["path", report["path"]],
             ["parameters", f"{readable_count(report['parameters'])} ({width})"],
             ["memory", f"{report['weights_bytes_bfloat16'] / 2**20:.1f} MiB in bfloat16, twice that in float32"],
             ["cache", f"{report['kv_cache_bytes_per_image_bfloat16'] / 2**20:.2f} MiB an image and row in bfloat16"],
-            ["forwards", f"raster {report['forwards_raster']}, flashar {report['forwards_flashar'] or '-'}"],
-            ["tokenizer", f"{tokenizer['codebook_size']} tokens" if tokenizer else "none: tokens only"],
+            ["forwards", ", ".join(f"{decoder} {count}" for decoder, count in report["forwards"].items())],
+            ["tokenizer", report["tokenizer"] or "none: tokens only"],
             ["generation", ", ".join(f"{name} {value}" for name, value in config["generation"].items())],
             ["adapter", ", ".join(f"{name} {value}" for name, value in (report["adapter"] or {}).items()) or "none"],
             ["source", str(config["provenance"]["source"] or config["provenance"]["notes"] or "-")],

@@ -24,6 +24,6 @@ def command(json: options.Json = False) -> None:
             rows.append([model["name"], "broken", "", "", "", model["place"]])
             output.note(f"{model['name']}: {model['problem']}")
         else:
-            facts = (model["condition"], model["grid"], model["branch"] or "-", readable_count(model["parameters"]))
+            facts = (model["condition"], model["grid"], model["structure"], readable_count(model["parameters"]))
             rows.append([model["name"], *facts, model["place"]])
-    output.table("", ["model", "condition", "tokens", "branch", "weights", "place"], rows, to_stdout=True)
+    output.table("", ["model", "condition", "tokens", "structure", "weights", "place"], rows, to_stdout=True)

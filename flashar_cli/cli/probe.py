@@ -76,7 +76,7 @@ def command(
     One for the right and one for the lower neighbour on every hidden state of the frozen backbone, in one pass.
     """
     from flashar_cli.checkpoints import checkpoint, hub
-    from flashar_cli.config import read_config
+    from flashar_cli.config import raster_only, read_config
     from flashar_cli.data.prepare import plan_tokens
     from flashar_cli.files.outputs import check_outputs
     from flashar_cli.probing import report, run
@@ -84,7 +84,7 @@ def command(
 
     name = options.required_model(model, base)
     directory = hub.resolve(name)
-    config = read_config(directory)
+    config = raster_only(read_config(directory), "probe")
     settings = probes.settings(config.backbone, seed)
     out = out or (directory if hub.place_of(directory) == "here" else Path(f"probe-{Path(name).name}"))
     check_outputs(report.outputs(out), {"--data": data}, overwrite)

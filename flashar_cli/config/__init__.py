@@ -10,9 +10,10 @@ from flashar_cli.config.next_scale import NextScaleConfig, ScaleTransformerConfi
 from flashar_cli.config.prefix import CaptionMemory, CaptionPrefix, ClassPrefix, Prefix, PrefixConfig, TextPrefix
 from flashar_cli.config.pruning import Pruning
 from flashar_cli.config.raster import RasterConfig
-from flashar_cli.config.read import CONFIG_FILE, FORMAT_VERSION, parse_config, read_config
+from flashar_cli.config.read import CONFIG_FILE, FORMAT_VERSION, parse_config, raster_only, read_config
 from flashar_cli.config.sampling import Sampling
 from flashar_cli.config.tokenizer import (
+    AnyTokenizerConfig,
     BSQConfig,
     IBQConfig,
     ImageTokenizerConfig,

@@ -56,6 +56,9 @@ class ModelConfig(Config):
     tokenizer: Any = None
     generation: Sampling = Sampling()
     class_names: tuple[Text, ...] | None = None
+    adapter: bool = Field(
+        False, description="whether adapter/ has low-rank adapters, which are added to the weights on loading"
+    )
     weights: Layout = Field("flashar", description="whose names and shapes the stored tensors of the model have")
     provenance: Provenance
 
@@ -63,6 +66,36 @@ class ModelConfig(Config):
     def _check_class_names(self) -> ModelConfig:
         self.prefix.check_class_names(self.class_names)
         return self
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks, without those of a branch."""
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """Model width D."""
+        raise NotImplementedError
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads A of a block."""
+        raise NotImplementedError
+
+    @property
+    def structure(self) -> str:
+        """How it predicts, in a few words."""
+        raise NotImplementedError
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        """Forwards of an image of ``order_grid`` by each decoder that needs no settings."""
+        raise NotImplementedError
+
+    @property
+    def cache_values(self) -> int:
+        """Keys and values that are kept of one row of a batch while an image of ``order_grid`` is made."""
+        raise NotImplementedError
 
     @property
     def num_weights(self) -> int:

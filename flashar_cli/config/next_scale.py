@@ -15,6 +15,7 @@ from flashar_cli.config.base import Config
 from flashar_cli.config.model import ModelConfig
 from flashar_cli.config.prefix import CaptionMemory, ClassPrefix
 from flashar_cli.config.tokenizer import BSQConfig, ScaleTokenizerConfig
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
 
@@ -147,6 +148,40 @@ class NextScaleConfig(ModelConfig):
         if isinstance(self.prefix, CaptionMemory) and transformer.dim % self.prefix.pool_heads:
             raise ValueError(f"dim {transformer.dim} is not divisible by pool_heads {self.prefix.pool_heads}")
         return self
+
+    @property
+    def num_layers(self) -> int:
+        return self.transformer.num_layers
+
+    @property
+    def width(self) -> int:
+        return self.transformer.dim
+
+    @property
+    def num_heads(self) -> int:
+        return self.transformer.num_heads
+
+    @property
+    def structure(self) -> str:
+        return f"{len(self.scales(self.order_grid))} scales"
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        return {"scale": len(self.scales(self.order_grid))}
+
+    @property
+    def cache_values(self) -> int:
+        num_tokens = sum(scale.num_cells for scale in self.scales(self.order_grid))
+        memory = self.prefix.longest if self.cross_attention else 0
+        return 2 * self.num_layers * self.width * (num_tokens + memory)
+
+    def scales(self, grid: Grid) -> tuple[Grid, ...]:
+        """The maps of tokens of an image that ends with this one. Raises FlasharError where there is no schedule."""
+        found = self.schedules.of(grid)
+        if found is None:
+            known = ", ".join(map(str, self.schedules.grids))
+            raise FlasharError(f"the grid is {grid}, for which this model has no schedule; expected one of {known}")
+        return found
 
     @property
     def pixels_per_token(self) -> int:

@@ -23,9 +23,6 @@ class RasterConfig(ModelConfig):
     prefix: Prefix
     branch: BranchConfig | None = None
     tokenizer: TokenizerConfig | None = None
-    adapter: bool = Field(
-        False, description="whether adapter/ has low-rank adapters, which are added to the weights on loading"
-    )
     raster_loss: Annotated[float, bounds.LOSS] | None = Field(
         None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
     )
@@ -39,6 +36,10 @@ class RasterConfig(ModelConfig):
                 f"the tokenizer has {self.tokenizer.codebook_size} tokens, the model {self.backbone.vocab_size}"
             )
         return self
+
+    @property
+    def num_layers(self) -> int:
+        return self.backbone.num_layers
 
     @property
     def num_blocks(self) -> int:
@@ -59,6 +60,30 @@ class RasterConfig(ModelConfig):
         if branch is None:
             return 0
         return GATES[branch.gate].num_weights(backbone.dim, backbone.vocab_size, branch)
+
+    @property
+    def structure(self) -> str:
+        branch = self.branch
+        return "raster" if branch is None else f"branch {branch.layer}/{self.num_layers}"
+
+    @property
+    def forwards(self) -> dict[str, int]:
+        grid = self.order_grid
+        return {"raster": grid.num_cells} | ({"flashar": grid.num_diagonals} if self.branch else {})
+
+    @property
+    def width(self) -> int:
+        return self.backbone.dim
+
+    @property
+    def num_heads(self) -> int:
+        return self.backbone.num_heads
+
+    @property
+    def cache_values(self) -> int:
+        backbone = self.backbone
+        each = 2 * self.num_blocks * backbone.num_kv_heads * backbone.head_dim
+        return each * (self.prefix.longest + self.order_grid.num_cells)
 
     def raster(self, grid: Grid) -> Order:
         """The order that the base was trained in, with the end-of-line tokens that it expects."""

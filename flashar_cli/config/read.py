@@ -33,6 +33,16 @@ def read_config(directory: Path) -> ModelConfig:
     return parse_config(document, str(path))
 
 
+def raster_only(config: ModelConfig, what: str) -> RasterConfig:
+    """The config of a raster model. Raises FlasharError for another, which ``what`` is not for."""
+    if not isinstance(config, RasterConfig):
+        raise FlasharError(
+            f"{what} is for raster models, whose tokens follow one another; a {config.kind} model of family "
+            f"{config.family} predicts whole maps of tokens already"
+        )
+    return config
+
+
 def parse_config(document: dict[str, Any], where: str) -> ModelConfig:
     """Validates a decoded ``config.json``. Raises FlasharError that lists every problem in one line."""
     version = document.get("format_version")

@@ -20,11 +20,14 @@ LatentChannels = Annotated[int, bounds.WIDTH, Field(description="z_channels: wid
 
 class ImageTokenizerConfig(Protocol):
     """Facts of every tokenizer: ``codebook_size`` different tokens, each for a square of ``downsample`` pixels a side;
-    ``image_values`` counts the values of its largest map for an image of so many pixels.
+    ``image_values`` counts the values of its largest map for an image of so many pixels; ``in_words`` names its tokens.
     """
 
     @property
     def codebook_size(self) -> int: ...
+
+    @property
+    def in_words(self) -> str: ...
 
     @property
     def downsample(self) -> int: ...
@@ -53,6 +56,10 @@ class VQConfig(Config):
                 f"many of both, {bounds.LEVELS}"
             )
         return self
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.codebook_size} tokens"
 
     @property
     def downsample(self) -> int:
@@ -86,6 +93,10 @@ class IBQConfig(Config):
         if any(level >= levels for level in self.attention_levels):
             raise ValueError(f"attention_levels {list(self.attention_levels)}; expected levels in 0 .. {levels - 1}")
         return self
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.codebook_size} tokens"
 
     @property
     def downsample(self) -> int:
@@ -134,6 +145,10 @@ class MultiScaleVQConfig(_ScaleTokenizer):
     residual_share: Annotated[float, bounds.SHARE] = Field(0.5, description="of the convolution in its output")
 
     @property
+    def in_words(self) -> str:
+        return f"{self.codebook_size} tokens"
+
+    @property
     def latent_dim(self) -> int:
         """Values Z of the latent at each position."""
         return self.codebook_dim
@@ -148,6 +163,10 @@ class BSQConfig(_ScaleTokenizer):
     num_bits: Annotated[int, bounds.BITS] = Field(32, description="Z: values of the latent, and bits, at each position")
     channels: Channels = 128
     multipliers: Multipliers = (1, 2, 4, 4, 4)
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.num_bits} bits a position"
 
     @property
     def latent_dim(self) -> int:
@@ -167,3 +186,4 @@ def _largest_map(num_pixels: int, channels: int, encoder: tuple[int, ...], decod
 # All kinds that the config.json of a raster model, and of a next-scale model, may name.
 TokenizerConfig = Annotated[VQConfig | IBQConfig, Field(discriminator="kind")]
 ScaleTokenizerConfig = Annotated[MultiScaleVQConfig | BSQConfig, Field(discriminator="kind")]
+AnyTokenizerConfig = VQConfig | IBQConfig | MultiScaleVQConfig | BSQConfig

@@ -8,13 +8,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from flashar_cli import __version__
 from flashar_cli.config import (
+    AnyTokenizerConfig,
     BackboneConfig,
     BranchConfig,
     GridConfig,
+    ModelConfig,
     Prefix,
     Provenance,
     RasterConfig,
@@ -53,20 +56,39 @@ class HubFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a model is. ``notes`` say which facts were assumed."""
+class Facts(ABC):
+    """What a model is, by kind. ``notes`` say which facts were assumed."""
 
     family: str
-    backbone: BackboneConfig
-    prefix: Prefix
     grid: Grid
-    tokenizer: TokenizerConfig | None
-    branch: BranchConfig | None = None
     generation: Sampling = field(default_factory=Sampling)
     notes: tuple[str, ...] = ()
 
-    def config_of(self, source: str) -> RasterConfig:
+    @abstractmethod
+    def config_of(self, source: str) -> ModelConfig:
         """The config of this model, whose weights come from ``source``."""
+
+    def check_tokenizer(self, tokenizer: Path, model: Path) -> None:  # noqa: B027 - some have nothing to compare
+        """Raises FlasharError where the files of the image tokenizer and of the model have different tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterFacts(Facts):
+    """What a raster model is."""
+
+    backbone: BackboneConfig
+    prefix: Prefix
+    tokenizer: TokenizerConfig | None
+    branch: BranchConfig | None = None
+
+    def check_tokenizer(self, tokenizer: Path, model: Path) -> None:
+        if self.tokenizer is not None and self.tokenizer.codebook_size != self.backbone.vocab_size:
+            raise FlasharError(
+                f"{tokenizer} has {self.tokenizer.codebook_size} tokens, {model} predicts {self.backbone.vocab_size}; "
+                "pass the tokenizer this model was trained with"
+            )
+
+    def config_of(self, source: str) -> RasterConfig:
         return RasterConfig(
             family=self.family,
             backbone=self.backbone,
@@ -79,17 +101,25 @@ class Facts:
         )
 
 
+FactsT = TypeVar("FactsT", bound=Facts)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Preset(Facts):
+class Preset(Generic[FactsT]):
     """A published model, and where its files are. ``tokenizer_weights`` is None where they are among ``weights``."""
 
     name: str
+    facts: FactsT
     weights: HubFiles
     tokenizer_weights: HubFiles | None = None
 
-    def config(self) -> RasterConfig:
+    @property
+    def family(self) -> str:
+        return self.facts.family
+
+    def config(self) -> ModelConfig:
         """What the model is, without its weights at hand."""
-        return self.config_of(str(self.weights))
+        return self.facts.config_of(str(self.weights))
 
 
 @dataclass(frozen=True)
@@ -128,7 +158,7 @@ class Family(ABC):
     title: ClassVar[str]  # what messages call its files
     hallmark: ClassVar[str]  # what such files must contain
     sign: ClassVar[str]  # what tells it from families of the same layout
-    presets: ClassVar[tuple[Preset, ...]] = ()
+    presets: ClassVar[tuple[Preset[Any], ...]] = ()
     keys: ClassVar[KeyTable]
     dropped: ClassVar[tuple[str, ...]] = ()  # names of tensors that nothing here needs, `*` for any part
     tokenizer_title: ClassVar[str | None] = None  # what messages call an image tokenizer in a separate file
@@ -142,12 +172,12 @@ class Family(ABC):
         """Whether these can be files of this family. If several families say so, the first in the registry wins."""
 
     @abstractmethod
-    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+    def read(self, source: Source, options: ConvertOptions, tokenizer: Any) -> Facts:
         """The facts in the files and the options. Raises FlasharError where these contradict each other or leave
         something open, pydantic's ValidationError where the facts describe no model.
         """
 
-    def options(self, preset: Preset) -> ConvertOptions:
+    def options(self, preset: Preset[Any]) -> ConvertOptions:
         """The facts of a preset that its files lack."""
         return ConvertOptions(family=self.name)
 
@@ -167,24 +197,24 @@ class Family(ABC):
             gate_dim=default_gate_dim(gate, backbone.dim, backbone.vocab_size),
         )
 
-    def kept(self, state: Mapping[str, Lazy], config: RasterConfig) -> dict[str, Lazy]:
+    def kept(self, state: Mapping[str, Lazy], config: ModelConfig) -> dict[str, Lazy]:
         """The tensors of upstream files without ``dropped`` ones: those that the model needs, and foreign ones."""
         patterns = [re.compile(re.escape(name).replace(r"\*", ".*")) for name in self.dropped]
         return {name: value for name, value in state.items() if not any(each.fullmatch(name) for each in patterns)}
 
-    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: RasterConfig) -> dict[str, Lazy]:
+    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: ModelConfig) -> dict[str, Lazy]:
         """The tensors that we call ``names``, from a state that has all that ``to_upstream`` makes of them; nothing is
         read.
         """
         return self.keys.to_ours(state, names, config)
 
-    def to_upstream(self, state: Mapping[str, Tensor], config: RasterConfig) -> dict[str, Tensor]:
+    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Our tensors as upstream has them: the exact inverse of ``to_ours``. Raises FlasharError for a part that
         upstream does not have. With tensors on the meta device it tells what upstream files must contain.
         """
         return self.keys.to_upstream(state, config)
 
-    def read_tokenizer(self, source: Source) -> tuple[TokenizerConfig, dict[str, Lazy]]:
+    def read_tokenizer(self, source: Source) -> tuple[AnyTokenizerConfig, dict[str, Lazy]]:
         """The image tokenizer in a separate file, under our names."""
         raise FlasharError(f"{source.path}: a model of family {self.name} has its tokenizer with it; leave it out")
 

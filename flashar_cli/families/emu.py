@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flashar_cli.config import BackboneConfig, BranchConfig, IBQConfig, Sampling, TextPrefix, TokenizerConfig, validated
 from flashar_cli.errors import FlasharError
-from flashar_cli.families.base import ConvertOptions, Facts, Family, HubFiles, Preset
+from flashar_cli.families.base import ConvertOptions, Family, HubFiles, Preset, RasterFacts
 from flashar_cli.families.keys import Joined, KeyTable, Rows, qkv_rows, text_rows, visual_rows
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
@@ -84,17 +84,19 @@ EMU_34B = BackboneConfig(
 )
 
 
-def preset(name: str, family: str, repo: str, branch: BranchConfig | None = None) -> Preset:
+def preset(name: str, family: str, repo: str, branch: BranchConfig | None = None) -> Preset[RasterFacts]:
     """A published model of 34 billion parameters."""
     return Preset(
         name=name,
-        family=family,
-        backbone=EMU_34B,
-        prefix=text_prefix(END_OF_IMAGE + 1, END_OF_LINE, PADDING),
-        grid=DEFAULT_GRID,
-        tokenizer=IBQConfig(),
-        branch=branch,
-        generation=GUIDANCE,
+        facts=RasterFacts(
+            family=family,
+            backbone=EMU_34B,
+            prefix=text_prefix(END_OF_IMAGE + 1, END_OF_LINE, PADDING),
+            grid=DEFAULT_GRID,
+            tokenizer=IBQConfig(),
+            branch=branch,
+            generation=GUIDANCE,
+        ),
         weights=HubFiles(repo, ("*.json", "*.safetensors", "*.tiktoken", "*.txt")),
         tokenizer_weights=HubFiles("BAAI/Emu3.5-VisionTokenizer", ("config.yaml", "model.ckpt")),
     )
@@ -146,7 +148,7 @@ class EmuLayout(Family):
     text_tokenizer = ("emu3.tiktoken", "emu3_vision_tokens.txt")
     backbone: ClassVar[str]
 
-    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+    def read(self, source: Source, options: ConvertOptions, tokenizer: Any) -> RasterFacts:
         document = self.read_document(source)
         config = validated(document, _Config, str(source.path / "config.json"), "of an Emu3.5 model")
         notes: list[str] = []
@@ -157,7 +159,7 @@ class EmuLayout(Family):
             if line_end >= num_text:
                 notes.append(f"no end-of-line tokens: {line_end} is no text token; pass --eol-token-id if there is one")
                 line_end = None
-        return Facts(
+        return RasterFacts(
             family=self.name,
             backbone=backbone,
             prefix=text_prefix(num_text, line_end, config.pad_token_id if config.pad_token_id < num_text else 0),

@@ -4,13 +4,13 @@ with a table, an aligner and a head of their own. Its tokenizer is LlamaGen's ne
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from flashar_cli.config import BackboneConfig, Sampling, TextPrefix, TokenizerConfig, VQConfig, validated
+from flashar_cli.config import BackboneConfig, Sampling, TextPrefix, VQConfig, validated
 from flashar_cli.config.base import ModelT
-from flashar_cli.families.base import ConvertOptions, Facts, Family, HubFiles, Preset
+from flashar_cli.families.base import ConvertOptions, Family, HubFiles, Preset, RasterFacts
 from flashar_cli.families.keys import Joined, KeyTable, qkv_rows
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
@@ -101,27 +101,29 @@ def text_prefix(vocab_size: int, bos: int, boi: int, pad: int) -> TextPrefix:
     )
 
 
-def preset(size: str, dim: int, num_layers: int, num_heads: int, ffn_dim: int) -> Preset:
+def preset(size: str, dim: int, num_layers: int, num_heads: int, ffn_dim: int) -> Preset[RasterFacts]:
     """A published size."""
     return Preset(
         name=f"janus-pro-{size}",
-        family="janus",
-        backbone=BackboneConfig(
-            dim=dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=num_heads,
-            ffn_dim=ffn_dim,
-            vocab_size=16384,
-            norm_eps=1e-6,
-            rope="1d",
-            embedding_dim=8,
-            head_hidden_dim=dim,
+        facts=RasterFacts(
+            family="janus",
+            backbone=BackboneConfig(
+                dim=dim,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                num_kv_heads=num_heads,
+                ffn_dim=ffn_dim,
+                vocab_size=16384,
+                norm_eps=1e-6,
+                rope="1d",
+                embedding_dim=8,
+                head_hidden_dim=dim,
+            ),
+            prefix=text_prefix(102400, bos=100000, boi=100016, pad=100015),
+            grid=Grid(24, 24),
+            tokenizer=VQConfig(),
+            generation=Sampling(cfg_scale=CFG_SCALE),
         ),
-        prefix=text_prefix(102400, bos=100000, boi=100016, pad=100015),
-        grid=Grid(24, 24),
-        tokenizer=VQConfig(),
-        generation=Sampling(cfg_scale=CFG_SCALE),
         weights=HubFiles(f"deepseek-community/Janus-Pro-{size.upper()}", ("*.json", "*.safetensors")),
     )
 
@@ -175,14 +177,14 @@ class Janus(Family):
     def recognises(self, source: Source) -> bool:
         return source.document("config.json").get("model_type") == "janus"
 
-    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+    def read(self, source: Source, options: ConvertOptions, tokenizer: Any) -> RasterFacts:
         config = _read(source, "config.json", _Config)
         ids = config.text_config.model_dump(include={"bos_token_id", "pad_token_id"}, exclude_none=True)
         special = _read(source, "generation_config.json", _Generation, **ids)
         text, vq = config.text_config, config.vq_config
         side = config.vision_config.image_size // config.vision_config.patch_size
         rope = text.rope_parameters or _Rope(rope_theta=text.rope_theta or 10000.0)
-        return Facts(
+        return RasterFacts(
             family=self.name,
             backbone=BackboneConfig(
                 dim=text.hidden_size,

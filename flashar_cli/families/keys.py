@@ -7,9 +7,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flashar_cli.config import RasterConfig, TextPrefix
+from flashar_cli.config import ModelConfig, RasterConfig, TextPrefix
 from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Joined:
     """Several upstream tensors that, stacked along the rows, are one of ours; ``rows`` says how many rows each has."""
 
     names: tuple[str, ...]
-    rows: Callable[[RasterConfig], tuple[int, ...]]
+    rows: Callable[[Any], tuple[int, ...]]
 
-    def parts(self, config: RasterConfig) -> list[Part]:
+    def parts(self, config: ModelConfig) -> list[Part]:
         """What our tensor is stacked from."""
         return [Part(name, 0, rows, rows) for name, rows in zip(self.names, self.rows(config), strict=True)]
 
@@ -48,9 +48,9 @@ class Rows:
     """
 
     name: str
-    rows: Callable[[RasterConfig], tuple[int, int, int]]
+    rows: Callable[[Any], tuple[int, int, int]]
 
-    def parts(self, config: RasterConfig) -> list[Part]:
+    def parts(self, config: ModelConfig) -> list[Part]:
         """What our tensor is stacked from."""
         return [Part(self.name, *self.rows(config))]
 
@@ -59,7 +59,7 @@ class Rows:
 class _Whole:
     name: str
 
-    def parts(self, config: RasterConfig) -> list[Part]:
+    def parts(self, config: ModelConfig) -> list[Part]:
         return [Part(self.name)]
 
 
@@ -98,20 +98,18 @@ class KeyTable:
             (_Whole(theirs) if isinstance(theirs, str) else theirs, _pattern(ours)) for theirs, ours in pairs
         ]
 
-    def parts(self, ours: str, config: RasterConfig) -> list[Part]:
+    def parts(self, ours: str, config: ModelConfig) -> list[Part]:
         """The upstream tensors, or rows of them, that are ours when stacked. Raises FlasharError for a name
         that upstream does not have.
         """
         for theirs, pattern in self._pairs:
             match = re.fullmatch(pattern, ours)
             if match is not None:
-                num_layers = config.backbone.num_layers
-                return [
-                    replace(part, name=_filled(part.name, match.groups(), num_layers)) for part in theirs.parts(config)
-                ]
+                groups, num_layers = match.groups(), config.num_layers
+                return [replace(part, name=_filled(part.name, groups, num_layers)) for part in theirs.parts(config)]
         raise FlasharError(f"'{ours}' has no name in the upstream layout of family {config.family}")
 
-    def to_upstream(self, state: Mapping[str, Tensor], config: RasterConfig) -> dict[str, Tensor]:
+    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
         """Our tensors under upstream's names: joined ones split, rows of one tensor stacked.
 
         Raises FlasharError for a tensor without a name, and for one of which rows are missing. Tensors on the meta
@@ -125,7 +123,7 @@ class KeyTable:
                 found.setdefault(part.name, {})[part] = piece
         return {name: _whole(name, pieces) for name, pieces in found.items()}
 
-    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: RasterConfig) -> dict[str, Lazy]:
+    def to_ours(self, state: Mapping[str, Lazy], names: Iterable[str], config: ModelConfig) -> dict[str, Lazy]:
         """The tensors that we call ``names``, from a state that has them all; nothing is read. Raises FlasharError
         where tensors to join differ in dtype.
         """

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from flashar_cli.config import BranchConfig, CaptionPrefix, Sampling
 from flashar_cli.errors import FlasharError
-from flashar_cli.families.base import ConvertOptions, HubFiles, Preset
+from flashar_cli.families.base import ConvertOptions, HubFiles, Preset, RasterFacts
 from flashar_cli.families.llamagen_layout import IMAGENET, SIZES, VQ16, LlamaGenLayout
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
 
 
-def class_preset(name: str, size: str, grid: Grid, cfg_scale: float, file: str) -> Preset:
+def class_preset(name: str, size: str, grid: Grid, cfg_scale: float, file: str) -> Preset[RasterFacts]:
     """A class-conditional LlamaGen of ImageNet."""
     return Preset(
         name=name,
-        family="llamagen",
-        backbone=SIZES[size],
-        prefix=IMAGENET,
-        grid=grid,
-        tokenizer=VQ16,
-        generation=Sampling(cfg_scale=cfg_scale),
+        facts=RasterFacts(
+            family="llamagen",
+            backbone=SIZES[size],
+            prefix=IMAGENET,
+            grid=grid,
+            tokenizer=VQ16,
+            generation=Sampling(cfg_scale=cfg_scale),
+        ),
         weights=HubFiles("FoundationVision/LlamaGen", (file,)),
         tokenizer_weights=HubFiles("FoundationVision/LlamaGen", ("vq_ds16_c2i.pt",)),
     )
@@ -34,12 +36,14 @@ PRESETS = (
     class_preset("llamagen-3b", "3b", Grid(24, 24), 1.65, "c2i_3B_384.pt"),
     Preset(
         name="llamagen-t2i-xl",
-        family="llamagen",
-        backbone=SIZES["xl"],
-        prefix=CaptionPrefix(feature_dim=2048),
-        grid=Grid(32, 32),
-        tokenizer=VQ16,
-        generation=Sampling(cfg_scale=7.5, top_k=1000),
+        facts=RasterFacts(
+            family="llamagen",
+            backbone=SIZES["xl"],
+            prefix=CaptionPrefix(feature_dim=2048),
+            grid=Grid(32, 32),
+            tokenizer=VQ16,
+            generation=Sampling(cfg_scale=7.5, top_k=1000),
+        ),
         weights=HubFiles("peizesun/llamagen_t2i", ("t2i_XL_stage2_512.pt",)),
         tokenizer_weights=HubFiles("peizesun/llamagen_t2i", ("vq_ds16_t2i.pt",)),
     ),

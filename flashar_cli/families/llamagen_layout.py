@@ -16,13 +16,14 @@ from flashar_cli.config import (
     BranchConfig,
     CaptionPrefix,
     ClassPrefix,
+    ModelConfig,
     RasterConfig,
     Sampling,
     TokenizerConfig,
     VQConfig,
 )
 from flashar_cli.errors import FlasharError
-from flashar_cli.families.base import ConvertOptions, Facts, Family, Preset
+from flashar_cli.families.base import ConvertOptions, Family, Preset, RasterFacts
 from flashar_cli.families.keys import KeyTable
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
@@ -62,7 +63,7 @@ class LlamaGenLayout(Family):
     tokenizer_title = "LlamaGen VQ tokenizer"
     dropped = (POSITIONS,)
     needed = ("num_heads", "grid", "res", "branch_layer", "branch_depth", "norm_eps", "rope_base")
-    known: ClassVar[tuple[Preset, ...]]
+    known: ClassVar[tuple[Preset[RasterFacts], ...]]
     keys = KeyTable(
         ("cls_embedding.embedding_table.weight", "prefix.embedding.weight"),
         ("cls_embedding.uncond_embedding", "prefix.uncond_embedding"),
@@ -103,13 +104,14 @@ class LlamaGenLayout(Family):
             )
         return depth
 
-    def options(self, preset: Preset) -> ConvertOptions:
-        return ConvertOptions(family=self.name, num_heads=preset.backbone.num_heads, grid=preset.grid)
+    def options(self, preset: Preset[RasterFacts]) -> ConvertOptions:
+        return ConvertOptions(family=self.name, num_heads=preset.facts.backbone.num_heads, grid=preset.facts.grid)
 
-    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+    def read(self, source: Source, options: ConvertOptions, tokenizer: Any) -> RasterFacts:
         return _Reading(self, source, options, tokenizer).facts()
 
-    def to_upstream(self, state: Mapping[str, Tensor], config: RasterConfig) -> dict[str, Tensor]:
+    def to_upstream(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        assert isinstance(config, RasterConfig)
         if config.branch and config.branch.gate == "hidden" and any(name.startswith("branch.") for name in state):
             raise FlasharError("the 'hidden' gate has no upstream layout; only gates logits, scalar and mean do")
         return super().to_upstream(state, config)
@@ -145,15 +147,15 @@ class _Reading:
         shape = (self.dim, self.num_layers, self.vocab_size, self.prefix)
         self.preset = next((preset for preset in family.known if _shape(preset) == shape), None)
 
-    def facts(self) -> Facts:
-        return Facts(
+    def facts(self) -> RasterFacts:
+        return RasterFacts(
             family=self.family.name,
             backbone=self.read_backbone(),
             prefix=self.prefix,
             grid=self.read_grid(),
             branch=self.branch,
             tokenizer=self.tokenizer,
-            generation=self.preset.generation if self.preset else Sampling(),
+            generation=self.preset.facts.generation if self.preset else Sampling(),
             notes=tuple(self.notes),
         )
 
@@ -208,8 +210,8 @@ class _Reading:
             return wanted or told or 0
         if self.preset is None:
             raise FlasharError(f"the weights of {self.source.path} don't tell the number of heads; pass --num-heads")
-        self.notes.append(f"{self.preset.backbone.num_heads} heads as in preset {self.preset.name}")
-        return self.preset.backbone.num_heads
+        self.notes.append(f"{self.preset.facts.backbone.num_heads} heads as in preset {self.preset.name}")
+        return self.preset.facts.backbone.num_heads
 
     def read_grid(self) -> Grid:
         num_cells = self.positions[0] - self.prefix.longest if self.positions else 0
@@ -224,15 +226,15 @@ class _Reading:
                 f"the weights of {self.source.path} don't tell the token grid; pass --grid HxW or --res PIXELS"
             )
         self.notes.append(
-            f"grid {self.preset.grid} as in preset {self.preset.name}; pass --grid or --res if it differs"
+            f"grid {self.preset.facts.grid} as in preset {self.preset.name}; pass --grid or --res if it differs"
         )
-        return self.preset.grid
+        return self.preset.facts.grid
 
     def wanted_grid(self) -> Grid | None:
         wanted, res = self.options.grid, self.options.res
         if res is None:
             return wanted
-        factor = (self.tokenizer or (self.preset.tokenizer if self.preset else None) or VQ16).downsample
+        factor = (self.tokenizer or (self.preset.facts.tokenizer if self.preset else None) or VQ16).downsample
         if res < factor or res % factor:
             raise FlasharError(f"--res is {res}; expected a multiple of {factor} pixels")
         by_resolution = Grid(res // factor, res // factor)
@@ -245,5 +247,10 @@ class _Reading:
             raise FlasharError(f"{what}, but {POSITIONS} in {self.source.path} says {told}; leave it out")
 
 
-def _shape(preset: Preset) -> tuple[object, ...]:
-    return preset.backbone.dim, preset.backbone.num_layers, preset.backbone.vocab_size, preset.prefix
+def _shape(preset: Preset[RasterFacts]) -> tuple[object, ...]:
+    return (
+        preset.facts.backbone.dim,
+        preset.facts.backbone.num_layers,
+        preset.facts.backbone.vocab_size,
+        preset.facts.prefix,
+    )

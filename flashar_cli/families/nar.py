@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flashar_cli.config import BranchConfig, Sampling
 from flashar_cli.errors import FlasharError
-from flashar_cli.families.base import ConvertOptions, HubFiles, Preset
+from flashar_cli.families.base import ConvertOptions, HubFiles, Preset, RasterFacts
 from flashar_cli.families.llamagen_layout import IMAGENET, SIZES, VQ16, LlamaGenLayout
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
@@ -12,15 +12,17 @@ from flashar_cli.grid import Grid
 PRESETS = tuple(
     Preset(
         name=f"nar-{size}",
-        family="nar",
-        backbone=SIZES[size],
-        prefix=IMAGENET,
-        grid=Grid(16, 16),
-        tokenizer=VQ16,
-        generation=Sampling(cfg_scale=2.0),
+        facts=RasterFacts(
+            family="nar",
+            backbone=SIZES[size],
+            prefix=IMAGENET,
+            grid=Grid(16, 16),
+            tokenizer=VQ16,
+            generation=Sampling(cfg_scale=2.0),
+            branch=BranchConfig(layer=SIZES[size].num_layers, gate="mean"),
+        ),
         weights=HubFiles(f"chenfeng1271/NAR-imagenet-256-{size.upper()}", ("last_version.pt",)),
         tokenizer_weights=HubFiles("FoundationVision/LlamaGen", ("vq_ds16_c2i.pt",)),
-        branch=BranchConfig(layer=SIZES[size].num_layers, gate="mean"),
     )
     for size in ("b", "l", "xl", "xxl")
 )

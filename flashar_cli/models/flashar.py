@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flashar_cli.config import BranchConfig, RasterConfig
 from flashar_cli.grid import Order
+from flashar_cli.models.base import TokenModel
 from flashar_cli.models.branch import VerticalBranch
 from flashar_cli.models.prefix import Conditions, build_prefix
 from flashar_cli.models.targets import Targets, grid_targets
@@ -78,8 +79,10 @@ class Prediction(NamedTuple):
     targets: Targets
 
 
-class FlasharModel(nn.Module):
+class FlasharModel(TokenModel):
     """A raster-scan autoregressive image model, with a vertical branch or without one (``branch`` is None)."""
+
+    config: RasterConfig
 
     def __init__(self, config: RasterConfig) -> None:
         super().__init__()

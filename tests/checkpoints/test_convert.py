@@ -18,7 +18,7 @@ from flashar_cli.checkpoints.convert import Converted, convert
 from flashar_cli.config import BackboneConfig, TextPrefix, TokenizerConfig, read_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
-from flashar_cli.families.base import ConvertOptions, Facts, Family
+from flashar_cli.families.base import ConvertOptions, Family, RasterFacts
 from flashar_cli.families.keys import Joined, KeyTable, Rows, qkv_rows, text_rows, visual_rows
 from flashar_cli.families.source import Source
 from flashar_cli.files import shards
@@ -55,9 +55,9 @@ class Vocabulary(Family):
     def recognises(self, source: Source) -> bool:
         return "embed.weight" in source.state
 
-    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> RasterFacts:
         heads = {"num_heads": 4, "num_kv_heads": 2}
-        return Facts(
+        return RasterFacts(
             family=self.name,
             backbone=BackboneConfig(dim=DIM, num_layers=LAYERS, **heads, ffn_dim=FFN, vocab_size=VISUAL, rope="1d"),
             prefix=TextPrefix(vocab_size=TEXT),

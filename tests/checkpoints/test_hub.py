@@ -12,7 +12,7 @@ from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import BackboneConfig, ClassPrefix, Sampling
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
-from flashar_cli.families.base import HubFiles, Preset
+from flashar_cli.families.base import HubFiles, Preset, RasterFacts
 from flashar_cli.grid import Grid
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.parity.upstream_files import upstream_state
@@ -20,12 +20,14 @@ from tests.tiny_models import TINY_VQ
 
 SMALL = Preset(
     name="small",
-    family="llamagen",
-    backbone=BackboneConfig(dim=32, num_layers=3, num_heads=4, num_kv_heads=4, ffn_dim=40, vocab_size=32),
-    prefix=ClassPrefix(num_classes=7),
-    grid=Grid(4, 4),
-    tokenizer=TINY_VQ,
-    generation=Sampling(cfg_scale=2.0),
+    facts=RasterFacts(
+        family="llamagen",
+        backbone=BackboneConfig(dim=32, num_layers=3, num_heads=4, num_kv_heads=4, ffn_dim=40, vocab_size=32),
+        prefix=ClassPrefix(num_classes=7),
+        grid=Grid(4, 4),
+        tokenizer=TINY_VQ,
+        generation=Sampling(cfg_scale=2.0),
+    ),
     weights=HubFiles("someone/small", ("small.pt",)),
     tokenizer_weights=HubFiles("someone/small", ("vq.pt",)),
 )
@@ -58,7 +60,7 @@ def test_a_preset_is_fetched_and_converted_once(fetched):
         assert fetched == ["someone/small/small.pt", "someone/small/vq.pt"]
     loaded = checkpoint.load(directory, torch.device("cpu"))
     assert loaded.tokenizer is not None and loaded.config.order_grid == Grid(4, 4)
-    assert loaded.config.backbone == SMALL.backbone and hub.place_of(directory) == "cache"
+    assert loaded.config.backbone == SMALL.facts.backbone and hub.place_of(directory) == "cache"
 
 
 def test_no_network_says_at_once_what_to_put_where(monkeypatch, tmp_path, capfd):

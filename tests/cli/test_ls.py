@@ -20,7 +20,7 @@ def test_the_table_fits_80_columns(run_cli, monkeypatch, tmp_path):
     monkeypatch.setattr(type(preset), "config", lambda self: longest)
     shown = run_cli("ls").out.splitlines()
     assert len(shown) == 2 + len(hub.EMBEDDED) + len(PRESETS) and max(map(len, shown)) <= 80
-    assert any("48/48, hidden" in line for line in shown)
+    assert any("branch 48/48" in line for line in shown)
 
 
 def test_a_broken_checkpoint_is_listed_and_explained(run_cli, monkeypatch, tmp_path):
@@ -46,4 +46,4 @@ def test_every_model_is_listed_with_the_parameters_of_the_built_one(run_cli, mon
             built = FlasharModel(config)
         assert model["parameters"] == sum(parameter.numel() for parameter in built.parameters()), name
         assert model["place"] == ("embedded" if name in embedded else "Hub")
-        assert (model["branch"] is None) == (config.branch is None)
+        assert model["structure"] == config.structure

@@ -27,7 +27,7 @@ def test_recipe_loads_and_builds(name):
     recipe = load_recipe(name)
     assert sum(stage.steps for stage in recipe.stages) == recipe.steps
     assert recipe.stage1.backbone_lr_factor == 0 and recipe.stage2.backbone_lr_factor > 0
-    backbone = PRESETS["llamagen-b"].backbone
+    backbone = PRESETS["llamagen-b"].facts.backbone
     gate_dim = default_gate_dim(recipe.branch.gate, backbone.dim, backbone.vocab_size)
     config = BranchConfig(layer=11, depth=recipe.branch.depth, gate=recipe.branch.gate, gate_dim=gate_dim)
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.checkpoints.convert import convert, export
 from flashar_cli.config import BackboneConfig, BranchConfig, Sampling, TextPrefix, TokenizerConfig
 from flashar_cli.errors import FlasharError
-from flashar_cli.families.base import ConvertOptions, Facts, Family, HubFiles, Preset
+from flashar_cli.families.base import ConvertOptions, Family, HubFiles, Preset, RasterFacts
 from flashar_cli.families.keys import Joined, KeyTable, qkv_rows
 from flashar_cli.families.source import Source
 from flashar_cli.grid import Grid
@@ -42,12 +42,14 @@ BACKBONE = BackboneConfig(
 )
 PRESET = Preset(
     name="toy-s",
-    family="toy",
-    backbone=BACKBONE,
-    prefix=TextPrefix(vocab_size=11),
-    grid=Grid(3, 5),
-    tokenizer=TINY_VQ,
-    generation=Sampling(cfg_scale=5.0),
+    facts=RasterFacts(
+        family="toy",
+        backbone=BACKBONE,
+        prefix=TextPrefix(vocab_size=11),
+        grid=Grid(3, 5),
+        tokenizer=TINY_VQ,
+        generation=Sampling(cfg_scale=5.0),
+    ),
     weights=HubFiles("someone/toy", ("*.json", "*.safetensors")),
 )
 
@@ -83,15 +85,15 @@ class Toy(Family):
     def recognises(self, source: Source) -> bool:
         return source.document("config.json").get("type") == "toy"
 
-    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> Facts:
+    def read(self, source: Source, options: ConvertOptions, tokenizer: TokenizerConfig | None) -> RasterFacts:
         facts = {name: value for name, value in source.document("config.json").items() if name != "type"}
-        return Facts(
+        return RasterFacts(
             family="toy",
             backbone=BackboneConfig(**facts),
-            prefix=PRESET.prefix,
-            grid=PRESET.grid,
+            prefix=PRESET.facts.prefix,
+            grid=PRESET.facts.grid,
             tokenizer=TINY_VQ,
-            generation=PRESET.generation,
+            generation=PRESET.facts.generation,
         )
 
 
@@ -250,7 +252,8 @@ def test_a_text_tokenizer_travels_in_the_checkpoint(run_cli, tmp_path):
 def test_a_text_tokenizer_of_two_files(run_cli, tmp_path, monkeypatch):
     """In files of other names than a checkpoint's; a wrong one is refused at once, and none is no error."""
     monkeypatch.setattr(Toy, "text_tokenizer", ("emu3.tiktoken", "emu3_vision_tokens.txt"))
-    monkeypatch.setitem(globals(), "PRESET", replace(PRESET, prefix=TextPrefix(vocab_size=SIZE)))
+    facts = replace(PRESET.facts, prefix=TextPrefix(vocab_size=SIZE))
+    monkeypatch.setitem(globals(), "PRESET", replace(PRESET, facts=facts))
     folder = write(tmp_path / "toy", upstream_state() | {"m.text.weight": torch.zeros(SIZE, 32)})
     files = write_vocabulary(folder)
     for overwrite in ((), ("--overwrite",)):
