@@ -29,9 +29,11 @@ class Fixture:
 
     def upstream(self, name: str) -> Tensor:
         """A weight under upstream's name, made anew: all together may be half a gigabyte."""
-        tensor = tensor_for(name, tuple(self.meta["state_dict_shapes"][name]), self.meta["fill_scale"])
+        tensor = self._filled(name, "")
         if name in ("output.weight", "medusa_output.weight"):
             tensor[3] *= self.meta.get("head_row_3_times", 1)
+        for row, factor in self.meta.get("row_times", {}).get(name, {}).items():
+            tensor[int(row)] *= factor
         return tensor
 
     def upstream_state(self) -> dict[str, Tensor]:
@@ -39,18 +41,15 @@ class Fixture:
         return {name: self.upstream(name) for name in self.upstream_names}
 
     def tokenizer_state(self) -> dict[str, Tensor]:
-        """All weights of a next-scale model's tokenizer, under upstream's names. A suffix of the name may have a scale
-        of its own.
-        """
-        scales = self.meta.get("vae_fill_scale_for", {})
-        return {
-            name: tensor_for(
-                name,
-                tuple(shape),
-                next((scales[end] for end in scales if name.endswith(end)), self.meta["vae_fill_scale"]),
-            )
-            for name, shape in self.meta["vae_state_dict_shapes"].items()
-        }
+        """All weights of a next-scale model's tokenizer, under upstream's names."""
+        return {name: self._filled(name, "vae_") for name in self.meta["vae_state_dict_shapes"]}
+
+    def _filled(self, name: str, part: str) -> Tensor:
+        """A weight as it was drawn. A suffix of its name may have a scale of its own; the longest counts."""
+        scales = self.meta.get(f"{part}fill_scale_for", {})
+        ends = sorted(filter(name.endswith, scales), key=len)
+        scale = scales[ends[-1]] if ends else self.meta[f"{part}fill_scale"]
+        return tensor_for(name, tuple(self.meta[f"{part}state_dict_shapes"][name]), scale)
 
     @property
     def conditions(self) -> Conditions:

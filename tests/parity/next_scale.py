@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from flashar_cli.config import (
     BSQConfig,
@@ -23,13 +19,15 @@ from flashar_cli.config import (
     SchedulesConfig,
 )
 from flashar_cli.config.next_scale import Schedule
+from flashar_cli.families.keys import KeyTable
 from flashar_cli.models.next_scale.model import NextScaleModel
 from flashar_cli.models.prefix import Conditions
-from tests.parity.fill import tensor_for
+from flashar_cli.tokenizers.next_scale import ScaleQuantizer
+from tests.parity.fixtures import Fixture
+from tests.tokenizers.next_scale.published import infinity_quantizer, var_quantizer
 
-DATA = Path(__file__).parent / "data"
-# Our names and upstream's, as in families/keys.py. Infinity's blocks are counted through its chunks.
-VAR_NAMES = (
+# Infinity's blocks are counted through its chunks.
+VAR_KEYS = KeyTable(
     ("class_emb.weight", "prefix.embedding.weight"),
     ("pos_start", "start"),
     ("pos_1LC", "positions"),
@@ -48,7 +46,7 @@ VAR_NAMES = (
     ("head_nm.ada_lin.1.*", "head.modulation.*"),
     ("head.*", "head.out.*"),
 )
-INFINITY_NAMES = (
+INFINITY_KEYS = KeyTable(
     ("cfg_uncond", "prefix.uncond_embedding"),
     ("text_norm.weight", "prefix.norm.weight"),
     ("text_proj_for_sos.ca.mat_q", "prefix.pool.query"),
@@ -99,127 +97,95 @@ SCHEDULES: dict[float, Schedule] = {
 LENGTHS = (7, 10, 12, 13)
 
 
-@dataclass(frozen=True)
-class ScaleFixture:
-    """``tensors`` are published inputs and outputs."""
-
-    meta: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    @property
-    def bits(self) -> bool:
-        return "codebook_dim" in self.meta.get("vae_config", {})
-
-    def weight(self, name: str) -> Tensor:
-        """A weight of the transformer under upstream's name."""
-        return self._filled(name, "", self.meta["state_dict_shapes"])
-
-    def tokenizer_weight(self, name: str) -> Tensor:
-        """A weight of the image tokenizer under upstream's name."""
-        return self._filled(name, "vae_", self.meta["vae_state_dict_shapes"])
-
-    def _filled(self, name: str, kind: str, shapes: dict[str, list[int]]) -> Tensor:
-        scales = self.meta.get(f"{kind}fill_scale_for", {})
-        suffixes = sorted(filter(name.endswith, scales), key=len)
-        scale = scales[suffixes[-1]] if suffixes else self.meta[f"{kind}fill_scale"]
-        tensor = tensor_for(name, tuple(shapes[name]), scale)
-        for row, factor in self.meta.get("row_times", {}).get(name, {}).items():
-            tensor[int(row)] *= factor
-        return tensor
-
-    def state(self) -> dict[str, Tensor]:
-        """All weights of the transformer under our names."""
-        return {self.our_name(name): self.weight(name) for name in self.meta["state_dict_shapes"]}
-
-    def our_name(self, theirs: str) -> str:
-        chunked = re.fullmatch(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)", theirs)
-        if chunked:
-            in_chunk = self.meta["config"]["depth"] // self.meta["config"]["block_chunks"]
-            theirs = f"blocks.{int(chunked[1]) * in_chunk + int(chunked[2])}.{chunked[3]}"
-        for pattern, ours in INFINITY_NAMES if self.bits else VAR_NAMES:
-            match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)").replace(r"\*", "(.+)"), theirs)
-            if match:
-                values = iter(match.groups())
-                return "".join(next(values) if part in ("{}", "*") else part for part in re.split(r"(\{\}|\*)", ours))
-        raise KeyError(theirs)
-
-    def model(self) -> NextScaleModel:
-        """Our model with upstream's weights."""
-        model = NextScaleModel(self.config())
-        model.load_state_dict(self.state())
-        return model.eval().requires_grad_(False)
-
-    def config(self) -> NextScaleConfig:
-        """What the published model is."""
-        told = self.meta["config"]
-        if self.bits:
-            return self._infinity()
-        scales = tuple((side, side) for side in told["patch_nums"])
-        return NextScaleConfig(
-            family="var",
-            transformer=ScaleTransformerConfig(
-                dim=told["embed_dim"],
-                num_layers=told["depth"],
-                num_heads=told["num_heads"],
-                ffn_dim=told["embed_dim"] * self.meta["mlp_ratio"],
-                cosine_attention=told["attn_l2_norm"],
-                shared_modulation=told["shared_aln"],
-                num_levels=len(scales),
-            ),
-            prefix=ClassPrefix(num_classes=told["num_classes"]),
-            grid=GridConfig(height=scales[-1][0], width=scales[-1][1]),
-            schedules=SchedulesConfig(longest=(scales,), lengths=(len(scales),)),
-            tokenizer=MultiScaleVQConfig(
-                codebook_size=told["vocab_size"],
-                codebook_dim=told["z_channels"],
-                channels=told["vae_ch"],
-                num_residuals=told["share_quant_resi"],
-            ),
-            provenance=Provenance(tool_version="test"),
-        )
-
-    def _infinity(self) -> NextScaleConfig:
-        told, images = self.meta["config"], self.meta["vae_config"]
-        last = SCHEDULES[1.0][{"0.06M": 7, "1M": 13}[told["pn"]] - 1]
-        return NextScaleConfig(
-            family="infinity",
-            transformer=ScaleTransformerConfig(
-                dim=told["embed_dim"],
-                num_layers=told["depth"],
-                num_heads=told["num_heads"],
-                ffn_dim=told["embed_dim"] * told["mlp_ratio"],
-                shared_modulation=True,
-                positions="rotary",
-                num_levels=15,
-            ),
-            prefix=CaptionMemory(
-                feature_dim=told["text_channels"], length=told["text_maxlen"], pool_heads=told["text_channels"] // 128
-            ),
-            grid=GridConfig(height=last[0], width=last[1]),
-            schedules=SchedulesConfig(longest=tuple(SCHEDULES.values()), lengths=LENGTHS),
-            patch=2 if told["apply_spatial_patchify"] else 1,
-            tokenizer=BSQConfig(
-                num_bits=images["codebook_dim"],
-                channels=images["base_ch"],
-                multipliers=images["ch_mult"],
-                num_res_blocks=images["num_res_blocks"],
-            ),
-            provenance=Provenance(tool_version="test"),
-        )
-
-    def captions(self, prefix: str, lengths: list[int]) -> Conditions:
-        """Features of captions, which the fixture has one after the other, padded on the right."""
-        parts = self.tensors[f"{prefix}features"].split(lengths)
-        features = parts[0].new_zeros(len(parts), max(lengths), parts[0].shape[1])
-        mask = features.new_zeros(len(parts), max(lengths))
-        for row, part in enumerate(parts):
-            features[row, : len(part)] = part
-            mask[row, : len(part)] = 1
-        return Conditions(features=features, mask=mask)
+def has_bits(fixture: Fixture) -> bool:
+    """Whether it is of Infinity, not of VAR."""
+    return "vae_config" in fixture.meta
 
 
-def read_fixture(name: str) -> ScaleFixture:
-    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
-        meta = json.loads(file.metadata()["meta"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    return ScaleFixture(meta, tensors)
+def model_of(fixture: Fixture) -> NextScaleModel:
+    """Our model with upstream's weights."""
+    config = infinity_config(fixture) if has_bits(fixture) else var_config(fixture)
+    model = NextScaleModel(config)
+    upstream = {_unchunked(name, fixture): tensor for name, tensor in fixture.upstream_state().items()}
+    keys = INFINITY_KEYS if has_bits(fixture) else VAR_KEYS
+    model.load_state_dict(keys.to_ours(upstream, model.state_dict(), config))
+    return model.eval().requires_grad_(False)
+
+
+def quantizer_of(fixture: Fixture) -> ScaleQuantizer:
+    """Our quantizer with upstream's weights, if it has any."""
+    return (infinity_quantizer if has_bits(fixture) else var_quantizer)(fixture).requires_grad_(False)
+
+
+def _unchunked(name: str, fixture: Fixture) -> str:
+    found = re.fullmatch(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)", name)
+    if found is None:
+        return name
+    in_chunk = fixture.meta["config"]["depth"] // fixture.meta["config"]["block_chunks"]
+    return f"blocks.{int(found[1]) * in_chunk + int(found[2])}.{found[3]}"
+
+
+def var_config(fixture: Fixture) -> NextScaleConfig:
+    """What the published model is."""
+    told = fixture.meta["config"]
+    scales = tuple((side, side) for side in told["patch_nums"])
+    return NextScaleConfig(
+        family="var",
+        transformer=ScaleTransformerConfig(
+            dim=told["embed_dim"],
+            num_layers=told["depth"],
+            num_heads=told["num_heads"],
+            ffn_dim=told["embed_dim"] * fixture.meta["mlp_ratio"],
+            cosine_attention=told["attn_l2_norm"],
+            shared_modulation=told["shared_aln"],
+            num_levels=len(scales),
+        ),
+        prefix=ClassPrefix(num_classes=told["num_classes"]),
+        grid=GridConfig(height=scales[-1][0], width=scales[-1][1]),
+        schedules=SchedulesConfig(longest=(scales,), lengths=(len(scales),)),
+        tokenizer=MultiScaleVQConfig(
+            codebook_size=told["vocab_size"],
+            codebook_dim=told["z_channels"],
+            channels=told["vae_ch"],
+            num_residuals=told["share_quant_resi"],
+        ),
+        provenance=Provenance(tool_version="test"),
+    )
+
+
+def infinity_config(fixture: Fixture) -> NextScaleConfig:
+    """What the published model is."""
+    told, images = fixture.meta["config"], fixture.meta["vae_config"]
+    last = SCHEDULES[1.0][{"0.06M": 7, "1M": 13}[told["pn"]] - 1]
+    return NextScaleConfig(
+        family="infinity",
+        transformer=ScaleTransformerConfig(
+            dim=told["embed_dim"],
+            num_layers=told["depth"],
+            num_heads=told["num_heads"],
+            ffn_dim=told["embed_dim"] * told["mlp_ratio"],
+            shared_modulation=True,
+            positions="rotary",
+            num_levels=15,
+        ),
+        prefix=CaptionMemory(
+            feature_dim=told["text_channels"], length=told["text_maxlen"], pool_heads=told["text_channels"] // 128
+        ),
+        grid=GridConfig(height=last[0], width=last[1]),
+        schedules=SchedulesConfig(longest=tuple(SCHEDULES.values()), lengths=LENGTHS),
+        patch=2 if told["apply_spatial_patchify"] else 1,
+        tokenizer=BSQConfig(
+            num_bits=images["codebook_dim"],
+            channels=images["base_ch"],
+            multipliers=images["ch_mult"],
+            num_res_blocks=images["num_res_blocks"],
+        ),
+        provenance=Provenance(tool_version="test"),
+    )
+
+
+def captions(fixture: Fixture, prefix: str, lengths: list[int]) -> Conditions:
+    """Features of captions, which the fixture has one after the other, padded on the right."""
+    parts = fixture.tensors[f"{prefix}features"].split(lengths)
+    features = pad_sequence(list(parts), batch_first=True)
+    return Conditions(features=features, mask=(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flashar_cli.config import NextScaleConfig
 from flashar_cli.grid import Grid
+from flashar_cli.models.base import TokenModel
 from flashar_cli.models.next_scale.blocks import Block, Given
 from flashar_cli.models.next_scale.condition import build_condition
 from flashar_cli.models.next_scale.head import Head
@@ -48,10 +49,12 @@ class Context(NamedTuple):
         return Given(self.modulation[layer], memory, self.mask, rope, mask, cache, start)
 
 
-class NextScaleModel(nn.Module):
+class NextScaleModel(TokenModel):
     """VAR (arXiv 2404.02905) and Infinity (arXiv 2412.04431): one transformer, shaped by its config. The first map is
     one token that starts from the condition; the others start from the sum of all codes before them, resized.
     """
+
+    config: NextScaleConfig
 
     def __init__(self, config: NextScaleConfig) -> None:
         super().__init__()
@@ -76,19 +79,13 @@ class NextScaleModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.start.dtype
 
-    def scales(self, grid: Grid) -> tuple[Grid, ...]:
-        """The maps of an image whose last one is ``grid``, which must be one of the config's."""
-        scales = self.config.schedules.of(grid)
-        assert scales is not None, f"no schedule ends with {grid}"
-        return scales
-
     def rope(self, grid: Grid) -> Tensor | None:
         """Rotations of the L tokens of an image, float32 [L, E // 2, 2]; None where positions are learned."""
         part, finest = self.config.transformer, self.config.schedules.finest(grid)
         if part.positions == "learned":
             return None
         assert finest is not None
-        return rope_table_scales(self.scales(grid), finest, part.head_dim, part.rope_base, self.device)
+        return rope_table_scales(self.config.scales(grid), finest, part.head_dim, part.rope_base, self.device)
 
     def new_cache(self, num_rows: int, num_keys: int) -> LayerCache:
         """An empty cache of one block, in the dtype of the weights."""
@@ -127,7 +124,7 @@ class NextScaleModel(nn.Module):
         ``latents_BLZ`` [B, L - 1, Z] are, for every map but the first, the sums of all codes before it, resized to it;
         ``drop`` bool [B] marks rows to make unconditional.
         """
-        scales = self.scales(grid)
+        scales = self.config.scales(grid)
         sizes = tuple(scale.num_cells for scale in scales)
         if drop is None:
             drop = torch.zeros(len(latents_BLZ), dtype=torch.bool, device=latents_BLZ.device)

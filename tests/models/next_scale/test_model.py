@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+from flashar_cli.config import NextScaleConfig
 from flashar_cli.grid import Grid
 from flashar_cli.models.next_scale.blocks import Block
 from flashar_cli.models.prefix import Conditions
@@ -12,11 +14,17 @@ from tests.models.next_scale.test_condition import alone, captions
 from tests.tiny_models import build_scale_model, infinity_like_config, var_like_config
 
 
+def latents_of(config: NextScaleConfig, grid: Grid, batch: int) -> Tensor:
+    """What a teacher-forced model reads, at random."""
+    num_tokens = sum(scale.num_cells for scale in config.scales(grid))
+    return torch.randn(batch, num_tokens - 1, config.token_dim, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("config", (var_like_config(), infinity_like_config()), ids=("learned", "rotary"))
 def test_a_map_is_predicted_from_what_it_and_those_before_it_read(config):
     model = build_scale_model(config)
-    sizes = [scale.num_cells for scale in model.scales(config.order_grid)]
-    conditions, latents = model.prefix.example(1, 0), torch.randn(1, sum(sizes) - 1, config.token_dim)
+    sizes = [scale.num_cells for scale in model.config.scales(config.order_grid)]
+    conditions, latents = model.prefix.example(1, 0), latents_of(config, config.order_grid, 1)
     logits = model(latents, conditions, config.order_grid).split(sizes, dim=1)
     for scale in range(1, len(sizes)):
         changed = latents.clone()
@@ -30,7 +38,7 @@ def test_a_map_is_predicted_from_what_it_and_those_before_it_read(config):
 def test_captions_of_different_lengths_are_predicted_as_alone():
     model, grid = build_scale_model(infinity_like_config()), Grid(3, 8)
     conditions, drop = captions([4, 6, 1]), torch.tensor([False, False, True])
-    latents = torch.randn(3, sum(scale.num_cells for scale in model.scales(grid)) - 1, 3)
+    latents = latents_of(model.config, grid, 3)
     together = model(latents, conditions, grid, drop)
     for row in range(3):
         single = model(latents[row : row + 1], alone(conditions, row), grid, drop[row : row + 1])
@@ -39,7 +47,7 @@ def test_captions_of_different_lengths_are_predicted_as_alone():
 
 def test_dropped_rows_are_unconditional():
     config = var_like_config()
-    model, latents = build_scale_model(config), torch.randn(2, 35, 4)
+    model, latents = build_scale_model(config), latents_of(config, config.order_grid, 2)
     dropped = model(latents, Conditions(labels=torch.tensor([3, 4])), config.order_grid, torch.tensor([False, True]))
     table = model.prefix.embedding.weight
     table[4] = table[10]
@@ -53,7 +61,7 @@ def test_only_products_have_the_dtype_of_the_weights(config, monkeypatch):
     forward = Block.forward
     monkeypatch.setattr(Block, "forward", lambda block, x, given: streams.append(x.dtype) or forward(block, x, given))
     model = build_scale_model(config)
-    latents = torch.randn(1, sum(scale.num_cells for scale in model.scales(config.order_grid)) - 1, config.token_dim)
+    latents = latents_of(config, config.order_grid, 1)
     conditions = model.prefix.example(1, 0)
     expected = model(latents, conditions, config.order_grid)
     logits = model.bfloat16()(latents, conditions, config.order_grid)
