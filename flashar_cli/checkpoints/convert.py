@@ -119,7 +119,8 @@ def export(loaded: Loaded[Any]) -> tuple[dict[str, Tensor], dict[str, Tensor] | 
     if family.tokenizer_title is None and vq is not None:
         state.update({TOKENIZER + name: tensor for name, tensor in vq.items()})
         vq = None
-    return family.to_upstream(state, loaded.config), None if vq is None else family.tokenizer_to_upstream(vq)
+    files = family.to_files(family.to_upstream(state, loaded.config), loaded.config)
+    return files, None if vq is None else family.tokenizer_to_upstream(vq)
 
 
 def write_upstream(states: Mapping[Path, Mapping[str, Tensor]]) -> None:

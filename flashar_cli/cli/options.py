@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_origin, get_type_hints
 
 import typer
 
@@ -96,6 +96,8 @@ def _sampling_option(name: str) -> tuple[str, Any, Any]:
     field = Sampling.model_fields[name]
     kind: Any = field.annotation
     text = f"{field.description} Default: the checkpoint's."
+    if get_origin(kind) is Literal:
+        return name, Annotated[kind | None, typer.Option(help=text)], None
     allowed = next((each for each in field.metadata if isinstance(each, bounds.Bounds)), None)
     if allowed is None:
         return name, Annotated[Any | None, typer.Option(metavar="A:B", parser=_interval, help=text)], None

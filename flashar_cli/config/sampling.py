@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,6 +17,9 @@ class Sampling(Config):
     cfg_scale: Annotated[float, bounds.CFG_SCALE] = Field(1.0, description="Classifier-free guidance; 1 turns it off.")
     cfg_interval: tuple[float, float] = Field(
         (0.0, 1.0), description="Part of the cells, in decoding order, that is guided, as fractions A:B."
+    )
+    cfg_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="constant; or linear: guidance grows from 1 at the first step to its scale at the last."
     )
     temperature: Annotated[float, bounds.TEMPERATURE] = Field(1.0, description="0 is argmax.")
     top_k: Annotated[int, bounds.TOP_K] = Field(0, description="Sample from the k likeliest tokens; 0 turns it off.")
@@ -38,10 +42,15 @@ class Sampling(Config):
     def guided(self) -> bool:
         return self.cfg_scale != 1.0
 
-    def guides_cell(self, position: int, num_cells: int) -> bool:
-        """Whether the step that starts at this position of the order is guided."""
-        start, end = self.cfg_interval
-        return self.guided and start <= position / num_cells < end
+    def step_scales(self, starts: Sequence[int], num_cells: int) -> list[float]:
+        """The guidance of each step of a decode, which start at these positions of the order; 1 is none."""
+        first, last = self.cfg_interval
+        scales = [self.cfg_scale] * len(starts)
+        if self.cfg_schedule == "linear":
+            steps = max(1, len(starts) - 1)
+            scales = [1 + (self.cfg_scale - 1) * step / steps for step in range(len(starts))]
+        acts = [first <= start / num_cells < last for start in starts]
+        return [scale if guided else 1.0 for scale, guided in zip(scales, acts, strict=True)]
 
     def changed(self, **settings: object) -> Sampling:
         """These settings with some replaced; None keeps one. Raises FlasharError for an unknown or impossible one."""

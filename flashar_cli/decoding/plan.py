@@ -73,8 +73,8 @@ class DecodePlan:
             own.copy_(conditions.tensors[name])
         self.uniform_BN.copy_(uniform_BN.to(self.key.device).index_select(1, self.cells))
         self.values.fill(sampling)
-        guides = [sampling.guides_cell(start, len(self.order.cells)) for start, _ in self.bounds]
-        self.cfg_scales.copy_(torch.tensor([sampling.cfg_scale if acts else 1.0 for acts in guides]))
+        starts = [start for start, _ in self.bounds]
+        self.cfg_scales.copy_(torch.tensor(sampling.step_scales(starts, len(self.order.cells))))
         self._load_valid_keys()
 
     def _load_valid_keys(self) -> None:

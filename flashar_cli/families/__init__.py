@@ -8,15 +8,16 @@ from __future__ import annotations
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import Family, Preset
 from flashar_cli.families.emu import EmuFlashAR, EmuImage
+from flashar_cli.families.infinity import Infinity
 from flashar_cli.families.janus import Janus
 from flashar_cli.families.llamagen import LlamaGen
 from flashar_cli.families.llamagen_flashar import LlamaGenFlashAR
 from flashar_cli.families.nar import NAR
 from flashar_cli.families.source import Source
+from flashar_cli.families.var import VAR
 
-FAMILIES: dict[str, Family] = {
-    family.name: family for family in (LlamaGen(), NAR(), LlamaGenFlashAR(), Janus(), EmuImage(), EmuFlashAR())
-}
+_FAMILIES = (LlamaGen(), NAR(), LlamaGenFlashAR(), Janus(), EmuImage(), EmuFlashAR(), VAR(), Infinity())
+FAMILIES: dict[str, Family] = {family.name: family for family in _FAMILIES}
 PRESETS: dict[str, Preset] = {preset.name: preset for family in FAMILIES.values() for preset in family.presets}
 
 

@@ -16,12 +16,19 @@ from flashar_cli.config import (
     AnyTokenizerConfig,
     BackboneConfig,
     BranchConfig,
+    BSQConfig,
+    CaptionMemory,
+    ClassPrefix,
     GridConfig,
     ModelConfig,
+    MultiScaleVQConfig,
+    NextScaleConfig,
     Prefix,
     Provenance,
     RasterConfig,
     Sampling,
+    ScaleTransformerConfig,
+    SchedulesConfig,
     TokenizerConfig,
     default_gate_dim,
 )
@@ -101,6 +108,30 @@ class RasterFacts(Facts):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NextScaleFacts(Facts):
+    """What a next-scale model is."""
+
+    transformer: ScaleTransformerConfig
+    prefix: ClassPrefix | CaptionMemory
+    schedules: SchedulesConfig
+    tokenizer: MultiScaleVQConfig | BSQConfig
+    patch: int = 1
+
+    def config_of(self, source: str) -> NextScaleConfig:
+        return NextScaleConfig(
+            family=self.family,
+            transformer=self.transformer,
+            prefix=self.prefix,
+            schedules=self.schedules,
+            grid=GridConfig(height=self.grid.height, width=self.grid.width),
+            patch=self.patch,
+            tokenizer=self.tokenizer,
+            generation=self.generation,
+            provenance=Provenance(tool_version=__version__, source=source),
+        )
+
+
 FactsT = TypeVar("FactsT", bound=Facts)
 
 
@@ -136,6 +167,7 @@ class ConvertOptions:
     rope_base: float | None = None
     visual_token_offset: int | None = None
     eol_token_id: int | None = None
+    scales: tuple[int, ...] | None = None
 
     def given(self) -> list[str]:
         """The options that were passed, as they are typed."""
@@ -213,6 +245,12 @@ class Family(ABC):
         upstream does not have. With tensors on the meta device it tells what upstream files must contain.
         """
         return self.keys.to_upstream(state, config)
+
+    def to_files(self, state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """What ``to_upstream`` makes as upstream's files have it: with the constants and the names that it expects when
+        it loads them.
+        """
+        return dict(state)
 
     def read_tokenizer(self, source: Source) -> tuple[AnyTokenizerConfig, dict[str, Lazy]]:
         """The image tokenizer in a separate file, under our names."""

@@ -106,9 +106,16 @@ def test_a_number_at_the_bound_of_two_tokens_draws_the_later():
 
 def test_guidance_acts_from_its_first_cell_to_before_its_last():
     params = Sampling(cfg_scale=2.0, cfg_interval=(0.25, 0.75))
-    assert [position for position in range(8) if params.guides_cell(position, 8)] == [2, 3, 4, 5]
-    assert all(Sampling(cfg_scale=2.0).guides_cell(position, 8) for position in range(8))
-    assert not Sampling(cfg_scale=1.0).guides_cell(0, 8)
+    assert params.step_scales(range(8), 8) == [1, 1, 2, 2, 2, 2, 1, 1]
+    assert Sampling(cfg_scale=2.0).step_scales(range(8), 8) == [2] * 8
+    assert Sampling(cfg_scale=1.0).step_scales([0, 4], 8) == [1, 1]
+
+
+def test_linear_guidance_grows_from_one_to_its_scale():
+    params = Sampling(cfg_scale=3.0, cfg_schedule="linear")
+    assert params.step_scales([0, 1, 5, 14, 30], 55) == [1, 1.5, 2, 2.5, 3]  # by step, however many cells it has
+    assert params.changed(cfg_interval=(0.0, 0.5)).step_scales([0, 1, 5, 14, 30], 55) == [1, 1.5, 2, 2.5, 1]
+    assert params.step_scales([0], 1) == [1]
 
 
 def test_temperature_zero_is_argmax():
