@@ -149,7 +149,7 @@ def test_pruned_bits(pruned, monkeypatch):
     kept, streams = record(monkeypatch)
     conditions, grid = captions(pruned, "", meta["lens"]), Grid(64, 64)
     plan, tokens, logits = decode(pruned, model, conditions, grid, meta["cfg_list"], PUBLISHED)
-    assert len(tokens) == 11
+    assert len(tokens) == 11 and [cache.keys.shape[2] for cache in plan.caches] == [4121] * 3 + [2912] * 3
     check_bits(tensors, "", tokens, logits, meta["tau_list"])
     check_latent(plan.maps, plan.tokens(), tensors["summed_codes"])
 

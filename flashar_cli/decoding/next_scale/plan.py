@@ -125,10 +125,12 @@ class ScalePlan:
         self.uniform_BC.copy_(uniform_BC[:, : self.uniform_BC.shape[1]])
         self.values.fill(sampling)
         if cfg_scales is None:
-            num_tokens = sum(scale.num_cells for scale in self.scales)
-            guides = [sampling.guides_cell(first, num_tokens) for first, _ in self.bounds]
+            starts = list(accumulate((scale.num_cells for scale in self.scales), initial=0))
+            guides = [sampling.guides_cell(first, starts[-1]) for first in starts[:-1]]
             cfg_scales = [sampling.cfg_scale if acts else 1.0 for acts in guides]
-        self.cfg_scales.copy_(torch.tensor(list(cfg_scales)[: self.num_steps]))
+        assert len(cfg_scales) == len(self.scales), "one guidance scale for each scale of the image"
+        assert self.key.kind.guided or set(cfg_scales) == {1.0}, "a plan without unconditional rows"
+        self.cfg_scales.copy_(torch.tensor(cfg_scales[: self.num_steps]))
 
     def run(self, on_step: StepHook | None = None) -> None:
         """Samples all tokens from what was loaded; ``on_step(scale, logits)`` gets each scale's logits [B, C, V] after
@@ -157,19 +159,19 @@ class ScalePlan:
         num_choices = self.model.config.num_choices
         first, last = self.bounds[scale]
         uniform_BC = self.uniform_BC[:, num_choices * first : num_choices * last]
-        tokens_BS = self._of(scale, self.tokens_BL)
+        tokens_BS = self._map(scale, self.tokens_BL)
         tokens_BS.copy_(sample(logits_BCV, uniform_BC, self.key.kind, self.values).view(tokens_BS.shape))
 
     def advance(self, first: int, last: int, on_step: StepHook | None = None) -> None:
         """Predicts and samples the scales ``first`` .. ``last - 1``, from 1 on; ``on_step`` as in ``run``."""
         for scale in range(first, last):
-            self.sample(scale, self.step(scale, self._of(scale - 1, self.tokens_BL)), on_step)
+            self.sample(scale, self.step(scale, self._map(scale - 1, self.tokens_BL)), on_step)
 
     def teacher_forced(self, tokens_BL: Tensor) -> Iterator[Tensor]:
         """Each scale's logits [B, C, V] after guidance when these tokens, as ``tokens`` returns them, are fed."""
         yield self.prefix()
         for scale in range(1, self.num_steps):
-            yield self.step(scale, self._of(scale - 1, tokens_BL))
+            yield self.step(scale, self._map(scale - 1, tokens_BL))
 
     def tokens(self) -> Tensor:
         """The sampled tokens of all scales that are decoded, one map after the other in raster order: a new int64
@@ -187,7 +189,7 @@ class ScalePlan:
     def _read(self) -> Context:
         return self.model.read(self.conditions[self.images_R], self.drop_R, self.key.padded)
 
-    def _of(self, scale: int, tokens_BL: Tensor) -> Tensor:
+    def _map(self, scale: int, tokens_BL: Tensor) -> Tensor:
         first, last = self.bounds[scale]
         return tokens_BL[:, first:last]
 

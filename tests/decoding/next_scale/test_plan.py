@@ -51,7 +51,7 @@ def test_cached_logits_are_those_of_one_forward(case, guided):
     conditions = conditions_of(model.config, 3)
     cfg_scales = ramp(2.5, len(scales))
     sampling = GUIDED if guided else PLAIN
-    tokens, logits = decode(parts, conditions, grid, sampling, cfg_scales=cfg_scales)
+    tokens, logits = decode(parts, conditions, grid, sampling, cfg_scales=cfg_scales if guided else None)
     latents = TokenMaps(model.config, quantizer, scales).inputs(tokens)
     expected = model(latents, conditions, grid)
     sizes = [scale.num_cells for scale in scales]
@@ -112,6 +112,19 @@ def test_guidance_of_a_part_of_the_tokens():
     assert plan.cfg_scales.tolist() == [1.0, 1.0, 2.5, 2.5, 1.0]
     plan.load(conditions, GUIDED, torch.zeros(1, 36), ramp(3.0, 5))
     assert plan.cfg_scales.tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+    shorter = plan_of(parts, conditions, grid, GUIDED, Pruning(skipped=2))
+    for scales, given in ((ramp(3.0, 5), [1.0, 1.5, 2.0]), (None, [2.5, 2.5, 2.5])):
+        shorter.load(conditions, GUIDED, torch.zeros(1, 36), scales)
+        assert shorter.cfg_scales.tolist() == given
+
+
+def test_guidance_that_a_plan_has_no_rows_for_is_a_bug():
+    config, grid = CASES["var"]
+    parts, conditions = model_of(config), conditions_of(config, 1)
+    with pytest.raises(AssertionError, match="without unconditional rows"):
+        plan_of(parts, conditions, grid, PLAIN).load(conditions, PLAIN, torch.zeros(1, 36), ramp(3.0, 5))
+    with pytest.raises(AssertionError, match="for each scale"):
+        plan_of(parts, conditions, grid, GUIDED).load(conditions, GUIDED, torch.zeros(1, 36), ramp(3.0, 4))
 
 
 def test_a_key_says_whether_captions_are_padded():
