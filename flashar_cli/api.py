@@ -20,7 +20,7 @@ from flashar_cli.config import RasterConfig, Sampling
 from flashar_cli.data.conditions import Given, parse
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.images import Request, check_positions, choose_grid, generate_tokens
+from flashar_cli.decoding.images import Request, generate_tokens
 from flashar_cli.decoding.quantize import Scheme, check_scheme, quantize_model
 from flashar_cli.decoding.static import StaticDecoder
 from flashar_cli.errors import FlasharError
@@ -163,7 +163,8 @@ class ImageModel:
         grid = (tokens.shape[1], tokens.shape[2]) if any_grid else None
         conditions = self.conditions(labels, prompts, caption_features, caption_mask, grid=grid)
         self.model.prefix.check(conditions)
-        check_positions(self.config, self._grid(grid), self.model.prefix.length(conditions))
+        chosen = choose_decoder(self.config, decoder)
+        chosen.check(self.model, conditions, self._grid(grid))
         if len(conditions) != len(tokens):
             raise FlasharError(f"got {len(tokens)} token grids and {len(conditions)} conditions; expected as many")
         vocab_size = self.config.backbone.vocab_size
@@ -171,7 +172,6 @@ class ImageModel:
             raise FlasharError(
                 f"tokens range over {int(tokens.min())}..{int(tokens.max())}; expected 0..{vocab_size - 1}"
             )
-        chosen = choose_decoder(self.config, decoder)
         if not isinstance(chosen, StaticDecoder):
             raise FlasharError(f"the decoder {chosen.name} has no logits of given tokens: its steps depend on them")
         order, device = chosen.order(self.config, self._grid(grid)), self.model.device
@@ -179,7 +179,7 @@ class ImageModel:
         return order.to_raster(prediction.logits, trailing=1)
 
     def _grid(self, wanted: tuple[int, int] | None) -> Grid:
-        return choose_grid(self.config, None if wanted is None else Grid(*wanted))
+        return self.config.choose_grid(None if wanted is None else Grid(*wanted))
 
     @torch.inference_mode()
     def images(self, tokens: Tensor) -> NDArray[np.uint8]:

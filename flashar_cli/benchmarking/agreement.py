@@ -114,7 +114,7 @@ def _greedy_tokens(engine: Engine, plan: Plan, decoder: str) -> Tensor:
 
 def _logits(engine: Engine, plan: Plan, decoder: str, tokens_BHW: Tensor) -> Tensor | None:
     batch = _greedy(engine, plan)
-    logits = engine.teacher_forced(DECODERS[decoder], batch.conditions, batch.sampling, tokens_BHW)
+    logits = engine.teacher_forced(DECODERS[decoder], batch.conditions, batch.sampling, tokens_BHW, batch.grid)
     return None if logits is None else logits.cpu()
 
 

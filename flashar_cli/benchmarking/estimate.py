@@ -74,7 +74,8 @@ def _arms_s(subject: BenchModel, batch: Batch, arms: Iterable[str]) -> float:
 
 def _decode_s(subject: BenchModel, batch: Batch, name: str) -> float:
     model, decoder = subject.model, DECODERS[name]
-    plan = decoder.plan(model, decoder.key(model, batch.conditions, batch.sampling, batch.grid))
+    key = decoder.key(model, batch.conditions, batch.sampling, batch.grid)
+    plan = decoder.plan(model, subject.tokenizer, key)
     plan.load(batch.conditions, batch.sampling, batch.uniform_BN)
     if not isinstance(plan, DecodePlan):  # no step stands for the others
         return best_s(plan.run, model.device, repeats=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,6 @@ from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.machine.memory import free_bytes, gib
-from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import uniform_table
 
@@ -57,13 +57,13 @@ class Batch:
     seed: int  # for that of a published sampler
 
     @classmethod
-    def of(cls, plan: Plan, model: FlasharModel, grid: Grid, size: int) -> Batch:
+    def of(cls, plan: Plan, model: Any, grid: Grid, size: int) -> Batch:
         """So many of the model's example images."""
         conditions = model.prefix.example(size, plan.seed).to(model.device)
-        uniform_BN = uniform_table(plan.seed, 0, size, grid.num_cells).to(model.device)
+        uniform_BN = uniform_table(plan.seed, 0, size, model.config.num_draws(grid)).to(model.device)
         return cls(grid, conditions, plan.sampling, uniform_BN, plan.seed)
 
-    def workload(self, model: FlasharModel) -> Workload:
+    def workload(self, model: Any) -> Workload:
         """What a decoder needs to know of the batch to tell its costs."""
         return Workload(
             grid=self.grid,
@@ -101,7 +101,5 @@ def refuse_what_cannot_fit(subject: BenchModel, plan: Plan) -> None:
 
 def bytes_per_image(subject: BenchModel, plan: Plan) -> int:
     """An estimate of what each image of a batch takes on the largest grid, with the caches of all arms."""
-    model = subject.model
-    length = model.prefix.length(model.prefix.example(1, plan.seed))
-    work = (model.config, plan.largest_grid, length, model.dtype.itemsize, plan.sampling.guided)
-    return decoding_bytes(*work, num_caches=len(plan.arms), with_images=subject.tokenizer is not None)
+    work = Batch.of(plan, subject.model, plan.largest_grid, 1).workload(subject.model)
+    return decoding_bytes(subject.model.config, work, len(plan.arms), subject.tokenizer is not None)

@@ -14,6 +14,7 @@ from flashar_cli.config import (
     GridConfig,
     RasterConfig,
     TokenizerConfig,
+    raster_only,
     read_config,
 )
 from flashar_cli.decoding.quantize import Scheme, quantize_model
@@ -56,9 +57,9 @@ def load_subject(
             raise FlasharError(f"--layers is {layers}, but trained weights need all their blocks; add --random-weights")
         # A preset's grid is known without its weights: check it before they are downloaded.
         if name in PRESETS:
-            _check_grid(PRESETS[name].config(), res)
+            _check_grid(config_of(name), res)
         directory = _resolve(name)
-        _check_grid(read_config(directory), res)
+        _check_grid(config_of(str(directory)), res)
         loaded = checkpoint.load(directory, device, dtype)
         added = ensure_branch(loaded.model, seed)
         return BenchModel(name, loaded.model, loaded.tokenizer, f"sha256:{checkpoint.weights_sha256(directory)}", added)
@@ -79,7 +80,8 @@ def load_subject(
 
 def config_of(name: str) -> RasterConfig:
     """The shape of MODEL, without its weights. Raises FlasharError for an unknown one."""
-    return PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
+    config = PRESETS[name].config() if name in PRESETS else read_config(hub.resolve(name))
+    return raster_only(config, "bench")
 
 
 def _shallow(config: RasterConfig, layers: int) -> RasterConfig:

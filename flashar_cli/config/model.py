@@ -107,6 +107,14 @@ class ModelConfig(Config):
         """Rows and columns of tokens of an image for which nobody asks for others."""
         return Grid(self.grid.height, self.grid.width)
 
+    def choose_grid(self, wanted: Grid | None) -> Grid:
+        """The grid of tokens to make; None: the model's own. Raises FlasharError for one that it can't make."""
+        raise NotImplementedError
+
+    def num_draws(self, grid: Grid) -> int:
+        """Uniform numbers that sampling an image takes, by whatever decoder."""
+        raise NotImplementedError
+
     @property
     def pixels_per_token(self) -> int:
         """Image pixels along each side of a token of ``order_grid``. The model must have a tokenizer."""

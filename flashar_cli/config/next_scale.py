@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from flashar_cli.config.base import Config
 from flashar_cli.config.model import ModelConfig
 from flashar_cli.config.prefix import CaptionMemory, ClassPrefix
+from flashar_cli.config.pruning import Pruning
 from flashar_cli.config.tokenizer import BSQConfig, ScaleTokenizerConfig
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -65,6 +66,16 @@ class ScaleTransformerConfig(Config):
     def modulation_weights(self) -> int:
         """Weights of the linear layer that makes the six vectors of a modulation."""
         return 6 * self.dim * (self.dim + 1)
+
+    def token_weights(self, cross_attention: bool) -> int:
+        """Weights of a block's matrices that every token is multiplied with; a caption's keys and values are its
+        own.
+        """
+        return (6 if cross_attention else 4) * self.dim**2 + 2 * self.dim * self.ffn_dim
+
+    def token_outputs(self, cross_attention: bool) -> int:
+        """Outputs of these matrices."""
+        return (7 if cross_attention else 5) * self.dim + self.ffn_dim
 
     def block_weights(self, cross_attention: bool) -> int:
         """Weights of one block."""
@@ -133,6 +144,7 @@ class NextScaleConfig(ModelConfig):
     schedules: SchedulesConfig
     patch: Annotated[int, bounds.PATCH] = 1
     tokenizer: ScaleTokenizerConfig
+    fastvar: Pruning | None = Field(None, description="what the decoders fastvar and truncate leave out by default")
 
     @model_validator(mode="after")
     def _check_parts(self) -> NextScaleConfig:
@@ -174,6 +186,14 @@ class NextScaleConfig(ModelConfig):
         num_tokens = sum(scale.num_cells for scale in self.scales(self.order_grid))
         memory = self.prefix.longest if self.cross_attention else 0
         return 2 * self.num_layers * self.width * (num_tokens + memory)
+
+    def choose_grid(self, wanted: Grid | None) -> Grid:
+        grid = wanted or self.order_grid
+        self.scales(grid)
+        return grid
+
+    def num_draws(self, grid: Grid) -> int:
+        return self.num_choices * sum(scale.num_cells for scale in self.scales(grid))
 
     def scales(self, grid: Grid) -> tuple[Grid, ...]:
         """The maps of tokens of an image that ends with this one. Raises FlasharError where there is no schedule."""
@@ -221,6 +241,22 @@ class NextScaleConfig(ModelConfig):
     def cross_attention(self) -> bool:
         """Whether blocks read the condition as a sequence."""
         return isinstance(self.prefix, CaptionMemory)
+
+    @property
+    def table_weights(self) -> int:
+        """Weights of tables, of which a forward reads a few rows."""
+        learned = self.transformer.positions == "learned"
+        return (self.num_tokens if learned else 0) * self.width + self.transformer.num_levels * self.width
+
+    def condition_products(self, length: int) -> int:
+        """Products of a row with the weights that make its condition and modulations; a caption has this length."""
+        part, prefix = self.transformer, self.prefix
+        layers = 1 if part.shared_modulation else part.num_layers
+        vectors = layers * 6 * part.dim**2 + 2 * part.dim**2
+        if isinstance(prefix, ClassPrefix):
+            return vectors
+        features = length * (3 * prefix.feature_dim * part.dim + part.dim**2) + part.dim**2
+        return vectors + features + length * part.num_layers * 2 * part.dim**2
 
     @property
     def num_weights(self) -> int:

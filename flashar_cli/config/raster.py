@@ -11,6 +11,7 @@ from flashar_cli.config.branch import GATES, BranchConfig
 from flashar_cli.config.model import ModelConfig
 from flashar_cli.config.prefix import Prefix
 from flashar_cli.config.tokenizer import TokenizerConfig
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid, Order
 from flashar_cli.inputs import bounds
 
@@ -84,6 +85,27 @@ class RasterConfig(ModelConfig):
         backbone = self.backbone
         each = 2 * self.num_blocks * backbone.num_kv_heads * backbone.head_dim
         return each * (self.prefix.longest + self.order_grid.num_cells)
+
+    def choose_grid(self, wanted: Grid | None) -> Grid:
+        grid = wanted or self.order_grid
+        if grid != self.order_grid and self.backbone.max_positions is None:
+            raise FlasharError(f"the grid is {grid}, but this model makes images of {self.order_grid} tokens alone")
+        self.check_positions(grid, 1)
+        return grid
+
+    def check_positions(self, grid: Grid, prefix_length: int) -> None:
+        """Raises FlasharError for more positions than the model knows: of the prefix, and of rows with an end of
+        line.
+        """
+        most, needed = self.backbone.max_positions, prefix_length + grid.height * (grid.width + 1)
+        if most is not None and needed > most:
+            raise FlasharError(
+                f"a grid of {grid} after {prefix_length} prefix tokens takes {needed} positions; this model knows "
+                f"{most}; choose a smaller grid or a shorter prompt"
+            )
+
+    def num_draws(self, grid: Grid) -> int:
+        return grid.num_cells
 
     def raster(self, grid: Grid) -> Order:
         """The order that the base was trained in, with the end-of-line tokens that it expects."""

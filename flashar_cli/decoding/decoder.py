@@ -6,17 +6,17 @@ Letters: B images, N = H*W cells, H grid rows, W grid columns, C cells of a step
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from flashar_cli.config import RasterConfig, Sampling
+from flashar_cli.config import ModelConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload
 from flashar_cli.grid import Grid
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.base import TokenModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import SamplingKind
 
@@ -39,10 +39,14 @@ class PlanKey:
 class Plan(Protocol):
     """The buffers for one batch: inputs are copied in, tokens are sampled in place and then read."""
 
-    key: PlanKey
+    @property
+    def key(self) -> PlanKey:
+        """What it is made for."""
 
-    def load(self, conditions: Conditions, sampling: Sampling, uniform_BN: Tensor) -> None:
-        """Copies a batch's inputs into place; ``uniform_BN`` float32 [B, N] in raster order feeds the sampling."""
+    def load(self, conditions: Conditions, sampling: Sampling, uniform: Tensor) -> None:
+        """Copies a batch's inputs into place; ``uniform`` float32 [B, draws], as many as the config says, feeds the
+        sampling.
+        """
 
     def run(self, on_step: StepHook | None = None) -> None:
         """Samples all tokens. ``on_step(step, logits)`` gets each step's logits [B, C, V] after guidance and before
@@ -50,42 +54,87 @@ class Plan(Protocol):
         """
 
     def tokens(self) -> Tensor:
-        """The sampled tokens, a new int64 [B, H, W]."""
+        """The sampled tokens, a new tensor [B, ..]: token grids int64 [B, H, W], or what the model has instead."""
+
+
+class StaticPlan(ABC):
+    """A plan whose steps are known beforehand. Between ``load`` and ``tokens`` nothing waits for the device, and no
+    shape depends on data, so its methods run under CUDA graph capture too.
+    """
+
+    model: TokenModel
+    key: PlanKey
+    num_steps: int
+
+    @abstractmethod
+    def load(self, conditions: Conditions, sampling: Sampling, uniform: Tensor) -> None:
+        """As in ``Plan``, like ``run`` and ``tokens``."""
+
+    def run(self, on_step: StepHook | None = None) -> None:
+        self.sample(0, self.prefix(), on_step)
+        self.advance(1, self.num_steps, on_step)
+
+    @abstractmethod
+    def prefix(self) -> Tensor:
+        """Reads the conditions and predicts step 0: logits [B, C, V] after guidance."""
+
+    @abstractmethod
+    def sample(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
+        """Samples the tokens of a step and stores them; ``on_step`` as in ``run``."""
+
+    @abstractmethod
+    def advance(self, first: int, last: int, on_step: StepHook | None = None) -> None:
+        """Predicts and samples the steps ``first`` .. ``last - 1``, from 1 on; ``on_step`` as in ``run``."""
+
+    @abstractmethod
+    def teacher_forced(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Each step's logits [B, C, V] after guidance when these tokens, as ``tokens`` returns them, are fed."""
+
+    @abstractmethod
+    def tokens(self) -> Tensor: ...
+
+    @abstractmethod
+    def buffers(self) -> list[Tensor]:
+        """Every tensor that ``load`` and decoding write to."""
 
 
 class Decoder(ABC):
-    """One way to sample a token grid. Commands, bench arms, floors and reports need nothing but an object of a subclass
-    in the registry.
+    """One way to sample the tokens of an image. Commands, bench arms, floors and reports need nothing but an object of
+    a subclass. ``model`` and ``config`` are of the kind for which ``obstacle`` knows no reason.
     """
 
     name: str
 
-    def obstacle(self, config: RasterConfig) -> str | None:
+    @abstractmethod
+    def obstacle(self, config: ModelConfig) -> str | None:
         """Why a model does not have this decoder, in one line; None where it has it."""
-        return None
 
     @abstractmethod
-    def num_forwards(self, config: RasterConfig, grid: Grid) -> int | None:
+    def num_forwards(self, config: Any, grid: Grid) -> int | None:
         """Forwards of one batch, the prefix's own included; None where they depend on the sampled tokens."""
 
     @abstractmethod
-    def plan(self, model: FlasharModel, key: PlanKey) -> Plan:
+    def token_shape(self, config: Any, grid: Grid) -> tuple[int, ...]:
+        """The shape of the tokens of one image."""
+
+    @abstractmethod
+    def check(self, model: Any, conditions: Conditions, grid: Grid) -> None:
+        """Raises FlasharError where a grid is not for this decoder, or not after these conditions."""
+
+    @abstractmethod
+    def plan(self, model: Any, tokenizer: Any, key: Any) -> Plan:
         """The plan of a key, with every buffer and table that it needs."""
 
     @abstractmethod
-    def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
+    def key(self, model: Any, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> PlanKey:
+        """The key of a batch; ``grid`` None: the model's own."""
+
+    @abstractmethod
+    def costs(self, config: Any, work: Workload) -> list[ForwardCost]:
         """The least that each forward takes; the floor is their sum. Where the number of forwards depends on the
         sampled tokens, these are the fewest possible.
         """
 
-    def key(self, model: FlasharModel, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> PlanKey:
-        """The key of a batch; ``grid`` None: the model's own."""
-        return PlanKey(
-            decoder=self.name,
-            batch=len(conditions),
-            grid=grid or model.config.order_grid,
-            prefix_length=model.prefix.length(conditions),
-            kind=SamplingKind.of(sampling),
-            dtype=model.dtype,
-            device=model.device,
-        )
+    @abstractmethod
+    def image_bytes(self, config: Any, work: Workload, num_caches: int = 1, with_images: bool = True) -> int:
+        """An estimate of the memory that each image of a batch takes, with so many caches."""

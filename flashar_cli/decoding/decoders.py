@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from flashar_cli.config import RasterConfig
+from flashar_cli.config import ModelConfig
 from flashar_cli.decoding.decoder import Decoder
+from flashar_cli.decoding.next_scale.decoder import FASTVAR, SCALE, TRUNCATE
 from flashar_cli.decoding.static import FLASHAR, RASTER
 from flashar_cli.errors import FlasharError
 
 # The first that a model has is its default.
-DECODERS: dict[str, Decoder] = {decoder.name: decoder for decoder in (FLASHAR, RASTER)}
+_DECODERS: tuple[Decoder, ...] = (FLASHAR, RASTER, SCALE, FASTVAR, TRUNCATE)
+DECODERS = {decoder.name: decoder for decoder in _DECODERS}
 
 
-def decoders_of(config: RasterConfig) -> list[Decoder]:
+def decoders_of(config: ModelConfig) -> list[Decoder]:
     """The decoders that a model has, its default first."""
     return [decoder for decoder in DECODERS.values() if decoder.obstacle(config) is None]
 
@@ -23,7 +25,7 @@ def get_decoder(name: str) -> Decoder:
     return DECODERS[name]
 
 
-def choose_decoder(config: RasterConfig, name: str | None = None) -> Decoder:
+def choose_decoder(config: ModelConfig, name: str | None = None) -> Decoder:
     """The decoder of this name, or the model's default. Raises FlasharError where the name is unknown or the model does
     not have that decoder.
     """

@@ -1,28 +1,28 @@
 """Decoding many batches: takes conditions, finds or makes their plan, samples tokens, turns tokens into pixels.
 
-Letters: B images, N = H*W cells, H grid rows, W grid columns.
+Letters: B images, C cells of a step, V options of a cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from flashar_cli.config import Sampling
-from flashar_cli.decoding.decoder import Decoder, Plan, PlanKey
+from flashar_cli.decoding.decoder import Decoder, Plan, PlanKey, StaticPlan
 from flashar_cli.decoding.failures import OptimisationFailed
 from flashar_cli.decoding.graphs import GraphedPlan
 from flashar_cli.decoding.levels import LEVELS, get_level
-from flashar_cli.decoding.pixels import PixelDecoder
-from flashar_cli.decoding.plan import DecodePlan
+from flashar_cli.decoding.pixels import PixelDecoder, pixel_decoder_of
 from flashar_cli.grid import Grid
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.base import TokenModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.attention import DECODING_KERNELS, attention_kernels
-from flashar_cli.tokenizers import ImageTokenizer
 
 
 class Engine:
@@ -37,15 +37,15 @@ class Engine:
 
     def __init__(
         self,
-        model: FlasharModel,
-        tokenizer: ImageTokenizer | None = None,
+        model: TokenModel,
+        tokenizer: Any = None,
         optimisation: str = "eager",
         explain: Callable[[str], None] = lambda reason: None,
         kernels: Sequence[SDPBackend] = DECODING_KERNELS,
     ) -> None:
         self.level = get_level(optimisation)
         self.model, self.tokenizer = model, tokenizer
-        self.pixel_decoder = None if tokenizer is None else PixelDecoder(tokenizer, model.dtype)
+        self.pixel_decoder: PixelDecoder | None = None if tokenizer is None else pixel_decoder_of(model, tokenizer)
         self._explain, self._kernels = explain, kernels
         self._plan: Plan | None = None
         self._graphs: dict[PlanKey, GraphedPlan] = {}
@@ -75,7 +75,7 @@ class Engine:
             return self._graphs[key].plan
         if self._plan is None or self._plan.key != key:
             self._plan = None  # frees its memory for the next
-            self._plan = decoder.plan(self.model, key)
+            self._plan = decoder.plan(self.model, self.tokenizer, key)
         return self._plan
 
     @torch.inference_mode()
@@ -84,53 +84,53 @@ class Engine:
         decoder: Decoder,
         conditions: Conditions,
         sampling: Sampling,
-        uniform_BN: Tensor,
+        uniform: Tensor,
         on_prefix: Callable[[], None] | None = None,
         grid: Grid | None = None,
     ) -> Tensor:
-        """Samples one token grid per condition, int64 [B, H, W]. ``uniform_BN`` float32 [B, N] in raster order feeds
-        the sampling; ``on_prefix`` is called once the prefix and the logits of step 0 are enqueued; ``grid`` None: the
-        model's own.
+        """Samples the tokens of one image per condition, [B, ..] of the decoder's ``token_shape``. ``uniform`` float32
+        [B, draws], as many as the config says, feeds the sampling; ``on_prefix`` is called once the prefix and the
+        logits of step 0 are enqueued; ``grid`` None: the model's own.
         """
         plan = self.plan(decoder, decoder.key(self.model, conditions, sampling, grid))
-        plan.load(conditions, sampling, uniform_BN)
+        plan.load(conditions, sampling, uniform)
         mark = on_prefix or (lambda: None)
         self._optimised(lambda: self._run(plan, mark))
         return plan.tokens()
 
     @torch.inference_mode()
-    def pixels(self, tokens_BHW: Tensor) -> Tensor:
-        """Tokens int64 [B, H, W] of ``decode`` -> float32 [B, 3, height, width], about [-1, 1], not clamped."""
+    def pixels(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        """Tokens of ``decode``, of images of a grid -> float32 [B, 3, height, width], about [-1, 1], not clamped."""
         assert self.pixel_decoder is not None, "the engine was made without a tokenizer"
-        if self._latest is not None and self._latest.tokens_BHW.shape == tokens_BHW.shape:
-            return self._latest.pixels(tokens_BHW)
-        return self.pixel_decoder(tokens_BHW)
+        latest = self._latest
+        if latest is not None and latest.tokens.shape == tokens.shape and grid in (None, latest.plan.key.grid):
+            return latest.pixels(tokens)
+        return self.pixel_decoder(tokens, grid)
 
     @torch.inference_mode()
     def teacher_forced(
-        self, decoder: Decoder, conditions: Conditions, sampling: Sampling, tokens_BHW: Tensor
+        self, decoder: Decoder, conditions: Conditions, sampling: Sampling, tokens: Tensor, grid: Grid | None = None
     ) -> Tensor | None:
-        """The guided logits float32 [B, N, V], in decoding order, from which ``decode`` would sample if it had sampled
-        these tokens; None for a decoder whose steps depend on the sampled tokens.
+        """The guided logits float32 [B, C, V] of all cells, in decoding order, from which ``decode`` would sample if it
+        had sampled these tokens; None for a decoder whose steps depend on the sampled tokens.
 
         Runs step by step as ``decode`` does, but without graphs, which would replay the same operations.
         """
-        grid = Grid(*tokens_BHW.shape[1:])
         plan = self.plan(decoder, decoder.key(self.model, conditions, sampling, grid))
-        if not isinstance(plan, DecodePlan):
+        if not isinstance(plan, StaticPlan):
             return None
-        plan.load(conditions, sampling, torch.zeros(len(conditions), grid.num_cells))
-        tokens_BN = plan.order.from_raster(tokens_BHW.to(self.model.device))
+        plan.load(conditions, sampling, torch.zeros(len(conditions), self.model.config.num_draws(plan.key.grid)))
         logits: list[Tensor] = []
-        self._optimised(lambda: logits.append(torch.cat(list(plan.teacher_forced(tokens_BN)), dim=1)))
+        self._optimised(lambda: logits.append(torch.cat(list(plan.teacher_forced(tokens)), dim=1)))
         return logits[-1]
 
     def warm(self, decoder: Decoder, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> None:
         """Decodes one batch of this size so that plans, graphs and compiled code are ready."""
-        num_cells = (grid or self.model.config.order_grid).num_cells
-        tokens = self.decode(decoder, conditions, sampling, torch.zeros(len(conditions), num_cells), grid=grid)
+        size = grid or self.model.config.order_grid
+        uniform = torch.zeros(len(conditions), self.model.config.num_draws(size))
+        tokens = self.decode(decoder, conditions, sampling, uniform, grid=size)
         if self.tokenizer is not None:
-            self.pixels(tokens)
+            self.pixels(tokens, size)
 
     def _optimised(self, work: Callable[[], None]) -> None:
         """Runs ``work`` at the engine's level, or eagerly where that fails. All attention runs in here."""
@@ -144,7 +144,7 @@ class Engine:
 
     def _run(self, plan: Plan, mark: Callable[[], None]) -> None:
         """Samples a loaded plan; ``mark`` is called after the prefix."""
-        if self._captures and isinstance(plan, DecodePlan):
+        if self._captures and isinstance(plan, StaticPlan):
             self._latest = self._graphs_of(plan)
             self._latest.prefix()
             mark()
@@ -152,17 +152,17 @@ class Engine:
         else:
             plan.run(lambda step, logits_BCV: mark() if step == 0 else None)
 
-    def _graphs_of(self, plan: DecodePlan) -> GraphedPlan:
+    def _graphs_of(self, plan: StaticPlan) -> GraphedPlan:
         """The graphs of a loaded plan, captured at its first use: warming up needs real inputs."""
         if plan.key not in self._graphs:
-            self._graphs[plan.key] = GraphedPlan(plan, self._captured_pixels())
+            self._graphs[plan.key] = GraphedPlan(plan, self._captured_pixels(plan.key.grid))
         return self._graphs[plan.key]
 
-    def _captured_pixels(self) -> Callable[[Tensor], Tensor] | None:
+    def _captured_pixels(self, grid: Grid) -> Callable[[Tensor], Tensor] | None:
         """What turns tokens into images inside a graph: compiled where the blocks are."""
-        if self.pixel_decoder is None or not self.level.compiled:
-            return self.pixel_decoder
-        return self.pixel_decoder.compiled
+        if self.pixel_decoder is None:
+            return None
+        return partial(self.pixel_decoder.compiled if self.level.compiled else self.pixel_decoder, grid=grid)
 
     def _fall_back(self, reason: str) -> None:
         self.level = LEVELS["eager"]

@@ -1,6 +1,6 @@
 """A decode plan as CUDA graphs: captured once, replayed for every batch of its key.
 
-Letters: B images, H grid rows, W grid columns, C cells of a step, V codebook size.
+Letters: B images, C cells of a step, V codebook size.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flashar_cli.decoding.decoder import StepHook
+from flashar_cli.decoding.decoder import StaticPlan, StepHook
 from flashar_cli.decoding.failures import give_up
-from flashar_cli.decoding.plan import DecodePlan
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.base import TokenModel
 
 # A diagonal order of up to 32x32 cells is one graph. Raster orders, whose graphs would reach a million kernels, are
 # split: a graph's host memory and instantiation time grow with its kernels, while one more launch costs microseconds.
@@ -27,7 +26,7 @@ _KEPT: list[torch.cuda.CUDAGraph] = []
 ToPixels = Callable[[Tensor], Tensor]
 
 
-def graph_obstacle(model: FlasharModel) -> str | None:
+def graph_obstacle(model: TokenModel) -> str | None:
     """Why a model's steps cannot be graphs here, None where they can."""
     return None if model.device.type == "cuda" else "CUDA graphs need a CUDA device"
 
@@ -40,22 +39,21 @@ class GraphedPlan:
     """
 
     @torch.inference_mode()
-    def __init__(self, plan: DecodePlan, to_pixels: ToPixels | None, on_step: StepHook | None = None) -> None:
-        """``to_pixels`` turns tokens [B, H, W] into images [B, 3, height, width]. ``on_step`` is called once, at
+    def __init__(self, plan: StaticPlan, to_pixels: ToPixels | None, on_step: StepHook | None = None) -> None:
+        """``to_pixels`` turns the plan's tokens into images [B, 3, height, width]. ``on_step`` is called once, at
         capture; every replay rewrites the logits that it got.
         """
         self.plan = plan
         # Graphs read weights by address. Compiling may give a module other weights; these must not be freed then.
         self.weights = [parameter.detach() for parameter in plan.model.parameters()]
-        grid, device = plan.key.grid, plan.key.device
-        self.tokens_BHW = torch.zeros(plan.key.batch, grid.height, grid.width, dtype=torch.int64, device=device)
-        self._stream = torch.cuda.Stream(device)
+        self.tokens = torch.zeros_like(plan.tokens())
+        self._stream = torch.cuda.Stream(plan.key.device)
         self._pool = torch.cuda.graph_pool_handle()
         self._warm_up(to_pixels)
 
         self._prefix, first_BCV = self._capture(plan.prefix)
         self._steps: list[torch.cuda.CUDAGraph] = []
-        num_steps = plan.order.num_steps
+        num_steps = plan.num_steps
         for first in range(0, num_steps, STEPS_PER_GRAPH):
             last = min(first + STEPS_PER_GRAPH, num_steps)
             graph, _ = self._capture(partial(self._run_steps, first, last, first_BCV, on_step))
@@ -63,7 +61,7 @@ class GraphedPlan:
         self._first_BCV = first_BCV  # written by one graph and read by the next, so its memory must not be reused
         self._pixels: torch.cuda.CUDAGraph | None = None
         if to_pixels is not None:
-            self._pixels, self._images = self._capture(partial(to_pixels, self.tokens_BHW))
+            self._pixels, self._images = self._capture(partial(to_pixels, self.tokens))
 
     def prefix(self) -> None:
         """Enqueues the prefix and the logits of step 0."""
@@ -75,10 +73,10 @@ class GraphedPlan:
             graph.replay()
 
     @torch.inference_mode()
-    def pixels(self, tokens_BHW: Tensor) -> Tensor:
-        """Tokens int64 [B, H, W] -> a new float [B, 3, height, width]. Needs ``to_pixels`` at construction."""
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Tokens of the plan -> a new float [B, 3, height, width]. Needs ``to_pixels`` at construction."""
         assert self._pixels is not None, "captured without images"
-        self.tokens_BHW.copy_(tokens_BHW)
+        self.tokens.copy_(tokens)
         self._pixels.replay()
         return self._images.clone()
 
@@ -86,16 +84,16 @@ class GraphedPlan:
         if first == 0:
             self.plan.sample(0, first_BCV, on_step)
         self.plan.advance(max(first, 1), last, on_step)
-        return self.plan.tokens_BN
+        return first_BCV
 
     def _warm_up(self, to_pixels: ToPixels | None) -> None:
         """One eager run on the side stream, so that library handles and workspaces are made outside the graphs."""
         device = self.plan.key.device
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            self._run_steps(0, self.plan.order.num_steps, self.plan.prefix(), None)
+            self._run_steps(0, self.plan.num_steps, self.plan.prefix(), None)
             if to_pixels is not None:
-                to_pixels(self.tokens_BHW)
+                to_pixels(self.tokens)
         torch.cuda.current_stream(device).wait_stream(self._stream)
 
     def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:

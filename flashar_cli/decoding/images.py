@@ -1,48 +1,26 @@
-"""Many images: batches of token grids from a list of conditions.
+"""Many images: batches of tokens from a list of conditions.
 
-Letters: B images of a batch, H grid rows, W grid columns.
+Letters: B images of a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashar_cli.config import RasterConfig, Sampling
+from flashar_cli.config import Sampling
+from flashar_cli.decoding.costs import Workload
 from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.memory import decoding_bytes
-from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
 from flashar_cli.machine.memory import require_memory
-from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.sampling import uniform_table
-
-
-def choose_grid(config: RasterConfig, wanted: Grid | None) -> Grid:
-    """The grid of tokens to make; None: the model's own. Raises FlasharError for another one of a model that has one
-    grid, and for more positions than the model knows.
-    """
-    grid = wanted or config.order_grid
-    if grid != config.order_grid and config.backbone.max_positions is None:
-        raise FlasharError(f"the grid is {grid}, but this model makes images of {config.order_grid} tokens alone")
-    check_positions(config, grid, 1)
-    return grid
-
-
-def check_positions(config: RasterConfig, grid: Grid, prefix_length: int) -> None:
-    """Raises FlasharError for more positions than the model knows: of the prefix, and of rows with an end of line."""
-    most, needed = config.backbone.max_positions, prefix_length + grid.height * (grid.width + 1)
-    if most is not None and needed > most:
-        raise FlasharError(
-            f"a grid of {grid} after {prefix_length} prefix tokens takes {needed} positions; this model knows {most}; "
-            "choose a smaller grid or a shorter prompt"
-        )
 
 
 @dataclass(frozen=True)
@@ -63,24 +41,29 @@ class Request:
     def num_batches(self) -> int:
         return -(-self.num_images // self.batch_size)
 
-    def check(self, model: FlasharModel) -> None:
+    def check(self, model: Any) -> None:
         """Raises FlasharError for conditions that don't fit the model and this grid, and for more images, in all or at
         a time, than this machine can make.
         """
         bounds.IMAGES.check("--num-images", self.num_images)
         bounds.BATCH.check("--batch-size", self.batch_size)
         model.prefix.check(self.conditions)
-        length = model.prefix.length(self.conditions)
-        check_positions(model.config, self.grid, length)
+        self.decoder.check(model, self.conditions, self.grid)
         if model.device.type == "cpu":  # a GPU that runs out raises an error; a CPU's system kills the process
             largest = min(self.batch_size, self.num_images)
-            each = decoding_bytes(model.config, self.grid, length, model.dtype.itemsize, self.sampling.guided)
+            work = Workload(
+                grid=self.grid,
+                rows=2 if self.sampling.guided else 1,
+                prefix_length=model.prefix.length(self.conditions),
+                weight_bytes=model.dtype.itemsize,
+            )
+            each = self.decoder.image_bytes(model.config, work)
             require_memory(f"a batch of {largest} images (--batch-size)", largest * each)
 
 
 def generate_tokens(engine: Engine, request: Request) -> Iterator[Tensor]:
-    """Yields the token grids of each batch, int64 [B, H, W]. Raises FlasharError as ``check``, before anything is
-    sampled.
+    """Yields the tokens of each batch, [B, ..] of the decoder's ``token_shape``. Raises FlasharError as ``check``,
+    before anything is sampled.
     """
     request.check(engine.model)
     for index in range(request.num_batches):
@@ -96,6 +79,6 @@ def sample_batch(engine: Engine, request: Request, index: int) -> Tensor:
     count = min(batch_size, num_images - first)
     size = batch_size if engine.pads_batches and num_images > batch_size else count
     rows = torch.arange(first, first + size) % len(request.conditions)
-    uniform = uniform_table(request.seed, first, size, request.grid.num_cells)
+    uniform = uniform_table(request.seed, first, size, engine.model.config.num_draws(request.grid))
     conditions = request.conditions[rows]
     return engine.decode(request.decoder, conditions, request.sampling, uniform, grid=request.grid)[:count]

@@ -11,7 +11,6 @@ from flashar_cli.errors import FlasharError
 
 if TYPE_CHECKING:
     from flashar_cli.decoding.forwards import Forwards
-    from flashar_cli.models.flashar import FlasharModel
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,14 @@ class Level:
 
     name: str
     help: str
-    parts: Callable[[FlasharModel], Forwards]
-    obstacle: Callable[[FlasharModel], str | None] = lambda model: None
+    parts: Callable[[Any], Forwards]
+    obstacle: Callable[[Any], str | None] = lambda model: None
     device: str | None = None
     graphed: bool = False
     compiled: bool = False
 
 
-def _late(module: str, function: str) -> Callable[[FlasharModel], Any]:
+def _late(module: str, function: str) -> Callable[[Any], Any]:
     """A function of this folder, imported when called: its module imports torch, which `flashar --help` must not."""
     return lambda model: getattr(import_module(f"flashar_cli.decoding.{module}"), function)(model)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from flashar_cli.config import Sampling
-from flashar_cli.decoding.decoder import PlanKey, StepHook
+from flashar_cli.decoding.decoder import PlanKey, StaticPlan, StepHook
 from flashar_cli.grid import Order
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
@@ -26,14 +26,15 @@ from flashar_cli.nn.masks import with_valid_keys
 from flashar_cli.nn.sampling import SamplingKind, SamplingValues, sample
 
 
-class DecodePlan:
+class DecodePlan(StaticPlan):
     """The buffers and tables of one :class:`PlanKey` for one order. ``load`` copies inputs in, ``tokens`` reads the
     result.
     """
 
     @torch.inference_mode()
     def __init__(self, model: FlasharModel, key: PlanKey, order: Order) -> None:
-        self.model, self.key, self.order = model, key, order
+        self.model: FlasharModel = model
+        self.key, self.order, self.num_steps = key, order, order.num_steps
         device, batch = key.device, key.batch
         self.num_rows = 2 * batch if key.kind.guided else batch
         num_cells = len(order.cells)
@@ -95,13 +96,7 @@ class DecodePlan:
         if self.rope.ndim == 4:
             self.rope.copy_(self.model.rope(self.order, length, valid_RP, starts_R))
 
-    def run(self, on_step: StepHook | None = None) -> None:
-        """Samples all tokens from what was loaded; ``on_step`` as in ``decoder.Plan``."""
-        self.sample(0, self.prefix(), on_step)
-        self.advance(1, self.order.num_steps, on_step)
-
     def prefix(self) -> Tensor:
-        """Runs the prefix and predicts the cells of step 0: logits [B, C, V] after guidance."""
         model, length, targets = self.model, self.key.prefix_length, self.targets[0]
         x_RPD = model.prefix(self.conditions, self.drop_B)
         if self.key.kind.guided:
@@ -126,25 +121,22 @@ class DecodePlan:
         return self._predict(step, hidden)
 
     def sample(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
-        """Samples the cells of ``step`` and stores their tokens."""
         first, last = self.bounds[step]
         if on_step is not None:
             on_step(step, logits_BCV)
         self.tokens_BN[:, first:last] = sample(logits_BCV, self.uniform_BN[:, first:last], self.key.kind, self.values)
 
     def advance(self, first: int, last: int, on_step: StepHook | None = None) -> None:
-        """Predicts and samples the steps ``first`` .. ``last - 1``, from 1 on; ``on_step`` as in ``run``."""
         for step in range(first, last):
             self.sample(step, self.step(step, self._fed(step, self.tokens_BN)), on_step)
 
-    def teacher_forced(self, tokens_BN: Tensor) -> Iterator[Tensor]:
-        """Each step's logits [B, C, V] after guidance when these tokens, int64 [B, N] in this order, are fed."""
+    def teacher_forced(self, tokens_BHW: Tensor) -> Iterator[Tensor]:
+        tokens_BN = self.order.from_raster(tokens_BHW.to(self.key.device))
         yield self.prefix()
         for step in range(1, self.order.num_steps):
             yield self.step(step, self._fed(step, tokens_BN))
 
     def tokens(self) -> Tensor:
-        """The sampled tokens, a new int64 [B, H, W]."""
         grid = self.key.grid
         return self.tokens_BN.index_select(1, self.positions).unflatten(1, (grid.height, grid.width))
 
@@ -157,7 +149,6 @@ class DecodePlan:
         return self.model.guided_logits(hidden, self.targets[step], scale)
 
     def buffers(self) -> list[Tensor]:
-        """Every tensor that ``load`` and decoding write to."""
         own = [self.uniform_BN, self.tokens_BN, *self.values, self.cfg_scales, self.cache.memory]
         own += self.conditions.tensors.values()
         return own if self.key_mask is None else [*own, self.key_mask, self.prefix_mask, self.rope]

@@ -1,35 +1,67 @@
-"""Decoders whose steps are known beforehand: each step of an order is one forward, on a static plan."""
+"""Decoders of raster models: each step of an order is one forward, on a static plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from flashar_cli.config import RasterConfig
+from flashar_cli.config import ModelConfig, RasterConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload, forward_costs
 from flashar_cli.decoding.decoder import Decoder, PlanKey
+from flashar_cli.decoding.memory import decoding_bytes
 from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.grid import Grid, Order
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.sampling import SamplingKind
 
 
-class StaticDecoder(Decoder):
-    """Decodes a grid in the order that ``order`` gives for a model; ``obstacle`` says why a model can't."""
+class RasterDecoder(Decoder):
+    """What decoders of raster models share."""
+
+    def obstacle(self, config: ModelConfig) -> str | None:
+        if isinstance(config, RasterConfig):
+            return None
+        return f"--decoder {self.name} takes one token after the other; this model predicts whole maps"
+
+    def token_shape(self, config: RasterConfig, grid: Grid) -> tuple[int, ...]:
+        return grid.height, grid.width
+
+    def check(self, model: FlasharModel, conditions: Conditions, grid: Grid) -> None:
+        model.config.check_positions(grid, model.prefix.length(conditions))
+
+    def key(self, model: FlasharModel, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> PlanKey:
+        return PlanKey(
+            decoder=self.name,
+            batch=len(conditions),
+            grid=grid or model.config.order_grid,
+            prefix_length=model.prefix.length(conditions),
+            kind=SamplingKind.of(sampling),
+            dtype=model.dtype,
+            device=model.device,
+        )
+
+    def image_bytes(self, config: RasterConfig, work: Workload, num_caches: int = 1, with_images: bool = True) -> int:
+        return decoding_bytes(config, work, num_caches, with_images)
+
+
+class StaticDecoder(RasterDecoder):
+    """Decodes a grid in the order that ``order`` gives for a model; ``why_not`` says why a raster model can't."""
 
     def __init__(
         self,
         name: str,
         order: Callable[[RasterConfig, Grid], Order],
-        obstacle: Callable[[RasterConfig], str | None] | None = None,
+        why_not: Callable[[RasterConfig], str | None] = lambda config: None,
     ) -> None:
-        self.name, self.order, self._obstacle = name, order, obstacle
+        self.name, self.order, self._why_not = name, order, why_not
 
-    def obstacle(self, config: RasterConfig) -> str | None:
-        return None if self._obstacle is None else self._obstacle(config)
+    def obstacle(self, config: ModelConfig) -> str | None:
+        return self._why_not(config) if isinstance(config, RasterConfig) else super().obstacle(config)
 
     def num_forwards(self, config: RasterConfig, grid: Grid) -> int:
         return self.order(config, grid).num_steps
 
-    def plan(self, model: FlasharModel, key: PlanKey) -> DecodePlan:
+    def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> DecodePlan:
         return DecodePlan(model, key, self.order(model.config, key.grid))
 
     def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:

@@ -15,7 +15,7 @@ from flashar_cli.config import read_config
 from flashar_cli.data.conditions import Given, conditions_of
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
-from flashar_cli.decoding.images import Request, choose_grid
+from flashar_cli.decoding.images import Request
 from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -74,7 +74,7 @@ def plan_job(
         raise FlasharError(
             f"{wanted.name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
         )
-    sampling, grid = config.generation.changed(**wanted.sampling), choose_grid(config, wanted.grid)
+    sampling, grid = config.generation.changed(**wanted.sampling), config.choose_grid(wanted.grid)
     decoder = choose_decoder(config, wanted.decoder)
     text_tokenizer = checkpoint.read_text_tokenizer(directory, config)
     conditions, names = conditions_of(config, text_tokenizer, grid).parse(wanted.given, device)

@@ -131,7 +131,7 @@ def _sample(job: GenerateJob, targets: Targets, store: Store, progress: Callable
     with ThreadPoolExecutor(num_writers, thread_name_prefix="write") as pool:
         for index in store.missing():
             tokens = sample_batch(job.engine, job.request, index)
-            images = to_uint8(job.engine.pixels(tokens)) if targets.with_images else None
+            images = to_uint8(job.engine.pixels(tokens, job.request.grid)) if targets.with_images else None
             first, count = index * job.request.batch_size, len(tokens)
             texts = [job.image_settings(number) for number in range(first, first + count)]
             writing.append(pool.submit(store.write, index, tokens.cpu().numpy(), images, texts))

@@ -13,10 +13,10 @@ from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.reports.document import BenchReport, best_common_level
 from flashar_cli.config import RasterConfig, TextPrefix
 from flashar_cli.decoding.costs import ForwardCost, Workload
-from flashar_cli.decoding.decoder import Decoder, Plan, PlanKey, StepHook
+from flashar_cli.decoding.decoder import Plan, PlanKey, StepHook
 from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.decoding.plan import DecodePlan
-from flashar_cli.decoding.static import RASTER, StaticDecoder
+from flashar_cli.decoding.static import RASTER, RasterDecoder, StaticDecoder
 from flashar_cli.grid import NO_SOURCE, Grid, Order
 from flashar_cli.models.flashar import FlasharModel
 from tests.benchmarking.test_run import RATES, plan, subject
@@ -41,7 +41,7 @@ class ToyPlan:
             inner.advance(step, step + 1, on_step)
 
 
-class Toy(Decoder):
+class Toy(RasterDecoder):
     """As many forwards as the tokens want."""
 
     name = "toy"
@@ -52,8 +52,8 @@ class Toy(Decoder):
     def num_forwards(self, config: RasterConfig, grid: Grid) -> None:
         return None
 
-    def plan(self, model: FlasharModel, key: PlanKey) -> Plan:
-        return ToyPlan(RASTER.plan(model, key))
+    def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> Plan:
+        return ToyPlan(RASTER.plan(model, tokenizer, key))
 
     def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
         return RASTER.costs(config, work)[:1]

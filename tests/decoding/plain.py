@@ -32,7 +32,7 @@ def key_of(
 
 
 def plan_of(model: FlasharModel, batch: int, order: Order, sampling: Sampling) -> DecodePlan:
-    return by(order).plan(model, key_of(model, batch, order, sampling))
+    return by(order).plan(model, None, key_of(model, batch, order, sampling))
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def decode(
     """Token grids int64 [B, H, W]."""
     decoder = by(order) if isinstance(order, Order) else order
     grid = order.grid if isinstance(order, Order) else None
-    plan = decoder.plan(model, decoder.key(model, conditions, sampling, grid))
+    plan = decoder.plan(model, None, decoder.key(model, conditions, sampling, grid))
     return decode_with(plan, conditions, sampling, uniform_BN, on_step)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from flashar_cli.decoding import pixels
 from flashar_cli.decoding.pixels import PixelDecoder, pixel_dtype
+from flashar_cli.grid import Grid
 from flashar_cli.tokenizers.inference import InferenceDecoder
 from flashar_cli.tokenizers.vq import VQTokenizer
 from tests.tiny_models import TINY_VQ
@@ -44,7 +45,7 @@ def test_pixels_are_float32_but_for_small_models_on_cuda(model_dtype: torch.dtyp
 def test_a_batch_is_decoded_in_parts(device: str, batch: int, grid: tuple[int, int], num_parts: int) -> None:
     decoder = PixelDecoder(tiny_tokenizer())
     decoder.device = torch.device(device)
-    assert decoder.num_parts(batch, *grid) == num_parts
+    assert decoder.num_parts(batch, Grid(*grid)) == num_parts
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])

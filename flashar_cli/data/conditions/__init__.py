@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashar_cli.config import RasterConfig
+from flashar_cli.config import ModelConfig
 from flashar_cli.data.conditions.base import ConditionKind, Given, Subjects
 from flashar_cli.data.conditions.by_class import ClassConditions
 from flashar_cli.data.conditions.caption import CaptionConditions
@@ -18,7 +18,7 @@ KINDS: dict[str, type[ConditionKind]] = {"class": ClassConditions, "caption": Ca
 
 
 def conditions_of(
-    config: RasterConfig, text_tokenizer: TextTokenizer | None = None, grid: Grid | None = None
+    config: ModelConfig, text_tokenizer: TextTokenizer | None = None, grid: Grid | None = None
 ) -> ConditionKind:
     """The conditions that a model reads, for images of a grid; None: the model's own."""
     return KINDS[config.prefix.kind](config.prefix, grid or config.order_grid, config.class_names, text_tokenizer)

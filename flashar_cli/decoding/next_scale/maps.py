@@ -47,6 +47,10 @@ class TokenMaps:
         resized = self.quantizer.resized(latent_BZHW, self.positions[index])
         return patchify(resized.permute(0, 2, 3, 1), self.patch)
 
+    def latent(self, tokens: Tensor) -> Tensor:
+        """The sum of what the tokens of the first one or more scales add, float32 [B, Z, H, W]."""
+        return self.quantizer.latent(self.split(tokens), self.positions)
+
     def inputs(self, tokens: Tensor) -> Tensor:
         """What a teacher-forced model reads: of the tokens of all scales, [B, L] or [B, L, Z * Q * Q], float32
         [B, L - 1, Z * Q * Q].

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from flashar_cli.config import Pruning, Sampling
-from flashar_cli.decoding.decoder import PlanKey, StepHook
+from flashar_cli.decoding.decoder import PlanKey, StaticPlan, StepHook
 from flashar_cli.decoding.next_scale.fastvar import PrunedBlocks
 from flashar_cli.decoding.next_scale.maps import TokenMaps
 from flashar_cli.grid import Grid
@@ -69,7 +69,7 @@ def ramp(last: float, num_scales: int) -> list[float]:
     return [1 + (last - 1) * scale / (num_scales - 1) for scale in range(num_scales)]
 
 
-class ScalePlan:
+class ScalePlan(StaticPlan):
     """The buffers and tables of one :class:`ScaleKey`. ``load`` copies inputs in, ``tokens`` reads the result.
 
     Raises FlasharError where the key's pruning fits neither model nor grid.
@@ -77,7 +77,8 @@ class ScalePlan:
 
     @torch.inference_mode()
     def __init__(self, model: NextScaleModel, quantizer: ScaleQuantizer, key: ScaleKey) -> None:
-        self.model, self.key = model, key
+        self.model: NextScaleModel = model
+        self.key: ScaleKey = key
         config, device, batch = model.config, key.device, key.batch
         self.num_rows = 2 * batch if key.kind.guided else batch
         self.scales = config.scales(key.grid)
@@ -125,19 +126,11 @@ class ScalePlan:
         self.uniform_BC.copy_(uniform_BC[:, : self.uniform_BC.shape[1]])
         self.values.fill(sampling)
         if cfg_scales is None:
-            starts = list(accumulate((scale.num_cells for scale in self.scales), initial=0))
-            guides = [sampling.guides_cell(first, starts[-1]) for first in starts[:-1]]
-            cfg_scales = [sampling.cfg_scale if acts else 1.0 for acts in guides]
+            *starts, num_tokens = accumulate((scale.num_cells for scale in self.scales), initial=0)
+            cfg_scales = sampling.step_scales(starts, num_tokens)
         assert len(cfg_scales) == len(self.scales), "one guidance scale for each scale of the image"
         assert self.key.kind.guided or set(cfg_scales) == {1.0}, "a plan without unconditional rows"
         self.cfg_scales.copy_(torch.tensor(cfg_scales[: self.num_steps]))
-
-    def run(self, on_step: StepHook | None = None) -> None:
-        """Samples all tokens from what was loaded; ``on_step(scale, logits)`` gets each scale's logits [B, C, V] after
-        guidance and before temperature.
-        """
-        self.sample(0, self.prefix(), on_step)
-        self.advance(1, self.num_steps, on_step)
 
     def prefix(self) -> Tensor:
         """Reads the conditions and predicts the first scale: logits [B, C, V] after guidance."""
