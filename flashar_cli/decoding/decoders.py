@@ -9,7 +9,7 @@ from flashar_cli.decoding.static import FLASHAR, RASTER
 from flashar_cli.errors import FlasharError
 
 # The first that a model has is its default.
-_DECODERS: tuple[Decoder, ...] = (FLASHAR, RASTER, SCALE, FASTVAR, TRUNCATE)
+_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, RASTER)
 DECODERS = {decoder.name: decoder for decoder in _DECODERS}
 
 

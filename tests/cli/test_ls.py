@@ -10,7 +10,7 @@ from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.listing import list_models
 from flashar_cli.config import BranchConfig, read_config
 from flashar_cli.families import PRESETS
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models import build_model
 
 
 def test_the_table_fits_80_columns(run_cli, monkeypatch, tmp_path):
@@ -43,7 +43,7 @@ def test_every_model_is_listed_with_the_parameters_of_the_built_one(run_cli, mon
         name = model["name"]
         config = read_config(hub.ASSETS / name) if name in embedded else PRESETS[name].config()
         with torch.device("meta"):
-            built = FlasharModel(config)
+            built = build_model(config)
         assert model["parameters"] == sum(parameter.numel() for parameter in built.parameters()), name
         assert model["place"] == ("embedded" if name in embedded else "Hub")
         assert model["structure"] == config.structure

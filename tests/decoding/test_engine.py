@@ -464,8 +464,9 @@ def test_what_is_captured_with_the_tokens_is_compiled_with_the_blocks(monkeypatc
         engine = Engine(model, tokenizer, optimisation)
         compiles = optimisation in ("compile", "flex")
         expected = engine.pixel_decoder.compiled if compiles else engine.pixel_decoder
-        assert engine._captured_pixels() == expected
-    assert Engine(model, None, "compile")._captured_pixels() is None
+        captured = engine._captured_pixels(Grid(3, 5))
+        assert isinstance(captured, partial) and captured.func == expected
+    assert Engine(model, None, "compile")._captured_pixels(Grid(3, 5)) is None
 
 
 @pytest.fixture
