@@ -175,7 +175,7 @@ def command(
         name, given, grid, shown.num_images, decoder, vars(sampling), seed, batch_size, optimisation, quantize
     )
     where, precision = machine.prepare()
-    job = plan_job(directory, wanted, targets.with_images, where, precision, output.note)
+    job = plan_job(directory, wanted, targets.with_images, tokens_out, where, precision, output.note)
     options.note_slow(precision, where)
     if warm:
         job.warm()

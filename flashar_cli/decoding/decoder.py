@@ -117,6 +117,12 @@ class Decoder(ABC):
     def token_shape(self, config: Any, grid: Grid) -> tuple[int, ...]:
         """The shape of the tokens of one image."""
 
+    def token_maps(self, config: Any, grid: Grid) -> dict[str, tuple[int, ...]]:
+        """The shapes of the maps, by name, that the tokens of an image are, one after the other; none where they are
+        one grid.
+        """
+        return {}
+
     @abstractmethod
     def check(self, model: Any, conditions: Conditions, grid: Grid) -> None:
         """Raises FlasharError where a grid is not for this decoder, or not after these conditions."""

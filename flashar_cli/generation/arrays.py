@@ -7,11 +7,14 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+
+ROWS_AT_ONCE = 256
 
 
 class ArrayFile:
@@ -45,6 +48,23 @@ class ArrayFile:
         """Writes what the system still holds back, and closes the file."""
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def write_maps(array: Path, shapes: Mapping[str, tuple[int, ...]], file: IO[bytes]) -> None:
+    """Writes the maps that the rows of a ``.npy`` file are, one after the other, as arrays [N, *shape] of an archive, a
+    piece at a time.
+    """
+    rows = np.load(array, mmap_mode="r")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        first = 0
+        for name, shape in shapes.items():
+            last = first + shape[0] * shape[1]
+            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (len(rows), *shape)}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for start in range(0, len(rows), ROWS_AT_ONCE):
+                    member.write(np.ascontiguousarray(rows[start : start + ROWS_AT_ONCE, first:last]).tobytes())
+            first = last
 
 
 def write_npz(array: Path, file: IO[bytes]) -> None:

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from flashar_cli.api import load
 from flashar_cli.checkpoints import checkpoint
-from flashar_cli.config import read_config
+from flashar_cli.config import ModelConfig, read_config
 from flashar_cli.data.conditions import Given, conditions_of
+from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.images import Request
 from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
+from flashar_cli.generation.store import TokenArray
 from flashar_cli.grid import Grid
 
 
@@ -47,6 +50,18 @@ class GenerateJob:
     settings: dict[str, Any]  # what the file of each image holds
     sources: dict[str, Any]  # what else the images follow from, for a run that goes on later
 
+    @property
+    def token_maps(self) -> dict[str, tuple[int, ...]]:
+        """As ``Decoder.token_maps``."""
+        return self.request.decoder.token_maps(self.engine.model.config, self.request.grid)
+
+    @property
+    def tokens(self) -> TokenArray:
+        """The tokens of one image."""
+        shape = self.request.decoder.token_shape(self.engine.model.config, self.request.grid)
+        has_bits = bool(getattr(self.engine.model.config, "token_shape", ()))
+        return TokenArray(shape, np.uint8 if has_bits else np.int64, bool(self.token_maps))
+
     def image_settings(self, index: int) -> dict[str, Any]:
         """What the file of image ``index`` says of itself."""
         return {**self.settings, "image": index, "shows": self.names[index % len(self.names)]}
@@ -62,6 +77,7 @@ def plan_job(
     directory: Path,
     wanted: Wanted,
     with_images: bool,
+    tokens_out: Path | None,
     device: torch.device,
     dtype: torch.dtype,
     explain: Callable[[str], None],
@@ -76,6 +92,8 @@ def plan_job(
         )
     sampling, grid = config.generation.changed(**wanted.sampling), config.choose_grid(wanted.grid)
     decoder = choose_decoder(config, wanted.decoder)
+    if tokens_out is not None and tokens_out.suffix != (suffix := _token_suffix(decoder, config, grid)):
+        raise FlasharError(f"--tokens-out is {tokens_out}; the tokens of this model go into a file FILE{suffix}")
     text_tokenizer = checkpoint.read_text_tokenizer(directory, config)
     conditions, names = conditions_of(config, text_tokenizer, grid).parse(wanted.given, device)
     request = Request(
@@ -106,3 +124,7 @@ def plan_job(
     }
     engine = loaded.engine(wanted.optimisation, explain)
     return GenerateJob(engine, request, names, settings, sources)
+
+
+def _token_suffix(decoder: Decoder, config: ModelConfig, grid: Grid) -> str:
+    return ".npz" if decoder.token_maps(config, grid) else ".npy"

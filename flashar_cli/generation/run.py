@@ -23,14 +23,14 @@ from flashar_cli.decoding.images import sample_batch
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import NPY, NPZ, FileKind
 from flashar_cli.files.writing import atomic_file, parents_of, publish_directory, refuse_file, remove_folder
-from flashar_cli.generation.arrays import write_npz
+from flashar_cli.generation.arrays import write_maps, write_npz
 from flashar_cli.generation.job import GenerateJob
 from flashar_cli.generation.store import (
     CONTACT_SHEET,
+    MAPS,
     PIXELS,
     SAMPLE_FOLDER,
     SAMPLES,
-    TOKENS,
     WORK_FOLDER,
     Store,
     has_settings,
@@ -93,8 +93,9 @@ def generate(
     if _is_published(targets, settings):
         remove_folder(targets.work, WORK_FOLDER)
         return Made(0, 0.0)
-    vq, grid = job.engine.model.config.tokenizer, request.grid
-    sides = None if vq is None else (grid.height * vq.downsample, grid.width * vq.downsample)
+    config, grid = job.engine.model.config, request.grid
+    factor = None if config.tokenizer is None else config.pixels_per_token
+    sides = None if factor is None else (grid.height * factor, grid.width * factor)
     with parents_of(targets.work):
         try:
             store = Store(
@@ -102,7 +103,7 @@ def generate(
                 settings,
                 request.num_images,
                 request.batch_size,
-                (grid.height, grid.width),
+                job.tokens,
                 sides if targets.npz is not None else None,
                 targets.layout if targets.out is not None and targets.with_images else None,
                 overwrite,
@@ -146,11 +147,17 @@ def _publish(job: GenerateJob, targets: Targets, store: Store, overwrite: bool) 
     """Puts files and folder in their places, the folder last: with it the run is done."""
     store.settle()
     if targets.tokens_out is not None:
-        with open(store.samples / TOKENS, "rb") as tokens:
-            _publish_file(targets.tokens_out, NPY, partial(shutil.copyfileobj, tokens), overwrite)
+        if maps := job.token_maps:
+            _publish_file(targets.tokens_out, NPZ, partial(write_maps, store.tokens, maps), overwrite)
+        else:
+            with open(store.tokens, "rb") as tokens:
+                _publish_file(targets.tokens_out, NPY, partial(shutil.copyfileobj, tokens), overwrite)
     if targets.npz is not None:
         _publish_file(targets.npz, NPZ, partial(write_npz, store.folder / PIXELS), overwrite)
     if targets.out is not None:
+        if maps := job.token_maps:
+            with open(store.samples / MAPS, "wb") as file:
+                write_maps(store.tokens, maps, file)
         if targets.with_images:
             shown = range(min(SHEET_IMAGES, job.request.num_images))
             sheet = contact_sheet(np.stack([read_png(store.image_path(index)) for index in shown]))

@@ -17,6 +17,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +26,47 @@ from numpy.typing import NDArray
 
 from flashar_cli.data.images import TEXT_KEY, png_bytes
 from flashar_cli.errors import FlasharError
-from flashar_cli.files.kinds import ANYTHING, JSON_LINES, NPY, PNG_SIGNATURE, FolderKind, begins_with, json_object
+from flashar_cli.files.kinds import ANYTHING, JSON_LINES, NPY, NPZ, PNG_SIGNATURE, FolderKind, begins_with, json_object
 from flashar_cli.files.writing import atomic_file, empty_folder, lock, parents_of, remove_folder
 from flashar_cli.generation.arrays import ArrayFile
 from flashar_cli.generation.layout import FLAT_IMAGE, GENEVAL_FOLDER, GENEVAL_IMAGE, GENEVAL_METADATA, Layout
 from flashar_cli.machine.memory import require_disk
 
 SAMPLES, TOKENS, PIXELS, SETTINGS, DONE = "samples", "tokens.npy", "pixels.npy", "settings.json", "done.jsonl"
+MAPS = "tokens.npz"
 CONTACT_SHEET = "contact-sheet.png"
 FILE_BYTES = 4096  # a PNG file takes one block of a disk at least
 _IMAGE = rf"{FLAT_IMAGE}|{GENEVAL_IMAGE}|contact-sheet\.png"
 _OURS = begins_with("a PNG image of flashar", PNG_SIGNATURE, TEXT_KEY.encode() + b"\0")
 SAMPLE_FOLDER = FolderKind(
-    "samples", {r"tokens\.npy": NPY, _IMAGE: _OURS, GENEVAL_FOLDER: ANYTHING, GENEVAL_METADATA: JSON_LINES}
+    "samples",
+    {r"tokens\.npy": NPY, r"tokens\.npz": NPZ, _IMAGE: _OURS, GENEVAL_FOLDER: ANYTHING, GENEVAL_METADATA: JSON_LINES},
 )
 WORK_FOLDER = FolderKind(
     "a run of `flashar generate`",
     {
         r"settings\.json": json_object("settings", "seed", "batch_size"),
         r"done\.jsonl": JSON_LINES,
-        r"pixels\.npy|samples/tokens\.npy": NPY,
+        r"pixels\.npy|(samples/)?tokens\.npy": NPY,
         # The last ones may be torn by a kill.
-        rf"samples/({_IMAGE}|{GENEVAL_FOLDER}|{GENEVAL_METADATA})?": ANYTHING,
+        rf"samples/(tokens\.npz|{_IMAGE}|{GENEVAL_FOLDER}|{GENEVAL_METADATA})?": ANYTHING,
         r"\.(settings\.json|done\.jsonl)\.[0-9a-f]{8}\.flashar-tmp": ANYTHING,
     },
 )
 
 
+@dataclass(frozen=True)
+class TokenArray:
+    """The tokens of one image. Those that are several maps one after the other are split when all are made."""
+
+    shape: tuple[int, ...]
+    dtype: type[np.integer]
+    is_split: bool
+
+
 class Store:
-    """The work folder of a run. ``settings`` is what every written byte follows from; ``grid`` (H, W); ``sides`` (h, w)
-    where images go into the archive's array; ``layout``: of those in files, None where there are none.
+    """The work folder of a run. ``settings`` is what every written byte follows from; ``sides`` (h, w) where
+    images go into the archive's array; ``layout``: of those in files, None where there are none.
 
     Raises FlasharError where the folder is of other settings, unless ``overwrite``; where another process works in it;
     and where the disk is too small.
@@ -66,7 +78,7 @@ class Store:
         settings: dict[str, Any],
         num_images: int,
         batch_size: int,
-        grid: tuple[int, int],
+        tokens: TokenArray,
         sides: tuple[int, int] | None,
         layout: Layout | None,
         overwrite: bool,
@@ -84,7 +96,7 @@ class Store:
                 _refuse_other(folder, settings)
             is_same = has_settings(folder, settings)
             if not is_same:
-                self._refuse_full(8 * grid[0] * grid[1] + 6 * int(np.prod(sides or 0)))
+                self._refuse_full(8 * int(np.prod(tokens.shape)) + 6 * int(np.prod(sides or 0)))
             self._done = _read_done(folder) if is_same else {}
             opened.callback(lambda: None if self._done else self.remove())
             if not is_same:
@@ -92,7 +104,8 @@ class Store:
                 with atomic_file(folder / SETTINGS) as file:
                     file.write(json.dumps(settings, indent=2).encode())
             self.samples.mkdir(exist_ok=True)
-            self._tokens = ArrayFile(self.samples / TOKENS, (num_images, *grid), np.int64)
+            self.tokens = (folder if tokens.is_split else self.samples) / TOKENS
+            self._tokens = ArrayFile(self.tokens, (num_images, *tokens.shape), tokens.dtype)
             opened.callback(self._tokens.close)
             self._pixels = None if sides is None else ArrayFile(folder / PIXELS, (num_images, *sides, 3), np.uint8)
             if self._pixels is not None:
@@ -120,9 +133,9 @@ class Store:
         return self.samples / self._layout.name(index, self.num_images)
 
     def write(
-        self, index: int, tokens: NDArray[np.int64], images: NDArray[np.uint8] | None, texts: Sequence[dict[str, Any]]
+        self, index: int, tokens: NDArray[np.integer], images: NDArray[np.uint8] | None, texts: Sequence[dict[str, Any]]
     ) -> None:
-        """Writes batch ``index``: tokens int64 [B, H, W], images uint8 [B, h, w, 3] and the texts of their files, [B].
+        """Writes batch ``index``: tokens [B, ..], images uint8 [B, h, w, 3] and the texts of their files, [B].
         Several threads may write at once. Raises OSError.
         """
         first = index * self.batch_size

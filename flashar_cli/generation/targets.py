@@ -56,6 +56,12 @@ class Targets:
     def outputs(self) -> list[Output]:
         """For ``check_outputs``. Where all is made, some may be in their places already."""
         whole = is_whole(self.work)
-        named = (("--out", self.out, SAMPLE_FOLDER), ("--tokens-out", self.tokens_out, NPY), ("--npz", self.npz, NPZ))
+        tokens = self.tokens_out
+        kind = NPZ if tokens is not None and tokens.suffix == ".npz" else NPY
+        named = (
+            ("--out", self.out, SAMPLE_FOLDER),
+            ("--tokens-out", tokens, kind),
+            ("--npz", self.npz, NPZ),
+        )
         found = [Output(option, path, kind, goes_on=whole) for option, path, kind in named if path is not None]
         return [*found, Output("the work folder", self.work, WORK_FOLDER, goes_on=True)]

@@ -61,7 +61,7 @@ def _feature_file(prefix: CaptionPrefix, encoder: CaptionEncoder, batch_size: in
     empty = torch.zeros(0, prefix.length, prefix.feature_dim, dtype=torch.bfloat16)
     parts = [(empty, empty[:, :, 0])]
     for start in range(0, len(texts), batch_size):
-        parts.append(encoder(texts[start : start + batch_size], prefix.length))
+        parts.append(encoder(_normalised(texts[start : start + batch_size]), prefix.length))
         feature_dim = parts[-1][0].shape[2]
         if feature_dim != prefix.feature_dim:
             raise FlasharError(
@@ -116,12 +116,9 @@ class CaptionEncoder:
 
     @torch.inference_mode()
     def __call__(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-        """Features bfloat16 [B, P, F] and mask int64 [B, P] of captions, padded on the right to ``length``.
-
-        Source: FoundationVision/LlamaGen language/t5.py.
-        """
+        """Features bfloat16 [B, P, F] and mask int64 [B, P] of captions, padded on the right to ``length``."""
         batch = self._tokenizer(
-            [caption.strip().lower() for caption in captions],
+            list(captions),
             max_length=length,
             padding="max_length",
             truncation=True,
@@ -136,9 +133,14 @@ def encode_captions(captions: Sequence[str], length: int, device: torch.device) 
 
     Source: FoundationVision/LlamaGen autoregressive/sample/sample_t2i.py.
     """
-    features, mask = CaptionEncoder(device)(captions, length)
+    features, mask = CaptionEncoder(device)(_normalised(captions), length)
     features, mask = left_pad(features.float(), mask.float())
     return Conditions(features=features, mask=mask)
+
+
+def _normalised(captions: Sequence[str]) -> list[str]:
+    """Captions as LlamaGen's encoder gets them (FoundationVision/LlamaGen language/t5.py)."""
+    return [caption.strip().lower() for caption in captions]
 
 
 def left_pad(features_BPF: Tensor, mask_BP: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,13 @@ class ScaleDecoder(Decoder):
         return len(config.scales(grid)) - self.pruning(config).skipped
 
     def token_shape(self, config: NextScaleConfig, grid: Grid) -> tuple[int, ...]:
-        decoded = config.scales(grid)[: self.num_forwards(config, grid)]
-        return sum(scale.num_cells for scale in decoded), *config.token_shape
+        return sum(scale.num_cells for scale in self._decoded(config, grid)), *config.token_shape
+
+    def token_maps(self, config: NextScaleConfig, grid: Grid) -> dict[str, tuple[int, ...]]:
+        return {
+            f"scale_{index}": (scale.height, scale.width, *config.token_shape)
+            for index, scale in enumerate(self._decoded(config, grid))
+        }
 
     def check(self, model: NextScaleModel, conditions: Conditions, grid: Grid) -> None:
         self.pruning(model.config).check(model.config.num_layers, len(model.config.scales(grid)))
@@ -51,6 +56,9 @@ class ScaleDecoder(Decoder):
         self, model: NextScaleModel, conditions: Conditions, sampling: Sampling, grid: Grid | None = None
     ) -> ScaleKey:
         return ScaleKey.of(self.name, model, conditions, sampling, grid, self.pruning(model.config))
+
+    def _decoded(self, config: NextScaleConfig, grid: Grid) -> tuple[Grid, ...]:
+        return config.scales(grid)[: self.num_forwards(config, grid)]
 
     def costs(self, config: NextScaleConfig, work: Workload) -> list[ForwardCost]:
         return scale_costs(config, self.pruning(config), work)
