@@ -88,7 +88,8 @@ def _fetch(preset: Preset, files: HubFiles) -> Path:
     try:
         if files.single is not None:
             return Path(hf_hub_download(files.repo, files.single, local_files_only=offline))
-        return Path(snapshot_download(files.repo, allow_patterns=list(files.files), local_files_only=offline))
+        root = snapshot_download(files.repo, allow_patterns=list(files.files), local_files_only=offline)
+        return Path(root) / files.folder
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise  # the disk's fault, not the network's

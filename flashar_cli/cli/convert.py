@@ -14,6 +14,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.families import FAMILIES
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
+from flashar_cli.inputs.text import shown
 
 EXAMPLES = """Examples:  flashar convert c2i_B_256.pt --tokenizer vq_ds16_c2i.pt --out llamagen-b  |
 flashar convert flashar.pt --branch-layer 21 --grid 16x16 --out adapted  |
@@ -21,6 +22,14 @@ flashar convert adapted --to upstream --out upstream.pt"""
 
 Target = Literal["flashar", "upstream"]
 FamilyName: Any = Literal[*FAMILIES]
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    sides = [bounds.decimal(part) for part in text.split(",")]
+    found = tuple(side for side in sides if side is not None and side in bounds.SIDE)
+    if len(found) < len(sides):
+        raise FlasharError(f"--scales is {shown(text)}; expected the sides of maps, e.g. 1,2,3,4")
+    return found
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,10 @@ class Unsaid:
     ] = None
     eol_token_id: Annotated[
         int | None, options.number(bounds.TOKEN_ID, help="Emu3.5: id of the token that ends a row of image tokens.")
+    ] = None
+    scales: Annotated[
+        Any | None,
+        typer.Option(metavar="A,B,..", parser=_sides, help="VAR: sides of its maps of tokens, the smallest first."),
     ] = None
 
 

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from flashar_cli import __version__
@@ -58,8 +58,13 @@ class HubFiles:
         name = self.files[0]
         return None if len(self.files) > 1 or "*" in name else name
 
+    @property
+    def folder(self) -> str:
+        """The folder of the repository that all are in."""
+        return str(PurePosixPath(self.files[0]).parent)
+
     def __str__(self) -> str:
-        return f"{self.repo}/{self.single}" if self.single else self.repo
+        return f"{self.repo}/{self.single or ('' if self.folder == '.' else self.folder)}".rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
