@@ -4,8 +4,7 @@ Nothing in the config.yaml beside it is needed: what the shapes don't tell is ab
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -15,6 +14,7 @@ from flashar_cli.config import IBQConfig, explain
 from flashar_cli.files.lazy import Lazy
 from flashar_cli.tokenizers.ibq import IBQTokenizer
 from flashar_cli.tokenizers.shapes import StateShapes
+from flashar_cli.tokenizers.vqgan_names import renamed, upstream_names
 
 ValueT = TypeVar("ValueT")
 TITLE = "an Emu3.5 tokenizer"
@@ -25,35 +25,29 @@ TELLING = {
     "encoder.conv_out.weight": 4,
     "encoder.down.0.block.0.conv1.weight": 4,
 }
-MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
-RESOLUTIONS = {"encoder": "down", "decoder": "up"}
 
 
 def read_state(state: Mapping[str, Lazy]) -> tuple[IBQConfig, dict[str, Lazy]]:
     """The config, and the tensors under our names. Their shapes are not checked beyond what tells the config. Raises
     FlasharError that lists missing and unexpected tensors: upstream's strict loading has no room for others either.
     """
-    config = _config(state)
+    shapes = StateShapes.of(TITLE, state)
+    config = _config(shapes)
     with torch.device("meta"):
-        names = _upstream_names(IBQTokenizer(config).state_dict())
-    problems = [f"missing {name}" for name in names.values() if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in set(names.values())]
-    if problems:
-        raise _shapes(state).foreign(*sorted(problems))
-    return config, {ours: state[theirs] for ours, theirs in names.items()}
+        names = upstream_names(IBQTokenizer(config).state_dict())
+    return config, renamed(shapes, state, names)
 
 
 def to_upstream(state: Mapping[str, ValueT]) -> dict[str, ValueT]:
     """Our tensors under upstream's names: the inverse of ``read_state``."""
-    return {theirs: state[ours] for ours, theirs in _upstream_names(state).items()}
+    return {theirs: state[ours] for ours, theirs in upstream_names(state).items()}
 
 
-def _config(state: Mapping[str, Lazy]) -> IBQConfig:
-    shapes = _shapes(state)
+def _config(shapes: StateShapes) -> IBQConfig:
     shapes.require(TELLING)
     channels = shapes.channels("encoder.conv_in.weight")
     codebook_size, codebook_dim = shapes.shapes["quantize.embedding.weight"]
-    multipliers = shapes.multipliers("encoder.down.", "block", channels)
+    multipliers = shapes.multipliers("encoder.down.", "block.0.conv1.weight", channels)
     try:
         return IBQConfig(
             codebook_size=codebook_size,
@@ -68,26 +62,3 @@ def _config(state: Mapping[str, Lazy]) -> IBQConfig:
         )
     except ValidationError as error:
         raise shapes.foreign(explain(error)) from None
-
-
-def _shapes(state: Mapping[str, Lazy]) -> StateShapes:
-    return StateShapes(TITLE, {name: tuple(tensor.shape) for name, tensor in state.items()})
-
-
-def _upstream_names(ours: Iterable[str]) -> dict[str, str]:
-    """Upstream's name of each of ours. It counts a decoder's levels from the image's own resolution down, we in the
-    order in which they are computed.
-    """
-    names = list(ours)
-    lowest = max(int(match[1]) for name in names if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name)))
-
-    def level(match: re.Match[str]) -> str:
-        number = int(match[2]) if match[1] == "encoder" else lowest - int(match[2])
-        return f"{match[1]}.{RESOLUTIONS[match[1]]}.{number}."
-
-    def upstream(name: str) -> str:
-        name = re.sub(r"(?<=coder\.mid\.)\d", lambda match: MIDDLE[match[0]], name)
-        name = re.sub(r"^(encoder|decoder)\.conv_blocks\.(\d+)\.", level, name)
-        return name.replace(".res.", ".block.")
-
-    return {name: upstream(name) for name in names}

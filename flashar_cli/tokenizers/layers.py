@@ -30,6 +30,11 @@ class Levels:
     multipliers: tuple[int, ...]
     num_res_blocks: int  # of a level of the encoder
     attention: Collection[int]  # levels with an attention block after each residual block
+    middle_attention: bool = True  # whether there is one between the two blocks of the middle
+    joint_qkv: bool = False  # whether one convolution makes an attention block's queries, keys and values
+
+    def width(self, level: int) -> int:
+        return self.channels * self.multipliers[level]
 
 
 class Encoder(nn.Module):
@@ -41,12 +46,11 @@ class Encoder(nn.Module):
         self.conv_in = _conv3(IMAGE_CHANNELS, channels)
         self.conv_blocks = nn.ModuleList()
         last = len(levels.multipliers) - 1
-        for level, multiplier in enumerate(levels.multipliers):
-            width = levels.channels * multiplier
+        for level in range(len(levels.multipliers)):
             resize: Resize = "down" if level < last else None
-            self.conv_blocks.append(Level(channels, width, levels.num_res_blocks, level in levels.attention, resize))
-            channels = width
-        self.mid = _middle(channels)
+            self.conv_blocks.append(Level(levels, level, channels, levels.num_res_blocks, resize))
+            channels = levels.width(level)
+        self.mid = _middle(levels)
         self.norm_out = _norm(channels)
         self.conv_out = _conv3(channels, latent_channels)
 
@@ -64,17 +68,16 @@ class Decoder(nn.Module):
 
     def __init__(self, levels: Levels, latent_channels: int) -> None:
         super().__init__()
-        channels = levels.channels * levels.multipliers[-1]
+        channels = levels.width(-1)
         self.conv_in = _conv3(latent_channels, channels)
-        self.mid = _middle(channels)
+        self.mid = _middle(levels)
         self.conv_blocks = nn.ModuleList()
         # Kept for parity: the decoder has one residual block more per level than the encoder (upstream Decoder).
         num_blocks = levels.num_res_blocks + 1
-        for level, multiplier in reversed(list(enumerate(levels.multipliers))):
-            width = levels.channels * multiplier
+        for level in reversed(range(len(levels.multipliers))):
             resize: Resize = "up" if level else None
-            self.conv_blocks.append(Level(channels, width, num_blocks, level in levels.attention, resize))
-            channels = width
+            self.conv_blocks.append(Level(levels, level, channels, num_blocks, resize))
+            channels = levels.width(level)
         self.norm_out = _norm(channels)
         self.conv_out = _conv3(channels, IMAGE_CHANNELS)
 
@@ -90,11 +93,13 @@ class Decoder(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, then the change to the next one."""
 
-    def __init__(self, channels_in: int, channels: int, num_blocks: int, attention: bool, resize: Resize) -> None:
+    def __init__(self, levels: Levels, level: int, channels_in: int, num_blocks: int, resize: Resize) -> None:
         super().__init__()
+        channels = levels.width(level)
         widths = [channels_in] + [channels] * (num_blocks - 1)
         self.res = nn.ModuleList(ResBlock(width, channels) for width in widths)
-        self.attn = nn.ModuleList(AttentionBlock(channels) for _ in range(num_blocks if attention else 0))
+        num_attention = num_blocks if level in levels.attention else 0
+        self.attn = nn.ModuleList(AttentionBlock(channels, levels.joint_qkv) for _ in range(num_attention))
         # A level without a resize has no such parameters, as upstream.
         self.downsample = Downsample(channels) if resize == "down" else None
         self.upsample = Upsample(channels) if resize == "up" else None
@@ -132,18 +137,23 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """One-head attention over all positions, beside a skip connection."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, joint_qkv: bool = False) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
+        self.joint_qkv = joint_qkv
+        if joint_qkv:
+            self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        else:
+            self.q = nn.Conv2d(channels, channels, 1)
+            self.k = nn.Conv2d(channels, channels, 1)
+            self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         normed = self.norm(features)
+        maps = self.qkv(normed).chunk(3, dim=1) if self.joint_qkv else (self.q(normed), self.k(normed), self.v(normed))
         # [B, F, H, W] -> one head [B, 1, H*W, F]
-        query, key, value = (proj(normed).flatten(2).transpose(1, 2).unsqueeze(1) for proj in (self.q, self.k, self.v))
+        query, key, value = (each.flatten(2).transpose(1, 2).unsqueeze(1) for each in maps)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return features + self.proj_out(mixed.squeeze(1).transpose(1, 2).reshape(features.shape))
 
@@ -174,8 +184,10 @@ class Upsample(nn.Module):
         return self.conv(doubled.reshape(batch, channels, 2 * height, 2 * width))
 
 
-def _middle(channels: int) -> nn.ModuleList:
-    return nn.ModuleList([ResBlock(channels, channels), AttentionBlock(channels), ResBlock(channels, channels)])
+def _middle(levels: Levels) -> nn.ModuleList:
+    channels = levels.width(-1)
+    between = AttentionBlock(channels, levels.joint_qkv) if levels.middle_attention else nn.Identity()
+    return nn.ModuleList([ResBlock(channels, channels), between, ResBlock(channels, channels)])
 
 
 def _conv3(channels_in: int, channels: int) -> nn.Conv2d:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flashar_cli.errors import FlasharError
+from flashar_cli.files.lazy import Lazy
 from flashar_cli.files.tensors import describe_problems
 from flashar_cli.tokenizers.layers import NORM_GROUPS
 
@@ -16,6 +17,10 @@ class StateShapes:
 
     title: str
     shapes: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, title: str, state: Mapping[str, Lazy]) -> StateShapes:
+        return cls(title, {name: tuple(tensor.shape) for name, tensor in state.items()})
 
     def require(self, telling: Mapping[str, int]) -> None:
         """Raises FlasharError unless there are these tensors with so many axes each."""
@@ -34,11 +39,11 @@ class StateShapes:
             raise self.foreign(f"its width {channels} is not a multiple of {NORM_GROUPS}")
         return channels
 
-    def multipliers(self, levels: str, block: str, channels: int) -> tuple[int, ...]:
-        """How many times ``channels`` the levels ``levels``0, ``levels``1, .. are wide, by the first convolution of
-        their first ``block``. Raises FlasharError where that is no whole number, and for a gap between levels.
+    def multipliers(self, levels: str, first: str, channels: int) -> tuple[int, ...]:
+        """How many times ``channels`` the levels ``levels``0, ``levels``1, .. are wide, by ``first``, the weight of
+        their first convolution. Raises FlasharError where that is no whole number, and for a gap between levels.
         """
-        names = [f"{levels}{level}.{block}.0.conv1.weight" for level in range(self.count(levels))]
+        names = [f"{levels}{level}.{first}" for level in range(self.count(levels))]
         problems = [f"missing {name}" for name in names if name not in self.shapes]
         for name in self.shapes.keys() & names:
             if not self.shapes[name] or not self.shapes[name][0] or self.shapes[name][0] % channels:

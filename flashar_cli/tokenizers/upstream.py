@@ -35,9 +35,9 @@ def config_from_state(shapes: Mapping[str, Sequence[int]]) -> VQConfig:
             codebook_size=codebook_size,
             codebook_dim=codebook_dim,
             channels=channels,
-            encoder_multipliers=state.multipliers("encoder.conv_blocks.", "res", channels),
+            encoder_multipliers=state.multipliers("encoder.conv_blocks.", "res.0.conv1.weight", channels),
             # upstream: decoder blocks run from the lowest resolution up, its multipliers go from the highest down
-            decoder_multipliers=state.multipliers("decoder.conv_blocks.", "res", channels)[::-1],
+            decoder_multipliers=state.multipliers("decoder.conv_blocks.", "res.0.conv1.weight", channels)[::-1],
             num_res_blocks=state.count("encoder.conv_blocks.0.res."),
             latent_channels=shapes["encoder.conv_out.weight"][0],
         )
