@@ -19,12 +19,9 @@ LatentChannels = Annotated[int, bounds.WIDTH, Field(description="z_channels: wid
 
 
 class ImageTokenizerConfig(Protocol):
-    """Facts of every tokenizer: ``codebook_size`` different tokens, each for a square of ``downsample`` pixels a side;
-    ``image_values`` counts the values of its largest map for an image of so many pixels; ``in_words`` names its tokens.
+    """Facts of every tokenizer: a position of its latent is a square of ``downsample`` pixels a side; ``image_values``
+    counts the values of its largest map for an image of so many pixels; ``in_words`` names its tokens.
     """
-
-    @property
-    def codebook_size(self) -> int: ...
 
     @property
     def in_words(self) -> str: ...
@@ -152,6 +149,11 @@ class MultiScaleVQConfig(_ScaleTokenizer):
     def latent_dim(self) -> int:
         """Values Z of the latent at each position."""
         return self.codebook_dim
+
+    def image_values(self, num_pixels: int) -> int:
+        """Values of the largest map. Queries, keys and values of the lowest level are one map."""
+        lowest = 3 * self.channels * self.multipliers[-1] * num_pixels // self.downsample**2
+        return max(super().image_values(num_pixels), lowest)
 
 
 class BSQConfig(_ScaleTokenizer):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flashar_cli.tokenizers.codebook import CodebookTokenizer
 from flashar_cli.tokenizers.layers import Upsample
+from flashar_cli.tokenizers.next_scale import ScaleTokenizer
 
 # Winograd's algorithm first transforms weights and maps, so it pays only from so many input channels and positions on.
 # Measured on two EPYC cores with AVX2 (benchmarks/pixels_rate.py). With AVX-512 oneDNN is faster: NNPACK has none.
@@ -32,23 +33,28 @@ class InferenceDecoder(nn.Module):
     def __init__(self, tokenizer: CodebookTokenizer, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         weight = tokenizer.post_quant_conv.weight.detach()
-        on_cpu = weight.device.type == "cpu"
-        shared = on_cpu and weight.dtype == dtype
-        # Its modules are copied, to be replaced one by one, and its tensors too unless they are shared.
-        memo = {id(tensor): tensor for tensor in tokenizer.decoder.parameters()} if shared else None
-        self.decoder = copy.deepcopy(tokenizer.decoder, memo)
-        if not shared:
-            self.decoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.decoder = _inference_copy(tokenizer.decoder, dtype)
         # What a token becomes before the first 3x3 convolution depends on the token alone: [K, F].
         bias = tokenizer.post_quant_conv.bias
         bias = None if bias is None else bias.float()
         latents_KF = F.linear(tokenizer.quantize.codebook().float(), weight[:, :, 0, 0].float(), bias)
         self.register_buffer("latents_KF", latents_KF.detach().to(dtype))
-        _replace(self.decoder, on_cpu)
 
     def forward(self, tokens: Tensor) -> Tensor:
         # The permuted view is a map in channels-last layout, and what follows keeps to the layout that it gets.
         return self.decoder(F.embedding(tokens, self.latents_KF).permute(0, 3, 1, 2))
+
+
+class LatentDecoder(nn.Module):
+    """Latents [B, Z, H, W] of its dtype -> [B, 3, h, w], as ``InferenceDecoder``, for tokenizers of several scales."""
+
+    def __init__(self, tokenizer: ScaleTokenizer, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.post_quant_conv = _inference_copy(tokenizer.post_quant_conv, dtype)
+        self.decoder = _inference_copy(tokenizer.decoder, dtype)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latent))
 
 
 class CpuConvolution(nn.Module):
@@ -78,6 +84,19 @@ def _winograd_pays(features: Tensor) -> bool:
     batch, channels, height, width = features.shape
     fits = batch == 1 and channels >= MIN_CHANNELS and height * width >= MIN_POSITIONS
     return fits and features.dtype == torch.float32 and has_winograd()
+
+
+def _inference_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A module for inference. On a CPU it shares tensors that have this dtype."""
+    weights = list(module.parameters())
+    on_cpu = all(weight.device.type == "cpu" for weight in weights)
+    shared = on_cpu and all(weight.dtype == dtype for weight in weights)
+    # Its modules are copied, to be replaced one by one, and its tensors too unless they are shared.
+    copied = copy.deepcopy(module, {id(tensor): tensor for tensor in weights} if shared else None)
+    if not shared:
+        copied.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _replace(copied, on_cpu)
+    return copied
 
 
 def _replace(module: nn.Module, on_cpu: bool) -> None:

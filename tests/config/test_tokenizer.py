@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashar_cli.config import IBQConfig, TokenizerConfig, VQConfig
+from flashar_cli.config import (
+    BSQConfig,
+    IBQConfig,
+    MultiScaleVQConfig,
+    ScaleTokenizerConfig,
+    TokenizerConfig,
+    VQConfig,
+)
 from flashar_cli.tokenizers import build_tokenizer
 from tests.tiny_models import TINY_VQ
 
@@ -35,6 +42,31 @@ def test_the_largest_map_and_the_image_of_a_token(config: TokenizerConfig) -> No
         images = torch.zeros(1, 3, side, 2 * side)
         assert tokenizer.latent(images).shape == (1, config.codebook_dim, 2, 4)
         assert tokenizer.decode_unchecked(torch.zeros(1, 2, 4, dtype=torch.int64)).shape == images.shape
+    assert config.image_values(2 * side**2) == max(values)
+
+
+@pytest.mark.parametrize(
+    "config",
+    (
+        MultiScaleVQConfig(codebook_dim=3, channels=32, num_res_blocks=1),
+        MultiScaleVQConfig(codebook_dim=3, channels=32, num_res_blocks=1, multipliers=(1, 9, 1)),
+        MultiScaleVQConfig(codebook_dim=3, channels=32, num_res_blocks=1, multipliers=(1, 2)),
+        MultiScaleVQConfig(codebook_dim=3, channels=32, num_res_blocks=1, multipliers=(3,)),
+        BSQConfig(num_bits=3, channels=32, num_res_blocks=1),
+        BSQConfig(num_bits=3, channels=32, num_res_blocks=1, multipliers=(1, 5)),
+        BSQConfig(num_bits=3, channels=32, num_res_blocks=1, multipliers=(3,)),
+    ),
+)
+def test_the_largest_map_and_the_latent_of_all_scales(config: ScaleTokenizerConfig) -> None:
+    side, values = 2 * config.downsample, [0]
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(config)
+        for module in tokenizer.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda module, inputs, output: values.append(output.numel()))
+        images = torch.zeros(1, 3, side, 2 * side)
+        assert tokenizer.encoder(images).shape == (1, config.latent_dim, 2, 4)
+        assert tokenizer.images_of(torch.zeros(1, config.latent_dim, 2, 4)).shape == images.shape
     assert config.image_values(2 * side**2) == max(values)
 
 

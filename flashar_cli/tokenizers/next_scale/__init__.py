@@ -8,9 +8,10 @@ from flashar_cli.config import ScaleTokenizerConfig
 from flashar_cli.tokenizers.next_scale.binary import MultiScaleBSQ
 from flashar_cli.tokenizers.next_scale.patch import patchify, unpatchify
 from flashar_cli.tokenizers.next_scale.quantizer import ScaleQuantizer
+from flashar_cli.tokenizers.next_scale.tokenizer import ScaleTokenizer
 from flashar_cli.tokenizers.next_scale.vector import MultiScaleVQ
 
-__all__ = ["ScaleQuantizer", "build_quantizer", "patchify", "unpatchify"]
+__all__ = ["ScaleQuantizer", "ScaleTokenizer", "build_quantizer", "patchify", "unpatchify"]
 
 QUANTIZERS: dict[str, Any] = {"multi-scale-vq": MultiScaleVQ, "bsq": MultiScaleBSQ}
 

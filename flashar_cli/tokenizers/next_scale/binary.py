@@ -23,6 +23,7 @@ class MultiScaleBSQ(ScaleQuantizer):
 
     def __init__(self, config: BSQConfig) -> None:
         super().__init__()
+        self.token_axes, self.num_values = (config.num_bits,), 2
         self.length = config.num_bits**0.5
 
     def codes(self, tokens: Tensor) -> Tensor:

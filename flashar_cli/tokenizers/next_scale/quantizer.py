@@ -16,16 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
+from flashar_cli.tokenizers.base import check_range
 
 Mode = Literal["area", "bilinear", "bicubic"]
 
 
 class ScaleQuantizer(nn.Module, ABC):
-    """Maps of tokens to a latent and back. No method waits for the device, and every shape follows from the scales."""
+    """Maps of tokens to a latent and back. Nothing waits for the device, and every shape follows from the scales."""
 
     to_last: ClassVar[Mode]  # how a map of codes becomes as large as the latent
     to_next: ClassVar[Mode]  # how the latent becomes as large as the next scale's map, the model's next input
+    token_axes: tuple[int, ...] = ()  # of one token
+    num_values: int  # a token, or each part of it, is one of 0 .. num_values-1
 
     @abstractmethod
     def codes(self, tokens: Tensor) -> Tensor:
@@ -49,6 +53,19 @@ class ScaleQuantizer(nn.Module, ABC):
         """The tokens of the first one or more of ``scales`` -> their sum, float32 [B, Z, H, W]. Not checked."""
         parts = (self.contribution(self.codes(each), index, scales) for index, each in enumerate(tokens))
         return reduce(torch.add, parts)
+
+    def check_tokens(self, tokens: Sequence[Tensor], scales: Sequence[Grid]) -> None:
+        """Raises FlasharError unless these can be the tokens of the first one or more of ``scales``. Unlike all else it
+        waits for the device.
+        """
+        if not 1 <= len(tokens) <= len(scales):
+            raise FlasharError(f"there are tokens of {len(tokens)} scales; expected 1 .. {len(scales)}")
+        for index, (each, scale) in enumerate(zip(tokens, scales, strict=False)):
+            expected = (*tokens[0].shape[:1], scale.height, scale.width, *self.token_axes)
+            if each.shape != expected or each.is_floating_point():
+                found = f"{each.dtype} {tuple(each.shape)}"
+                raise FlasharError(f"the tokens of scale {index} are {found}; expected integers {expected}")
+            check_range(each, self.num_values)
 
     @torch.no_grad()
     def search(self, latent: Tensor, scales: Sequence[Grid]) -> list[Tensor]:

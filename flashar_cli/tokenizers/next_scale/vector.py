@@ -28,14 +28,15 @@ class MultiScaleVQ(ScaleQuantizer):
 
     def __init__(self, config: MultiScaleVQConfig) -> None:
         super().__init__()
+        self.num_values = config.codebook_size
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
         self.residuals = nn.ModuleList(
             ResidualConv(config.codebook_dim, config.residual_share) for _ in range(config.num_residuals)
         )
 
     def codes(self, tokens: Tensor) -> Tensor:
-        """int64 [B, h, w] in 0 .. K-1 -> float32 [B, Z, h, w]."""
-        return self.embedding(tokens).float().permute(0, 3, 1, 2)
+        """Integers [B, h, w] in 0 .. K-1 -> float32 [B, Z, h, w]."""
+        return self.embedding(tokens.long()).float().permute(0, 3, 1, 2)
 
     def quantize(self, latent: Tensor) -> Tensor:
         """float32 [B, Z, h, w] -> the nearest rows, int64 [B, h, w]."""
