@@ -12,6 +12,7 @@ from flashar_cli.inputs import bounds
 
 ScaleIndex = Annotated[int, bounds.SCALE_INDEX]
 Layer = Annotated[int, bounds.LAYER]
+KeptOrder = Literal["score", "raster"]
 
 
 class Pruning(Config):
@@ -27,7 +28,7 @@ class Pruning(Config):
     last_layer: Layer | None = Field(None, description="last block that drops tokens; null: the last of all")
     cached_scale: ScaleIndex = Field(0, description="scale whose outputs stand in for those of dropped tokens")
     skipped: ScaleIndex = Field(0, description="last scales that are not decoded at all")
-    order: Literal["score", "raster"] = Field(
+    order: KeptOrder = Field(
         "score", description="order in which kept tokens are computed: by falling difference, or as in the map"
     )
 

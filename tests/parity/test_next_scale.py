@@ -131,8 +131,8 @@ def record(monkeypatch) -> tuple[list[torch.Tensor], dict[tuple[int, int], torch
     kept, streams = [], {}
     select, run = fastvar.select, fastvar.PrunedBlocks.run
 
-    def recorded_select(x, num_kept):
-        kept.append(select(x, num_kept))
+    def recorded_select(x, num_kept, order):
+        kept.append(select(x, num_kept, order))
         return kept[-1]
 
     def recorded_run(blocks, layer, scale, block, x, given):

@@ -10,21 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.config import Pruning
+from flashar_cli.config.pruning import KeptOrder
 from flashar_cli.grid import Grid
 from flashar_cli.models.next_scale.blocks import Block, Given, Part
 from flashar_cli.models.next_scale.model import NextScaleModel
 
 
-def select(x_RSD: Tensor, num_kept: int) -> Tensor:
-    """The tokens that differ most from their row's mean token, int64 [R, K], by falling squared distance
-    (csguoh/FastVAR Infinity/infinity/models/fastvar_utils.py masked_previous_scale_cache).
+def select(x_RSD: Tensor, num_kept: int, order: KeptOrder) -> Tensor:
+    """The tokens that differ most from their row's mean token, int64 [R, K]: by falling squared distance, or as they
+    lie in the map (csguoh/FastVAR Infinity/infinity/models/fastvar_utils.py masked_previous_scale_cache).
     """
     scores_RS = (x_RSD - x_RSD.mean(dim=1, keepdim=True)).square().sum(dim=-1)
-    return scores_RS.topk(num_kept, dim=1).indices
+    kept_RK = scores_RS.topk(num_kept, dim=1).indices
+    return kept_RK if order == "score" else kept_RK.sort(dim=1).values
 
 
 def restore(output_RSD: Tensor, size: Grid, new_size: Grid) -> Tensor:
-    """A new map [R, S', D] of ``new_size``: each token is the mean of those of a map of ``size`` that it overlaps."""
+    """A map [R, S', D] of ``new_size``: each token is the plain mean of those of a map of ``size`` that it overlaps."""
     output_RDHW = output_RSD.unflatten(1, (size.height, size.width)).permute(0, 3, 1, 2)
     resized_RDHW = F.interpolate(output_RDHW, size=(new_size.height, new_size.width), mode="area")
     return resized_RDHW.permute(0, 2, 3, 1).flatten(1, 2)
@@ -72,9 +74,7 @@ class PrunedBlocks:
 
     def _pruned(self, scale: int, part: Part, output_RSD: Tensor, x_RSD: Tensor, given: Given) -> Tensor:
         """What a part adds where it runs on the kept tokens of this residual stream alone."""
-        kept_RK = select(x_RSD, self.num_kept[scale])
-        if self.pruning.order == "raster":
-            kept_RK = kept_RK.sort(dim=1).values
+        kept_RK = select(x_RSD, self.num_kept[scale], self.pruning.order)
         kept_RKD = kept_RK[..., None].expand(-1, -1, x_RSD.shape[-1])
         rope = None if given.rope is None else given.rope[kept_RK]
         fresh_RKD = part(x_RSD.gather(1, kept_RKD), given._replace(rope=rope))

@@ -15,7 +15,15 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.nn.masks import scale_mask
 from flashar_cli.nn.sampling import guide
-from tests.decoding.next_scale.plain import CASES, conditions_of, decode, model_of, plan_of
+from tests.decoding.next_scale.plain import (
+    CASES,
+    conditions_of,
+    decode,
+    decode_with,
+    model_of,
+    plan_of,
+    uniform_of,
+)
 
 GUIDED = Sampling(cfg_scale=2.5)
 PRUNING = Pruning(ratios=((3, 0.4), (4, 0.5)), first_layer=1, cached_scale=2)
@@ -49,11 +57,12 @@ def restored_by_hand(output_RSD: Tensor, size: Grid, new_size: Grid) -> Tensor:
 def test_selection_by_hand(num_tokens):
     x = torch.randn(3, num_tokens, 16, generator=torch.Generator().manual_seed(0)) + 3
     for num_kept in (1, num_tokens // 2, num_tokens - 1):
-        kept = select(x, num_kept)
+        kept = select(x, num_kept, "score")
         scores = (x - x.mean(dim=1, keepdim=True)).square().sum(dim=-1).gather(1, kept)
         assert (scores.diff(dim=1) <= 0).all()
         found = torch.zeros(3, num_tokens, dtype=torch.bool).scatter(1, kept, True)
         assert torch.equal(found, kept_by_hand(x, num_kept))
+        assert torch.equal(select(x, num_kept, "raster"), found.nonzero()[:, 1].view(3, num_kept))
 
 
 @pytest.mark.parametrize("sizes", (((4, 2), (7, 4)), ((2, 4), (3, 8)), ((3, 3), (6, 6)), ((24, 24), (40, 40))))
@@ -111,6 +120,19 @@ def test_pruned_decoding_is_a_forward_without_a_cache(case, guided, order):
     sizes = [scale.num_cells for scale in scales]
     for cached, forced in zip(logits, expected.split(sizes, dim=1), strict=True):
         torch.testing.assert_close(cached.reshape(forced.shape), forced, atol=1e-4, rtol=0)
+
+
+def test_kept_tokens_are_computed_in_the_order_asked_for():
+    """Which shows in the keys of a pruned layer: the same ones, lying elsewhere."""
+    config, grid = CASES["var"]
+    parts, conditions, keys = model_of(config), conditions_of(config, 1), []
+    for order in ("score", "raster"):
+        plan = plan_of(parts, conditions, grid, Sampling(), PRUNING.model_copy(update={"order": order}))
+        decode_with(plan, conditions, Sampling(), uniform_of(parts[0], grid, 1))
+        keys.append(plan.caches[1].keys[0, 0, 9:17])  # of the fourth map: 8 of 12 tokens, after 1, 2 and 6
+    nearest = torch.cdist(*keys).argmin(dim=1)
+    assert nearest.tolist() != list(range(8)) and torch.equal(nearest.sort().values, torch.arange(8))
+    torch.testing.assert_close(keys[0], keys[1][nearest], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES)

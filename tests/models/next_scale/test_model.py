@@ -8,16 +8,24 @@ from torch import Tensor
 
 from flashar_cli.config import NextScaleConfig
 from flashar_cli.grid import Grid
+from flashar_cli.models import build_model
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.next_scale.blocks import Block
+from flashar_cli.models.next_scale.model import NextScaleModel
 from flashar_cli.models.prefix import Conditions
 from tests.models.next_scale.test_condition import alone, captions
-from tests.tiny_models import build_scale_model, infinity_like_config, var_like_config
+from tests.tiny_models import build_scale_model, infinity_like_config, random_config, var_like_config
 
 
 def latents_of(config: NextScaleConfig, grid: Grid, batch: int) -> Tensor:
     """What a teacher-forced model reads, at random."""
     num_tokens = sum(scale.num_cells for scale in config.scales(grid))
     return torch.randn(batch, num_tokens - 1, config.token_dim, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_config_names_its_network():
+    assert isinstance(build_model(var_like_config()), NextScaleModel)
+    assert isinstance(build_model(random_config()), FlasharModel)
 
 
 @pytest.mark.parametrize("config", (var_like_config(), infinity_like_config()), ids=("learned", "rotary"))
