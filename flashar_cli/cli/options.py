@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
@@ -16,6 +16,7 @@ from flashar_cli.config import Sampling, validated
 from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs import bounds
+from flashar_cli.inputs.text import shown
 from flashar_cli.machine.world import current_world
 
 if TYPE_CHECKING:
@@ -96,11 +97,10 @@ def _sampling_option(name: str) -> tuple[str, Any, Any]:
     field = Sampling.model_fields[name]
     kind: Any = field.annotation
     text = f"{field.description} Default: the checkpoint's."
-    if get_origin(kind) is Literal:
-        return name, Annotated[kind | None, typer.Option(help=text)], None
     allowed = next((each for each in field.metadata if isinstance(each, bounds.Bounds)), None)
     if allowed is None:
-        return name, Annotated[Any | None, typer.Option(metavar="A:B", parser=_interval, help=text)], None
+        metavar, parser = PARSED[name]
+        return name, Annotated[Any | None, typer.Option(metavar=metavar, parser=parser, help=text)], None
     return name, Annotated[kind | None, number(allowed, help=text)], None
 
 
@@ -113,6 +113,19 @@ def _interval(text: str) -> tuple[float, float]:
     return start, end
 
 
+def _schedule(text: str) -> str | tuple[float, ...]:
+    try:
+        found = text if text in ("constant", "linear") else tuple(float(part) for part in text.split(","))
+        Sampling.model_validate({"cfg_schedule": found})
+    except ValueError:
+        raise FlasharError(
+            f"--cfg-schedule is {shown(text)}; expected constant, linear, or a scale for each step, e.g. 1,1.5,2"
+        ) from None
+    return found
+
+
+# Options that are no single number: what stands for their value in the help, and what reads it.
+PARSED = {"cfg_interval": ("A:B", _interval), "cfg_schedule": ("NAME|S,S,..", _schedule)}
 # The fields of Sampling as options.
 SamplingOptions: Any = make_dataclass("SamplingOptions", map(_sampling_option, Sampling.model_fields), frozen=True)
 

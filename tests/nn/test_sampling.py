@@ -118,6 +118,14 @@ def test_linear_guidance_grows_from_one_to_its_scale():
     assert params.step_scales([0], 1) == [1]
 
 
+def test_a_schedule_has_a_scale_for_each_step():
+    params = Sampling(cfg_schedule=(1.0, 2.0, 4.0), cfg_scale=9.0, cfg_interval=(0.0, 0.5))
+    assert params.guided and params.step_scales([0, 1, 5], 14) == [1, 2, 4]
+    assert not Sampling(cfg_schedule=(1.0, 1.0), cfg_scale=9.0).guided
+    with pytest.raises(FlasharError, match="--cfg-schedule has 3 scales; expected 2"):
+        params.step_scales([0, 1], 5)
+
+
 def test_temperature_zero_is_argmax():
     logits = torch.randn(2, 3, 16)
     assert torch.equal(draw(logits, torch.rand(2, 3), Sampling(temperature=0)), logits.argmax(-1))

@@ -20,11 +20,11 @@ from flashar_cli.config import (
 )
 from flashar_cli.config.next_scale import Schedule
 from flashar_cli.families.keys import KeyTable
+from flashar_cli.files.lazy import lazily
 from flashar_cli.models.next_scale.model import NextScaleModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.tokenizers.next_scale import ScaleQuantizer
+from flashar_cli.tokenizers.next_scale import ScaleQuantizer, build_quantizer, var_upstream
 from tests.parity.fixtures import Fixture
-from tests.tokenizers.next_scale.published import infinity_quantizer, var_quantizer
 
 # Infinity's blocks are counted through its chunks.
 VAR_KEYS = KeyTable(
@@ -114,7 +114,14 @@ def model_of(fixture: Fixture) -> NextScaleModel:
 
 def quantizer_of(fixture: Fixture) -> ScaleQuantizer:
     """Our quantizer with upstream's weights, if it has any."""
-    return (infinity_quantizer if has_bits(fixture) else var_quantizer)(fixture).requires_grad_(False)
+    if has_bits(fixture):
+        return build_quantizer(infinity_config(fixture).tokenizer)
+    config, state = var_upstream.read_state(lazily(fixture.tokenizer_state()))
+    quantizer = build_quantizer(config)
+    prefix = "quantizer."
+    own = {name.removeprefix(prefix): lazy.read() for name, lazy in state.items() if name.startswith(prefix)}
+    quantizer.load_state_dict(own)
+    return quantizer.requires_grad_(False)
 
 
 def _unchunked(name: str, fixture: Fixture) -> str:
