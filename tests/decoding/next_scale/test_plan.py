@@ -116,6 +116,8 @@ def test_guidance_of_a_part_of_the_tokens():
     for scales, given in ((ramp(3.0, 5), [1.0, 1.5, 2.0]), (None, [2.5, 2.5, 2.5])):
         shorter.load(conditions, GUIDED, torch.zeros(1, 36), scales)
         assert shorter.cfg_scales.tolist() == given
+    shorter.load(conditions, GUIDED.changed(cfg_interval=(0.05, 0.5)), torch.zeros(1, 36))
+    assert shorter.cfg_scales.tolist() == [1.0, 1.0, 2.5]  # skipped tokens count
 
 
 def test_guidance_that_a_plan_has_no_rows_for_is_a_bug():
