@@ -46,6 +46,15 @@ def test_tokens_are_the_nearest_rows(size: tuple[int, int]) -> None:
     )
 
 
+def test_rows_that_are_almost_as_near_are_told_apart_under_autocast() -> None:
+    torch.manual_seed(0)
+    quantizer = MultiScaleVQ(MultiScaleVQConfig(codebook_size=500, codebook_dim=3))
+    features = torch.randn(1, 3, 20, 30)
+    expected = quantizer.quantize(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.quantize(features), expected)
+
+
 def test_a_token_has_its_own_code() -> None:
     quantizer = MultiScaleVQ(MultiScaleVQConfig(codebook_size=12, codebook_dim=5))
     tokens = torch.arange(12).reshape(1, 3, 4)
