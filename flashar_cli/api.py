@@ -16,25 +16,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flashar_cli.checkpoints import checkpoint, hub
-from flashar_cli.config import RasterConfig, Sampling
+from flashar_cli.config import Pruning, RasterConfig, Sampling
+from flashar_cli.config.pruning_presets import read_pruning
 from flashar_cli.data.conditions import Given, parse
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.images import Request, generate_tokens
 from flashar_cli.decoding.quantize import Scheme, check_scheme, quantize_model
-from flashar_cli.decoding.static import StaticDecoder
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.base import TokenModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.tokenizers import ImageTokenizer
 from flashar_cli.tokenizers.pixels import to_uint8
 from flashar_cli.tokenizers.text import TextTokenizer
 
 
 @dataclass(frozen=True)
 class Generated:
-    """``tokens`` int64 [B, H, W]; ``images`` uint8 [B, height, width, 3], None where the model has no tokenizer."""
+    """``tokens`` int64 [B, H, W], or of a next-scale model those of all scales that were decoded, one map after the
+    other: int64 [B, L], or uint8 [B, L, bits]. ``images`` uint8 [B, height, width, 3], None where the model has no
+    tokenizer.
+    """
 
     tokens: Tensor
     images: NDArray[np.uint8] | None
@@ -46,14 +48,14 @@ class ImageModel:
     ``text_tokenizer`` None where the checkpoint has none.
     """
 
-    model: FlasharModel
-    tokenizer: ImageTokenizer | None
+    model: TokenModel
+    tokenizer: Any
     text_tokenizer: TextTokenizer | None = None
     _engines: dict[str, Engine] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def config(self) -> RasterConfig:
-        """What the model is."""
+    def config(self) -> Any:
+        """What the model is: a ``RasterConfig`` or a ``NextScaleConfig``."""
         return self.model.config
 
     def sampling(self, **settings: Any) -> Sampling:
@@ -142,7 +144,7 @@ class ImageModel:
         for tokens in generate_tokens(engine, request):
             batches.append(tokens)
             if self.tokenizer is not None:
-                images.append(to_uint8(engine.pixels(tokens)))
+                images.append(to_uint8(engine.pixels(tokens, request.grid)))
         return Generated(torch.cat(batches), np.concatenate(images) if self.tokenizer else None)
 
     @torch.inference_mode()
@@ -155,39 +157,46 @@ class ImageModel:
         caption_features: Tensor | None = None,
         caption_mask: Tensor | None = None,
         decoder: str | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Teacher-forced logits float32 [B, H, W, V] of token grids int64 [B, H, W], as ``decoder`` predicts them.
-        Raises FlasharError for tokens or conditions that don't fit the model or each other.
+        """Teacher-forced logits float32 of tokens as ``generate`` returns them, as ``decoder`` predicts them without
+        guidance: [B, H, W, V] of token grids, [B, L, V] of the maps of a next-scale model, [B, L, bits, 2] where tokens
+        are bits. ``grid`` (H, W) is that of the last map, where it is not the model's own. Raises FlasharError for
+        tokens or conditions that don't fit the model or each other.
         """
-        any_grid = self.config.backbone.max_positions is not None and tokens.ndim == 3
-        grid = (tokens.shape[1], tokens.shape[2]) if any_grid else None
+        tells_grid = isinstance(self.config, RasterConfig) and self.config.backbone.max_positions is not None
+        if tells_grid and tokens.ndim == 3:
+            grid = (tokens.shape[1], tokens.shape[2])
+        size = self._grid(grid)
         conditions = self.conditions(labels, prompts, caption_features, caption_mask, grid=grid)
         self.model.prefix.check(conditions)
         chosen = choose_decoder(self.config, decoder)
-        chosen.check(self.model, conditions, self._grid(grid))
+        chosen.check(self.model, conditions, size)
         if len(conditions) != len(tokens):
             raise FlasharError(f"got {len(tokens)} token grids and {len(conditions)} conditions; expected as many")
-        vocab_size = self.config.backbone.vocab_size
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
-            raise FlasharError(
-                f"tokens range over {int(tokens.min())}..{int(tokens.max())}; expected 0..{vocab_size - 1}"
-            )
-        if not isinstance(chosen, StaticDecoder):
-            raise FlasharError(f"the decoder {chosen.name} has no logits of given tokens: its steps depend on them")
-        order, device = chosen.order(self.config, self._grid(grid)), self.model.device
-        prediction = self.model(order.from_raster(tokens.to(device)), conditions.to(device), order)
-        return order.to_raster(prediction.logits, trailing=1)
+        most = self.config.num_options - 1
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) <= most:
+            raise FlasharError(f"tokens range over {int(tokens.min())}..{int(tokens.max())}; expected 0..{most}")
+        expected = chosen.token_shape(self.config, size)
+        if tokens.shape[1:] != expected:
+            raise FlasharError(f"the tokens of an image are {tuple(tokens.shape[1:])}; expected {expected}")
+        device = self.model.device
+        return chosen.logits(self.model, self.tokenizer, tokens.to(device), conditions.to(device), size)
+
+    @torch.inference_mode()
+    def images(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Tokens as ``generate`` returns them -> uint8 [B, height, width, 3]. ``grid``: as in ``logits``. Raises
+        FlasharError for other tokens, and without a tokenizer.
+        """
+        engine = self.engine()
+        if engine.pixel_decoder is None:
+            raise FlasharError("this checkpoint has no tokenizer, so it makes tokens only; convert it with --tokenizer")
+        size = None if grid is None else self._grid(grid)
+        engine.pixel_decoder.check(tokens, size)
+        return to_uint8(engine.pixels(tokens, size))
 
     def _grid(self, wanted: tuple[int, int] | None) -> Grid:
         return self.config.choose_grid(None if wanted is None else Grid(*wanted))
-
-    @torch.inference_mode()
-    def images(self, tokens: Tensor) -> NDArray[np.uint8]:
-        """Token grids int64 [B, H, W] -> uint8 [B, height, width, 3]. Raises FlasharError without a tokenizer."""
-        if self.tokenizer is None:
-            raise FlasharError("this checkpoint has no tokenizer, so it makes tokens only; convert it with --tokenizer")
-        self.tokenizer.check_tokens(tokens)
-        return to_uint8(self.engine().pixels(tokens))
 
 
 def load(
@@ -195,11 +204,14 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantize: Scheme | None = None,
+    fastvar: Pruning | str | None = None,
 ) -> ImageModel:
     """Loads MODEL, a checkpoint directory or a preset. ``dtype`` None: bfloat16 on CUDA, float32 on a CPU.
 
     ``quantize``: ``int8`` or ``fp8`` weights in blocks and heads, through torchao (`pip install flashar[quant]`).
-    Raises FlasharError where the model is missing or damaged, and where it can't be quantised here.
+    ``fastvar``: what the decoders fastvar and truncate of a next-scale model leave out, or the name of a preset or of a
+    TOML file of such settings; by default the checkpoint's. Raises FlasharError where the model is missing or damaged,
+    and where it can't be quantised here or can't have these settings.
     """
     device = torch.device(device)
     if dtype is None:
@@ -207,6 +219,9 @@ def load(
     if quantize is not None:
         check_scheme(quantize, device, dtype)
     loaded = checkpoint.load(hub.resolve(str(model)), device, dtype)
+    if fastvar is not None:
+        pruning = fastvar if isinstance(fastvar, Pruning) else read_pruning(fastvar)
+        loaded.model.config = loaded.config.with_fastvar(pruning)
     if quantize is not None:
         quantize_model(loaded.model, quantize)
     return ImageModel(loaded.model, loaded.tokenizer, loaded.text_tokenizer)

@@ -1,5 +1,5 @@
-"""Trains the image tokenizer of llamagen-tiny or, with --captioned, that of emu-tiny before it is widened:
-python -m scripts.train_tiny_tokenizer OUT
+"""Trains the image tokenizer of llamagen-tiny, with --captioned that of emu-tiny before it is widened, or with
+--scales that of var-tiny: python -m scripts.train_tiny_tokenizer OUT
 
 Writes OUT/tokenizer.safetensors (float16) and OUT/tokenizer.json: the config, the settings, and the quality of the
 rounded weights on held-out images; OUT/unmerged.safetensors is the tokenizer before close codes were merged.
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from flashar_cli.data.shapes import TRAINING_SEED
 from scripts.tiny.codebook import merge_codes
+from scripts.tiny.scale_tokenizer import SCALE_CONFIG
 from scripts.tiny.tokenizer_training import (
     TINY_CONFIG,
     TokenizerTraining,
@@ -43,6 +44,7 @@ def main() -> None:
         "--float32", action="store_true", help="no autocast, which is slow on processors without bfloat16 instructions"
     )
     parser.add_argument("--captioned", action="store_true", help="train on images in the named colours of captions")
+    parser.add_argument("--scales", action="store_true", help="train a tokenizer of several scales, never merged")
     parser.add_argument("--from-unmerged", type=Path, help="unmerged.safetensors of an earlier run: only merge")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -58,9 +60,12 @@ def main() -> None:
         chosen = {name: getattr(settings, name) for name in ("merged_codes", "merging_images", "captioned")}
         facts = {"training": {"unmerged": args.from_unmerged.name} | chosen}
     else:
-        started = time.monotonic()
-        trained = train_tokenizer(TINY_CONFIG, settings, log=lambda line: print(line, flush=True))
+        started, config = time.monotonic(), SCALE_CONFIG if args.scales else TINY_CONFIG
+        trained = train_tokenizer(config, settings, log=lambda line: print(line, flush=True))
         facts = {"training": asdict(settings), "training_s": round(time.monotonic() - started, 1)}
+    if args.scales:
+        print(json.dumps(save_trained_tokenizer(args.out, trained, facts)))
+        return
     unmerged = half(trained)
     images = drawn(TRAINING_SEED, 0, settings.merging_images, settings.captioned)
     merged = merge_codes(float32_tokenizer(TINY_CONFIG, unmerged), images, settings.merged_codes)

@@ -22,7 +22,7 @@ from flashar_cli.config import (
     TextPrefix,
     VQConfig,
 )
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.next_scale.model import NextScaleModel
 from tests.tokenizers.text.vocabularies import SIZE
 
@@ -72,7 +72,7 @@ def build_model(config: RasterConfig, seed: int = 0) -> FlasharModel:
     """Random weights, output head included."""
     model = FlasharModel(config).eval()
     with torch.no_grad():
-        initialise(model, seed, zero_head=False)
+        model.initialise(seed, zero_head=False)
     return model
 
 

@@ -21,7 +21,7 @@ from flashar_cli.decoding.quantize import Scheme, quantize_model
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS, get_family
 from flashar_cli.grid import Grid
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
 
 
@@ -111,7 +111,7 @@ def random_model(config: RasterConfig, device: torch.device, dtype: torch.dtype,
     model = model.to(dtype).to_empty(device=device).eval()
     with torch.no_grad():
         # With the zero head that training starts from, every greedy decoder would take token 0 and agree.
-        initialise(model, seed, zero_head=False)
+        model.initialise(seed, zero_head=False)
     return model
 
 

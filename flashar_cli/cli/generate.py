@@ -111,7 +111,7 @@ DecoderName = Annotated[
     str | None,
     typer.Option(
         callback=options.known_decoder,
-        help="raster or flashar. Default: flashar where the model has a branch.",
+        help="raster or flashar; scale, truncate or fastvar. Default: flashar, scale, where the model has it.",
     ),
 ]
 BatchSize = Annotated[int, options.number(bounds.BATCH, help="Images at a time.")]
@@ -139,6 +139,7 @@ def command(
     shown: Shown,
     grid: GridOption = None,
     decoder: DecoderName = None,
+    fastvar: options.FastVAR,
     sampling: options.SamplingOptions,
     batch_size: BatchSize = 16,
     optimisation: Optimisation = "eager",
@@ -172,7 +173,17 @@ def command(
     from flashar_cli.generation.run import generate
 
     wanted = Wanted(
-        name, given, grid, shown.num_images, decoder, vars(sampling), seed, batch_size, optimisation, quantize
+        name=name,
+        given=given,
+        grid=grid,
+        num_images=shown.num_images,
+        decoder=decoder,
+        choose_pruning=fastvar.choose,
+        sampling=vars(sampling),
+        seed=seed,
+        batch_size=batch_size,
+        optimisation=optimisation,
+        quantize=quantize,
     )
     where, precision = machine.prepare()
     job = plan_job(directory, wanted, targets.with_images, tokens_out, where, precision, output.note)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_type_hints
 import typer
 
 from flashar_cli.cli import output
-from flashar_cli.config import Sampling, validated
+from flashar_cli.config import ModelConfig, Pruning, Sampling, validated
+from flashar_cli.config.pruning_presets import choose_pruning
 from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs import bounds
@@ -128,6 +129,60 @@ def _schedule(text: str) -> str | tuple[float, ...]:
 PARSED = {"cfg_interval": ("A:B", _interval), "cfg_schedule": ("NAME|S,S,..", _schedule)}
 # The fields of Sampling as options.
 SamplingOptions: Any = make_dataclass("SamplingOptions", map(_sampling_option, Sampling.model_fields), frozen=True)
+
+
+def _pairs(text: str) -> tuple[tuple[int, float], ...]:
+    """``9:0.4,10:0.5`` -> ((9, 0.4), (10, 0.5)). Raises FlasharError."""
+    try:
+        return tuple((int(scale), float(ratio)) for scale, ratio in (part.split(":") for part in text.split(",")))
+    except ValueError:
+        raise FlasharError(
+            f"--fastvar-ratios is {shown(text)}; expected SCALE:SHARE, with commas between, e.g. 9:0.4,10:0.5"
+        ) from None
+
+
+def _layers(text: str) -> tuple[int, int]:
+    """``3:27`` -> (3, 27). Raises FlasharError."""
+    try:
+        first, last = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise FlasharError(f"--fastvar-layers is {shown(text)}; expected FIRST:LAST, e.g. 3:27") from None
+    return first, last
+
+
+@dataclass(frozen=True)
+class FastVAR:
+    """What the decoders fastvar and truncate of next-scale models leave out."""
+
+    fastvar: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE.toml", help="What fastvar and truncate leave out. Default: the checkpoint's."),
+    ] = None
+    fastvar_ratios: Annotated[
+        Any | None,
+        typer.Option(metavar="S:R,S:R", parser=_pairs, help="Share of the tokens of each scale that is dropped."),
+    ] = None
+    fastvar_layers: Annotated[
+        Any | None, typer.Option(metavar="A:B", parser=_layers, help="First and last block that drop tokens.")
+    ] = None
+    fastvar_cached_scale: Annotated[
+        int | None, number(bounds.SCALE_INDEX, help="Scale whose outputs stand in; default: before the first pruned.")
+    ] = None
+    fastvar_scales: Annotated[int | None, number(bounds.NUM_SCALES, help="Decode only so many scales of an image.")] = (
+        None
+    )
+
+    def choose(self, config: ModelConfig) -> Pruning | None:
+        """The settings for a model; None where nothing is asked for. Raises FlasharError."""
+        first, last = self.fastvar_layers or (None, None)
+        changes = {
+            "ratios": self.fastvar_ratios,
+            "first_layer": first,
+            "last_layer": last,
+            "cached_scale": self.fastvar_cached_scale,
+            "num_scales": self.fastvar_scales,
+        }
+        return choose_pruning(getattr(config, "fastvar", None), self.fastvar, changes)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from flashar_cli.config.base import Config, Text
 from flashar_cli.config.prefix import PrefixConfig
+from flashar_cli.config.pruning import Pruning
 from flashar_cli.config.sampling import Sampling
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
 from flashar_cli.inputs.text import plain
@@ -66,6 +68,10 @@ class ModelConfig(Config):
     def _check_class_names(self) -> ModelConfig:
         self.prefix.check_class_names(self.class_names)
         return self
+
+    def with_fastvar(self, pruning: Pruning) -> ModelConfig:
+        """The same with other settings of FastVAR. Raises FlasharError where the model can't have these."""
+        raise FlasharError("FastVAR drops tokens of whole maps; this model takes one token after the other")
 
     @property
     def num_layers(self) -> int:

@@ -155,11 +155,17 @@ class NextScaleConfig(ModelConfig):
             raise ValueError(f"{transformer.num_levels} num_levels for {max(schedules.lengths)} scales")
         if transformer.positions == "learned" and len(schedules.grids) > 1:
             raise ValueError(f"learned positions and {len(schedules.grids)} schedules; expected one")
+        if self.fastvar is not None:
+            self.with_fastvar(self.fastvar)
         if self.patch > 1 and not isinstance(self.tokenizer, BSQConfig):
             raise ValueError(f"patch {self.patch} with a codebook; only bits are laid side by side")
         if isinstance(self.prefix, CaptionMemory) and transformer.dim % self.prefix.pool_heads:
             raise ValueError(f"dim {transformer.dim} is not divisible by pool_heads {self.prefix.pool_heads}")
         return self
+
+    def with_fastvar(self, pruning: Pruning) -> NextScaleConfig:
+        pruning.check(self.num_layers, max(self.schedules.lengths))
+        return self.model_copy(update={"fastvar": pruning})
 
     @property
     def num_layers(self) -> int:

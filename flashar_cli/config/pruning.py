@@ -26,8 +26,13 @@ class Pruning(Config):
     )
     first_layer: Layer = Field(0, description="first block that drops tokens")
     last_layer: Layer | None = Field(None, description="last block that drops tokens; null: the last of all")
-    cached_scale: ScaleIndex = Field(0, description="scale whose outputs stand in for those of dropped tokens")
-    skipped: ScaleIndex = Field(0, description="last scales that are not decoded at all")
+    cached_scale: ScaleIndex | None = Field(
+        None,
+        description="scale whose outputs stand in for those of dropped tokens; null: the last one before pruned scales",
+    )
+    num_scales: Annotated[int, bounds.NUM_SCALES] | None = Field(
+        None, description="first scales that are decoded, of an image that has more; null: all of them"
+    )
     order: KeptOrder = Field(
         "score", description="order in which kept tokens are computed: by falling difference, or as in the map"
     )
@@ -37,23 +42,35 @@ class Pruning(Config):
         pruned = [scale for scale, _ in self.ratios]
         if len(set(pruned)) < len(pruned):
             raise ValueError(f"ratios names scales {pruned}; expected each once")
-        if pruned and min(pruned) <= self.cached_scale:
-            raise ValueError(f"scale {min(pruned)} is pruned; expected scales after cached_scale {self.cached_scale}")
+        if pruned and min(pruned) <= max(0, self.source_scale):
+            raise ValueError(f"scale {min(pruned)} is pruned; expected scales after cached_scale {self.source_scale}")
         if self.last_layer is not None and self.last_layer < self.first_layer:
             raise ValueError(f"last_layer {self.last_layer} is before first_layer {self.first_layer}")
+        if self.num_scales is not None and pruned and max(pruned) >= self.num_scales:
+            raise ValueError(f"scale {max(pruned)} is pruned; scales 0 to {self.num_scales - 1} are decoded")
         return self
 
+    @property
+    def source_scale(self) -> int:
+        """The scale whose outputs stand in for those of dropped tokens."""
+        if self.cached_scale is not None:
+            return self.cached_scale
+        return min((scale for scale, _ in self.ratios), default=1) - 1
+
     def check(self, num_layers: int, num_scales: int) -> None:
-        """Raises FlasharError where a model has no such layers, or an image of so many scales no such scales."""
+        """Raises FlasharError where a model of so many layers, and of so many scales for its largest image, has no such
+        layers or scales. Smaller images need not have them all.
+        """
         last_layer = max(self.first_layer, self.last_layer or 0)
         if last_layer >= num_layers:
             raise FlasharError(f"layer {last_layer} is to drop tokens; this model has layers 0 to {num_layers - 1}")
-        num_decoded = num_scales - self.skipped
-        if num_decoded < 1:
-            raise FlasharError(f"{self.skipped} scales are to be skipped; this image has {num_scales}; leave one")
         last_scale = max((scale for scale, _ in self.ratios), default=0)
-        if last_scale >= num_decoded:
-            raise FlasharError(f"scale {last_scale} is to be pruned; scales 0 to {num_decoded - 1} are decoded")
+        if last_scale >= num_scales:
+            raise FlasharError(f"scale {last_scale} is to be pruned; this model has scales 0 to {num_scales - 1}")
+
+    def num_decoded(self, num_scales: int) -> int:
+        """How many scales are decoded of an image that has so many."""
+        return num_scales if self.num_scales is None else min(self.num_scales, num_scales)
 
     def layers(self, num_layers: int) -> range:
         """The blocks that drop tokens, of a model of so many."""

@@ -104,6 +104,11 @@ class RasterConfig(ModelConfig):
                 f"{most}; choose a smaller grid or a shorter prompt"
             )
 
+    @property
+    def num_options(self) -> int:
+        """What a token is one of."""
+        return self.backbone.vocab_size
+
     def num_draws(self, grid: Grid) -> int:
         return grid.num_cells
 

@@ -109,6 +109,10 @@ class Decoder(ABC):
     def obstacle(self, config: ModelConfig) -> str | None:
         """Why a model does not have this decoder, in one line; None where it has it."""
 
+    def settings(self, config: Any) -> dict[str, Any]:
+        """What else an image follows from, beside sampling: for the files that say how images were made."""
+        return {}
+
     @abstractmethod
     def num_forwards(self, config: Any, grid: Grid) -> int | None:
         """Forwards of one batch, the prefix's own included; None where they depend on the sampled tokens."""
@@ -134,6 +138,12 @@ class Decoder(ABC):
     @abstractmethod
     def key(self, model: Any, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> PlanKey:
         """The key of a batch; ``grid`` None: the model's own."""
+
+    @abstractmethod
+    def logits(self, model: Any, tokenizer: Any, tokens: Tensor, conditions: Conditions, grid: Grid) -> Tensor:
+        """Logits float32 of tokens [B, ..] of this decoder's shape, [B, .., V], when they are fed, without guidance.
+        Raises FlasharError where the steps depend on the sampled tokens.
+        """
 
     @abstractmethod
     def costs(self, config: Any, work: Workload) -> list[ForwardCost]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from flashar_cli.config import NextScaleConfig
 from flashar_cli.decoding.next_scale.maps import TokenMaps
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.base import TokenModel
 from flashar_cli.tokenizers import inference_decoder
@@ -62,6 +64,10 @@ class PixelDecoder:
         factor: int = self.tokenizer.config.downsample
         return factor
 
+    def check(self, tokens: Tensor, grid: Grid | None = None) -> None:
+        """Raises FlasharError for what are no tokens of images of this grid. Waits for the device."""
+        self.tokenizer.check_tokens(tokens)
+
     def grid_of(self, tokens: Tensor, grid: Grid | None) -> Grid:
         """The grid of the images."""
         return Grid(*tokens.shape[1:])
@@ -103,10 +109,22 @@ class ScalePixelDecoder(PixelDecoder):
     def pixels_per_token(self) -> int:
         return self.config.pixels_per_token
 
+    def check(self, tokens: Tensor, grid: Grid | None = None) -> None:
+        maps = self._maps(self.grid_of(tokens, grid))
+        counts = list(accumulate(scale.num_cells for scale in maps.scales))
+        if tokens.ndim != 2 + len(self.config.token_shape) or tokens.shape[1] not in counts:
+            raise FlasharError(
+                f"tokens have the shape {tuple(tokens.shape)}; expected those of the first one or more scales of each "
+                f"image, so {', '.join(map(str, counts))}"
+            )
+        maps.quantizer.check_tokens(maps.split(tokens), maps.positions)
+
     def grid_of(self, tokens: Tensor, grid: Grid | None) -> Grid:
         return grid or self.config.order_grid
 
     def inputs(self, tokens: Tensor, grid: Grid) -> Tensor:
         """The latent, [B, Z, H, W]."""
-        maps = TokenMaps(self.config, self.tokenizer.quantizer, self.config.scales(grid))
-        return maps.latent(tokens).to(self.dtype)
+        return self._maps(grid).latent(tokens).to(self.dtype)
+
+    def _maps(self, grid: Grid) -> TokenMaps:
+        return TokenMaps(self.config, self.tokenizer.quantizer, self.config.scales(grid))

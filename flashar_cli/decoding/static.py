@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from flashar_cli.config import ModelConfig, RasterConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload, forward_costs
 from flashar_cli.decoding.decoder import Decoder, PlanKey
@@ -63,6 +65,12 @@ class StaticDecoder(RasterDecoder):
 
     def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> DecodePlan:
         return DecodePlan(model, key, self.order(model.config, key.grid))
+
+    def logits(
+        self, model: FlasharModel, tokenizer: object, tokens: Tensor, conditions: Conditions, grid: Grid
+    ) -> Tensor:
+        order = self.order(model.config, grid)
+        return order.to_raster(model(order.from_raster(tokens), conditions, order).logits, trailing=1)
 
     def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
         return forward_costs(config, self.order(config, work.grid), work)

@@ -25,6 +25,7 @@ from flashar_cli.config import (
     NextScaleConfig,
     Prefix,
     Provenance,
+    Pruning,
     RasterConfig,
     Sampling,
     ScaleTransformerConfig,
@@ -122,6 +123,7 @@ class NextScaleFacts(Facts):
     schedules: SchedulesConfig
     tokenizer: MultiScaleVQConfig | BSQConfig
     patch: int = 1
+    fastvar: Pruning | None = None
 
     def config_of(self, source: str) -> NextScaleConfig:
         return NextScaleConfig(
@@ -132,6 +134,7 @@ class NextScaleFacts(Facts):
             grid=GridConfig(height=self.grid.height, width=self.grid.width),
             patch=self.patch,
             tokenizer=self.tokenizer,
+            fastvar=self.fastvar,
             generation=self.generation,
             provenance=Provenance(tool_version=__version__, source=source),
         )

@@ -11,11 +11,13 @@ from flashar_cli.config import (
     BSQConfig,
     CaptionMemory,
     ModelConfig,
+    Pruning,
     Sampling,
     ScaleTransformerConfig,
     SchedulesConfig,
 )
 from flashar_cli.config.next_scale import Schedule
+from flashar_cli.config.pruning_presets import PRUNING_PRESETS, pruned_layers
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import ConvertOptions, Family, HubFiles, NextScaleFacts, Preset
 from flashar_cli.families.keys import KeyTable
@@ -90,6 +92,12 @@ def transformer(dim: int, num_layers: int, num_heads: int, ffn_dim: int, num_lev
     )
 
 
+def pruning_of(num_layers: int) -> Pruning:
+    """The released setting of FastVAR, in the same share of the layers."""
+    released = PRUNING_PRESETS["infinity-released"]
+    return released.model_copy(update=pruned_layers(num_layers))
+
+
 def pool_heads(feature_dim: int) -> int:
     """Heads of the pooling of captions (infinity/models/infinity.py TextAttentivePool)."""
     return feature_dim // (POOL_HEAD if feature_dim <= WIDE else WIDE_POOL_HEAD)
@@ -115,6 +123,7 @@ def preset(
             grid=Grid(64, 64),
             tokenizer=tokenizer,
             patch=patch,
+            fastvar=pruning_of(num_layers),
             generation=generation,
         ),
         weights=HubFiles("FoundationVision/Infinity", files[:1]),
@@ -234,6 +243,7 @@ class Infinity(Family):
             grid=options.grid or like.facts.grid,
             tokenizer=tokenizer,
             patch=patch,
+            fastvar=pruning_of(shapes.count("blocks.")),
             generation=like.facts.generation,
         )
 

@@ -16,6 +16,7 @@ from flashar_cli.config import (
     ScaleTransformerConfig,
     SchedulesConfig,
 )
+from flashar_cli.config.pruning_presets import last_two
 from flashar_cli.errors import FlasharError
 from flashar_cli.families.base import ConvertOptions, Family, HubFiles, NextScaleFacts, Preset
 from flashar_cli.families.keys import KeyTable
@@ -66,6 +67,7 @@ def facts(
         schedules=schedule(sides),
         grid=Grid(sides[-1], sides[-1]),
         tokenizer=tokenizer or MultiScaleVQConfig(),
+        fastvar=last_two(depth, len(sides)),
         generation=GENERATION,
     )
 
@@ -147,6 +149,7 @@ class VAR(Family):
             schedules=schedule(sides),
             grid=Grid(sides[-1], sides[-1]),
             tokenizer=tokenizer,
+            fastvar=last_two(source.count_blocks("blocks"), len(sides)) if len(sides) > 2 else None,
             generation=GENERATION,
             notes=notes,
         )

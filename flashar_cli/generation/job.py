@@ -12,12 +12,13 @@ import torch
 
 from flashar_cli.api import load
 from flashar_cli.checkpoints import checkpoint
-from flashar_cli.config import ModelConfig, read_config
+from flashar_cli.config import ModelConfig, Pruning, read_config
 from flashar_cli.data.conditions import Given, conditions_of
 from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.images import Request
+from flashar_cli.decoding.next_scale.decoder import FASTVAR, TRUNCATE
 from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
 from flashar_cli.generation.store import TokenArray
@@ -33,6 +34,7 @@ class Wanted:
     grid: Grid | None
     num_images: int | None
     decoder: str | None
+    choose_pruning: Callable[[ModelConfig], Pruning | None]
     sampling: Mapping[str, Any]
     seed: int
     batch_size: int
@@ -91,7 +93,12 @@ def plan_job(
             f"{wanted.name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
         )
     sampling, grid = config.generation.changed(**wanted.sampling), config.choose_grid(wanted.grid)
-    decoder = choose_decoder(config, wanted.decoder)
+    pruning, decoder_name = wanted.choose_pruning(config), wanted.decoder
+    if pruning is not None:
+        config, decoder_name = config.with_fastvar(pruning), decoder_name or FASTVAR.name
+        if decoder_name not in (FASTVAR.name, TRUNCATE.name):
+            raise FlasharError(f"--decoder is {decoder_name}, which leaves nothing out; pass no --fastvar settings")
+    decoder = choose_decoder(config, decoder_name)
     if tokens_out is not None and tokens_out.suffix != (suffix := _token_suffix(decoder, config, grid)):
         raise FlasharError(f"--tokens-out is {tokens_out}; the tokens of this model go into a file FILE{suffix}")
     text_tokenizer = checkpoint.read_text_tokenizer(directory, config)
@@ -106,7 +113,7 @@ def plan_job(
         batch_size=wanted.batch_size,
     )
     request.check(checkpoint.model_on_meta(config))
-    loaded = load(str(directory), device, dtype, wanted.quantize)
+    loaded = load(str(directory), device, dtype, wanted.quantize, pruning)
     request.check(loaded.model)
     settings = {
         "model": wanted.name,
@@ -114,6 +121,7 @@ def plan_job(
         "grid": str(grid),
         "seed": wanted.seed,
         **sampling.model_dump(mode="json"),
+        **decoder.settings(config),
         "quantize": wanted.quantize,
     }
     sources = {

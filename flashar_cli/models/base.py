@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ class TokenModel(nn.Module, ABC):
     """A network that predicts image tokens. ``config`` says what it is; a decoder makes images of it."""
 
     config: ModelConfig
+    prefix: Any  # a ConditionReader
 
     @property
     @abstractmethod
@@ -24,3 +26,9 @@ class TokenModel(nn.Module, ABC):
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """In which it computes."""
+
+    @abstractmethod
+    def initialise(self, seed: int, zero_head: bool = True) -> None:
+        """New weights, as the published model starts with. ``zero_head`` False: none of those that start near 0 does,
+        so that the model is as different from others as a trained one.
+        """

@@ -107,6 +107,20 @@ class FlasharModel(TokenModel):
             if isinstance(module, Attention):
                 module.backend = backend
 
+    def initialise(self, seed: int, zero_head: bool = True) -> None:
+        """LlamaGen's start: N(0, 0.02^2) everywhere, but gains are 1 and, unless ``zero_head`` is False, the last
+        matrix of the head is 0.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        heads = [name for name, part in self.named_parameters() if name.startswith("backbone.head.") and part.dim() > 1]
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            elif name == heads[-1] and zero_head:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
     def add_branch(self, branch: BranchConfig, seed: int, dtype: torch.dtype | None = None) -> None:
         """Adds a new branch, initialised from the backbone, and puts it into ``config``. ``dtype``: not the model's."""
         self.config = RasterConfig.model_validate({**self.config.model_dump(), "branch": branch.model_dump()})
@@ -295,21 +309,6 @@ class FlasharModel(TokenModel):
             image_mask=given.image_mask,
         )
         return (read or self.fuse)(hidden.since(given.num_prefix - 1), targets)
-
-
-def initialise(model: FlasharModel, seed: int, zero_head: bool = True) -> None:
-    """New weights as LlamaGen's start: N(0, 0.02^2) everywhere, but gains are 1 and the last matrix of the output head
-    is 0 unless ``zero_head`` is False.
-    """
-    generator = torch.Generator(model.device).manual_seed(seed)
-    last = [name for name, part in model.named_parameters() if name.startswith("backbone.head.") and part.dim() > 1][-1]
-    for name, parameter in model.named_parameters():
-        if name.endswith("norm.weight"):
-            nn.init.ones_(parameter)
-        elif name == last and zero_head:
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.normal_(parameter, std=0.02, generator=generator)
 
 
 def _select(hidden_BKD: Tensor, index: Tensor | None) -> Tensor:

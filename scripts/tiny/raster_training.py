@@ -15,7 +15,7 @@ from flashar_cli.config import RasterConfig
 from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.data.prepare import plan_tokens
 from flashar_cli.data.tokens import split_validation
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training.loop import TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile
 from flashar_cli.training.state import TrainingState
@@ -38,7 +38,7 @@ class RasterTraining:
 def new_model(config: RasterConfig, seed: int) -> FlasharModel:
     """A model with random weights, as training starts from."""
     model = FlasharModel(config)
-    initialise(model, seed)
+    model.initialise(seed)
     return model
 
 

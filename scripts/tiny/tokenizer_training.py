@@ -7,23 +7,27 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from flashar_cli.config import TokenizerConfig, VQConfig, validated
+from flashar_cli.config import AnyTokenizerConfig, VQConfig, validated
 from flashar_cli.data.captioned_shapes import draw_captioned_batch
 from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
 from flashar_cli.files.tensors import read_safetensors
 from flashar_cli.inputs.reading import read_json
-from flashar_cli.tokenizers import ImageTokenizer, build_tokenizer
+from flashar_cli.tokenizers import ScaleTokenizer, build_tokenizer
+from flashar_cli.tokenizers.base import PixelNetwork
 from flashar_cli.tokenizers.codebook import CodebookTokenizer, TrainingOutput
 from flashar_cli.tokenizers.layers import AttentionBlock, ResBlock
+from flashar_cli.tokenizers.next_scale.vector import MultiScaleVQ
 from flashar_cli.tokenizers.pixels import from_uint8, psnr_db, to_uint8
+from scripts.tiny.codebook_average import CodebookAverage
+from scripts.tiny.scale_tokenizer import ScaleOutput, ScaleReport, ScaleTraining, evaluate_scale_tokenizer
 
 # 64x64 images -> 16x16 codes. Both ends normalise 64 channels before their last convolution: with 32, GroupNorm(32)
 # would normalise every channel by itself over the whole image and take its mean colour away.
@@ -77,21 +81,22 @@ class TokenizerReport:
 
 
 def train_tokenizer(
-    config: TokenizerConfig, settings: TokenizerTraining, log: Callable[[str], None] = lambda line: None
-) -> CodebookTokenizer:
+    config: AnyTokenizerConfig, settings: TokenizerTraining, log: Callable[[str], None] = lambda line: None
+) -> Any:
     """Trains on shapes of ``TRAINING_SEED``; on one machine the result follows from the arguments alone."""
     torch.manual_seed(settings.seed)
     model = build_tokenizer(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _start_linear(model)
-    codebook = model.quantize.embedding.weight.requires_grad_(False)
+    trainee, codebook = _trainee(model)
+    codebook.requires_grad_(False)
+    _start_linear(model, codebook)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.lr,
         betas=(0.9, 0.95),
         weight_decay=settings.weight_decay,
     )
-    forward = torch.compile(model) if settings.compiled else model
-    average = CodebookAverage(config.codebook_size, config.codebook_dim, settings)
+    forward = torch.compile(trainee) if settings.compiled else trainee
+    average = CodebookAverage(codebook, settings.codebook_decay, settings.seed, unit=trainee is model)
     for step, images in enumerate(_batches(settings)):
         optimizer.param_groups[0]["lr"] = settings.lr * _schedule(step, settings)
         strength = torch.tensor(_strength(step, settings))
@@ -102,14 +107,16 @@ def train_tokenizer(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
         optimizer.step()
-        average.update(codebook, output.tokens, output.latent)
+        tokens, encoded = output.encoded if isinstance(output, ScaleOutput) else ([output.tokens], [output.latent])
+        average.update(tokens, encoded)
         if (step + 1) % settings.restart_every == 0:
             restarted = 0
             if step < settings.restart_until * settings.steps:
-                restarted = average.restart_unused(codebook, output.latent, settings.restart_below)
+                restarted = average.restart_unused(encoded, settings.restart_below)
+            used = torch.cat([each.flatten() for each in tokens]).unique().numel()
             log(
                 f"step {step + 1}/{settings.steps} loss {loss.item():.4f} psnr_db {10 * math.log10(4 / error):.2f} "
-                f"codes_in_batch {output.tokens.unique().numel()} restarted {restarted}"
+                f"codes_in_batch {used} restarted {restarted}"
             )
     codebook.requires_grad_(True)
     return model.eval()
@@ -118,21 +125,27 @@ def train_tokenizer(
 class TrainedTokenizer(BaseModel):
     """What is read of ``tokenizer.json``: the facts that its weights need."""
 
-    config: TokenizerConfig
+    config: Annotated[AnyTokenizerConfig, Field(discriminator="kind")]
 
 
 def save_trained_tokenizer(
-    directory: Path, tokenizer: ImageTokenizer, facts: dict[str, Any], num_images: int = 1000, captioned: bool = False
+    directory: Path, tokenizer: PixelNetwork, facts: dict[str, Any], num_images: int = 1000, captioned: bool = False
 ) -> dict[str, Any]:
     """Writes ``tokenizer.safetensors`` (float16), and ``tokenizer.json`` with the config, ``facts`` and the quality of
     the rounded weights on ``num_images`` held-out images; returns what is in the latter.
     """
     state = half(tokenizer)
+    rounded = float32_tokenizer(tokenizer.config, state)
+    held_out: TokenizerReport | ScaleReport
+    if isinstance(rounded, ScaleTokenizer):
+        held_out = evaluate_scale_tokenizer(rounded, held_out_images(num_images, captioned))
+    else:
+        held_out = evaluate_tokenizer(rounded, num_images, captioned)
     document = {
         "config": tokenizer.config.model_dump(),
         **facts,
         "num_parameters": sum(tensor.numel() for tensor in state.values()),
-        "held_out": asdict(evaluate_tokenizer(float32_tokenizer(tokenizer.config, state), num_images, captioned)),
+        "held_out": asdict(held_out),
     }
     directory.mkdir(parents=True, exist_ok=True)
     save_file(state, directory / "tokenizer.safetensors")
@@ -140,19 +153,19 @@ def save_trained_tokenizer(
     return document
 
 
-def load_trained_tokenizer(directory: Path) -> CodebookTokenizer:
+def load_trained_tokenizer(directory: Path) -> Any:
     """What ``save_trained_tokenizer`` wrote, in float32. Raises FlasharError where it is not whole."""
     path = directory / "tokenizer.json"
     config = validated(read_json(path), TrainedTokenizer, str(path), "a trained tokenizer's description").config
     return float32_tokenizer(config, read_safetensors(directory / "tokenizer.safetensors"))
 
 
-def half(tokenizer: ImageTokenizer) -> dict[str, Tensor]:
+def half(tokenizer: PixelNetwork) -> dict[str, Tensor]:
     """The weights in float16."""
     return {name: tensor.half().contiguous() for name, tensor in tokenizer.state_dict().items()}
 
 
-def float32_tokenizer(config: TokenizerConfig, state: dict[str, Tensor]) -> CodebookTokenizer:
+def float32_tokenizer(config: AnyTokenizerConfig, state: dict[str, Tensor]) -> Any:
     """A tokenizer in float32 with the values of ``state``, of any dtype."""
     tokenizer = build_tokenizer(config).eval()
     tokenizer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -165,12 +178,10 @@ def evaluate_tokenizer(
     """PSNR of uint8 reconstructions and code statistics on the first images of ``HELD_OUT_SEED``."""
     codes, total = [], 0.0
     with torch.no_grad():
-        for start in range(0, num_images, batch_size):
-            count = min(batch_size, num_images - start)
-            images = drawn(HELD_OUT_SEED, start, count, captioned)
+        for images in held_out_images(num_images, captioned, batch_size):
             batch_codes = model.encode(images)
             seen = from_uint8(to_uint8(model.decode(batch_codes)))
-            total += count * 10 ** (-psnr_db(seen, images) / 10)
+            total += len(images) * 10 ** (-psnr_db(seen, images) / 10)
             codes.append(batch_codes)
     grids = torch.cat(codes)  # [num_images, H, W]
     size = model.config.codebook_size
@@ -186,37 +197,6 @@ def evaluate_tokenizer(
     )
 
 
-class CodebookAverage:
-    """Keeps every code at the running mean direction of the latents that chose it, and restarts the unused ones."""
-
-    def __init__(self, codebook_size: int, dim: int, settings: TokenizerTraining) -> None:
-        self.decay = settings.codebook_decay
-        self.counts = torch.zeros(codebook_size)  # running mean of how many latents of a batch chose each code
-        self.sums = torch.zeros(codebook_size, dim)
-        self.generator = torch.Generator().manual_seed(settings.seed)
-
-    @torch.no_grad()
-    def update(self, codebook: Tensor, codes: Tensor, latent: Tensor) -> None:
-        """Moves codes [K, Z] in place towards unit latents [B, Z, H, W] that chose ``codes`` [B, H, W]."""
-        rows = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1]).float()
-        chosen = F.one_hot(codes.flatten(), len(codebook)).float()
-        self.counts.lerp_(chosen.sum(dim=0), 1 - self.decay)
-        self.sums.lerp_(chosen.t() @ rows, 1 - self.decay)
-        alive = self.sums.norm(dim=1) > 1e-6
-        codebook[alive] = F.normalize(self.sums[alive], dim=1)
-
-    @torch.no_grad()
-    def restart_unused(self, codebook: Tensor, latent: Tensor, below: float) -> int:
-        """Puts codes chosen by fewer than ``below`` latents a batch at random latents; returns how many."""
-        unused = (self.counts < below).nonzero().flatten()
-        rows = latent.permute(0, 2, 3, 1).reshape(-1, latent.shape[1]).float()
-        picked = rows[torch.randint(len(rows), (len(unused),), generator=self.generator)]
-        codebook[unused] = picked
-        self.counts[unused] = 1.0
-        self.sums[unused] = picked
-        return len(unused)
-
-
 def _batches(settings: TokenizerTraining) -> Iterator[Tensor]:
     """float [batch_size, 3, 64, 64]; every image is new."""
     for step in range(settings.steps):
@@ -224,21 +204,35 @@ def _batches(settings: TokenizerTraining) -> Iterator[Tensor]:
         yield images.contiguous(memory_format=torch.channels_last)
 
 
+def held_out_images(num_images: int, captioned: bool, batch_size: int = 50) -> Iterator[Tensor]:
+    """The first images of ``HELD_OUT_SEED``, so many at a time, as ``drawn``."""
+    for start in range(0, num_images, batch_size):
+        yield drawn(HELD_OUT_SEED, start, min(batch_size, num_images - start), captioned)
+
+
 def drawn(seed: int, start: int, count: int, captioned: bool) -> Tensor:
     """Images start .. start+count-1 of a seed, float [count, 3, 64, 64] in [-1, 1]: those of captions or of classes."""
     return from_uint8((draw_captioned_batch if captioned else draw_batch)(seed, start, count)[0])
 
 
+def _trainee(model: PixelNetwork) -> tuple[nn.Module, Tensor]:
+    """The module whose forward is trained, and its codebook."""
+    if isinstance(model, ScaleTokenizer):
+        assert isinstance(model.quantizer, MultiScaleVQ), "bits have no codebook"
+        return ScaleTraining(model), model.quantizer.embedding.weight
+    assert isinstance(model, CodebookTokenizer), "tokenizers of one grid have a codebook"
+    return model, model.quantize.embedding.weight
+
+
 @torch.no_grad()
-def _start_linear(model: CodebookTokenizer) -> None:
+def _start_linear(model: nn.Module, codebook: Tensor) -> None:
     """Residual and attention blocks start as the identity; code vectors point in all directions, with length 1."""
     for module in model.modules():
         if isinstance(module, ResBlock):
             module.conv2.weight.zero_()
         elif isinstance(module, AttentionBlock):
             module.proj_out.weight.zero_()
-    codebook = torch.nn.init.normal_(model.quantize.embedding.weight)
-    codebook.copy_(F.normalize(codebook, dim=1))
+    codebook.copy_(F.normalize(torch.nn.init.normal_(codebook), dim=1))
 
 
 def _loss(output: TrainingOutput, images: Tensor, settings: TokenizerTraining, strength: float) -> tuple[Tensor, float]:
@@ -246,7 +240,7 @@ def _loss(output: TrainingOutput, images: Tensor, settings: TokenizerTraining, s
     reconstruction = output.reconstruction.float()
     squared = F.mse_loss(reconstruction, images)
     loss = squared + settings.absolute_weight * F.l1_loss(reconstruction, images)
-    loss = loss + strength * settings.commitment_weight * output.commitment_loss
+    loss = loss + strength * (output.codebook_loss + settings.commitment_weight * output.commitment_loss)
     if settings.smoothness_weight and strength:
         latent = output.latent
         across = (latent[..., 1:] - latent[..., :-1]).square().mean()

@@ -28,6 +28,8 @@ def test_layers_end_with_the_model():
         ({"ratios": ((3, 1.0),)}, "a number from"),
         ({"ratios": ((64, 0.5),)}, "a whole number from"),
         ({"first_layer": 4, "last_layer": 3}, "last_layer 3 is before first_layer 4"),
+        ({"ratios": ((11, 0.4),), "num_scales": 11}, "scale 11 is pruned; scales 0 to 10 are decoded"),
+        ({"num_scales": 0}, "a whole number from"),
         ({"order": "random"}, "'score' or 'raster'"),
     ),
 )
@@ -41,12 +43,10 @@ def test_what_prunes_nothing_sensible_is_refused(settings, words):
     (
         ({"first_layer": 6}, "layer 6 is to drop tokens; this model has layers 0 to 5"),
         ({"last_layer": 27}, "layer 27 is to drop tokens; this model has layers 0 to 5"),
-        ({"skipped": 13}, "13 scales are to be skipped; this image has 13"),
-        ({"ratios": ((11, 0.4),), "skipped": 2}, "scale 11 is to be pruned; scales 0 to 10 are decoded"),
-        ({"ratios": ((13, 0.4),)}, "scale 13 is to be pruned; scales 0 to 12 are decoded"),
+        ({"ratios": ((13, 0.4),)}, "scale 13 is to be pruned; this model has scales 0 to 12"),
     ),
 )
 def test_what_a_model_or_an_image_does_not_have_is_refused(settings, words):
     with pytest.raises(FlasharError, match=words):
         Pruning(**settings).check(6, 13)
-    Pruning(ratios=((10, 0.4),), last_layer=5, skipped=2).check(6, 13)
+    Pruning(ratios=((10, 0.4),), last_layer=5, num_scales=11).check(6, 13)

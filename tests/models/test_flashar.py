@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flashar_cli.config import BranchConfig
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from tests.tiny_models import build_model, random_config
 
@@ -40,7 +40,7 @@ def test_a_fresh_model_knows_nothing():
     """Its head is zero, so every token is as likely; everything else but gains is random."""
     config = random_config(branch=False, tokenizer=False)
     model = FlasharModel(config)
-    initialise(model, 0)
+    model.initialise(0)
     for name, parameter in model.named_parameters():
         if name == "backbone.head.weight":
             assert not parameter.any()
@@ -49,7 +49,7 @@ def test_a_fresh_model_knows_nothing():
         else:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.2), name
     again, other = FlasharModel(config), FlasharModel(config)
-    initialise(again, 0), initialise(other, 1)
+    again.initialise(0), other.initialise(1)
     name = "backbone.embedding.weight"
     assert torch.equal(again.state_dict()[name], model.state_dict()[name])
     assert not torch.equal(other.state_dict()[name], model.state_dict()[name])

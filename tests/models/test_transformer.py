@@ -8,7 +8,7 @@ from torch import nn
 
 from flashar_cli.config import BackboneConfig, BranchConfig, ClassPrefix, GridConfig, Provenance, RasterConfig
 from flashar_cli.grid import Grid
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.transformer import MLPEmbedding, MLPHead
 from flashar_cli.nn.masks import order_mask
@@ -170,8 +170,8 @@ def test_a_fresh_head_is_zero_and_norms_are_one() -> None:
         dim=16, num_layers=1, num_heads=2, num_kv_heads=2, ffn_dim=8, vocab_size=9, qk_norm=True, head_hidden_dim=8
     )
     model = model_of(backbone)
-    initialise(model, seed=0)
+    model.initialise(seed=0)
     assert not model.backbone.head.fc2.weight.any() and model.backbone.head.fc1.weight.any()
     assert bool((model.backbone.blocks[0].attention.q_norm.weight == 1).all())
-    initialise(model, seed=0, zero_head=False)
+    model.initialise(seed=0, zero_head=False)
     assert model.backbone.head.fc2.weight.any()

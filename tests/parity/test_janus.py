@@ -32,7 +32,7 @@ from flashar_cli.data.shapes import CLASS_NAMES, PALETTE
 from flashar_cli.data.tokens import split_validation
 from flashar_cli.decoding.static import FLASHAR, RASTER
 from flashar_cli.grid import Grid
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.sampling import guide, uniform_table
 from flashar_cli.tokenizers.pixels import to_uint8
 from flashar_cli.tokenizers.text import open_text_tokenizer
@@ -193,7 +193,7 @@ def write_captioned_base(folder: Path) -> Path:
         provenance=Provenance(tool_version="test"),
     )  # fmt: skip
     model = FlasharModel(config)
-    initialise(model, 0)
+    model.initialise(0)
     text_tokenizer = open_text_tokenizer([folder / "tokenizer.json"], len(WORDS))
     loaded = checkpoint.Loaded(model, embedded.tokenizer, text_tokenizer)
     train, validation = split_validation(plan_tokens(loaded, "shapes:3000", None, 0).tokens(lambda count: None), 64)

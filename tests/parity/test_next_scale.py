@@ -8,7 +8,6 @@ import torch
 from flashar_cli.config import Pruning, Sampling
 from flashar_cli.decoding.next_scale import fastvar
 from flashar_cli.decoding.next_scale.maps import TokenMaps
-from flashar_cli.decoding.next_scale.plan import ramp
 from flashar_cli.grid import Grid
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.tokenizers.next_scale import patchify
@@ -72,11 +71,11 @@ def check_latent(maps: TokenMaps, tokens: torch.Tensor, published: torch.Tensor)
 
 def decode(fixture, model, conditions, grid, cfg_scales, pruning=None):
     """Greedily: the plan after decoding, the tokens of each scale, and its guided logits."""
-    sampling = Sampling(cfg_scale=max(cfg_scales), temperature=0)
+    sampling = Sampling(cfg_schedule=cfg_scales, temperature=0)
     plan, logits = plan_of((model, quantizer_of(fixture)), conditions, grid, sampling, pruning), []
     uniform = torch.zeros(len(conditions), num_choices(model, grid))
     on_step = lambda _, each: logits.append(each.clone())  # noqa: E731
-    tokens = decode_with(plan, conditions, sampling, uniform, cfg_scales, on_step)
+    tokens = decode_with(plan, conditions, sampling, uniform, on_step)
     return plan, tokens.split([last - first for first, last in plan.bounds], dim=1), logits
 
 
@@ -84,7 +83,7 @@ def decode(fixture, model, conditions, grid, cfg_scales, pruning=None):
 def test_greedy_decodes(fixture, model):
     tensors, num_scales = fixture.tensors, len(fixture.meta["config"]["patch_nums"])
     for cfg in fixture.meta["cfgs"]:
-        name, scales = f"greedy_cfg{cfg:g}", ramp(1 + cfg, num_scales)
+        name, scales = f"greedy_cfg{cfg:g}", [1 + cfg * scale / (num_scales - 1) for scale in range(num_scales)]
         conditions = Conditions(labels=tensors["labels"])
         plan, tokens, logits = decode(fixture, model, conditions, model.config.order_grid, scales)
         assert plan.num_rows == (4 if cfg else 2)
@@ -117,7 +116,7 @@ def test_greedy_bits(fixture, model):
 
 
 # What FastVAR's released code does on Infinity, by scale instead of width.
-PUBLISHED = Pruning(ratios=((9, 0.4), (10, 0.5)), first_layer=3, cached_scale=8, skipped=2)
+PUBLISHED = Pruning(ratios=((9, 0.4), (10, 0.5)), first_layer=3, cached_scale=8, num_scales=11)
 PARTS = ("sa", "ca", "ffn")
 
 
@@ -171,7 +170,7 @@ def test_bits_of_the_same_scales_unpruned(pruned, monkeypatch):
     model, tensors, meta = model_of(pruned), pruned.tensors, pruned.meta
     kept, streams = record(monkeypatch)
     conditions, grid = captions(pruned, "", meta["lens"]), Grid(64, 64)
-    plan, tokens, logits = decode(pruned, model, conditions, grid, meta["cfg_list"], Pruning(skipped=2))
+    plan, tokens, logits = decode(pruned, model, conditions, grid, meta["cfg_list"], Pruning(num_scales=11))
     check_bits(tensors, "noprune_", tokens, logits, meta["tau_list"])
     check_latent(plan.maps, plan.tokens(), tensors["noprune_summed_codes"])
     assert not kept

@@ -11,7 +11,7 @@ import torch
 
 from flashar_cli.config import BackboneConfig, BranchConfig, TextPrefix
 from flashar_cli.config.recipe import EngineSettings, LoraSettings
-from flashar_cli.models.flashar import FlasharModel, initialise
+from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training import memory
 from tests.tiny_models import emu_like_config, random_config
 
@@ -28,7 +28,7 @@ def config_of(num_layers: int, height: int, width: int):
 def test_extrapolation_meets_the_deep_model(shape, dtype):
     config = config_of(5, *shape)
     model = FlasharModel(config)
-    initialise(model, 0)
+    model.initialise(0)
     per_image = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
     tokens = config.prefix.longest + config.order_grid.num_cells - 1
     gradients = tokens * 2 * 4 * config.backbone.vocab_size
@@ -42,7 +42,7 @@ def test_extrapolation_of_a_branch_that_does_not_see_the_prompt(dtype):
     branch = config.branch.model_copy(update={"layer": 5})
     config = config.model_copy(update={"backbone": backbone, "branch": branch})
     model = FlasharModel(config)
-    initialise(model, 0)
+    model.initialise(0)
     per_image = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
     assert memory.activation_bytes(config, False, dtype) == pytest.approx(per_image, rel=0.05)
 
@@ -61,7 +61,7 @@ def test_measuring_keeps_nothing():
     """A cycle through autograd, which garbage collection can't find, would keep the weights forever."""
     config = config_of(2, 3, 5)
     model = FlasharModel(config)
-    initialise(model, 0)
+    model.initialise(0)
     weights = [weakref.ref(parameter) for parameter in model.parameters()]
     assert memory._stored_bytes(model, 2, torch.float32) > 0
     del model

@@ -23,7 +23,7 @@ def scale_costs(config: NextScaleConfig, pruning: Pruning, work: Workload) -> li
     others = config.num_weights - part.num_layers * token_weights - head_weights - config.table_weights
     keys = [0] * part.num_layers
     costs = []
-    for scale, size in enumerate(scales[: len(scales) - pruning.skipped]):
+    for scale, size in enumerate(scales[: pruning.num_decoded(len(scales))]):
         flops = 2 * size.num_cells * (head_weights + (config.token_dim * dim if scale else 0))
         for layer in range(part.num_layers):
             kept = size.num_cells
@@ -48,9 +48,9 @@ def scale_bytes(config: NextScaleConfig, pruning: Pruning, work: Workload, num_c
     largest map that is decoded needs, the image.
     """
     part, scales = config.transformer, config.scales(work.grid)
-    decoded = scales[: len(scales) - pruning.skipped]
+    decoded = scales[: pruning.num_decoded(len(scales))]
     num_keys = sum(size.num_cells for size in decoded) + (work.prefix_length if config.cross_attention else 0)
-    cached = scales[pruning.cached_scale].num_cells * 3 if pruning.ratios else 0
+    cached = scales[pruning.source_scale].num_cells * 3 if pruning.ratios else 0
     caches = num_caches * work.rows * part.num_layers * part.dim * (2 * num_keys + cached) * work.weight_bytes
     largest = decoded[-1].num_cells
     streams = work.rows * largest * (NUM_STREAMS * part.dim * FLOAT_BYTES + part.ffn_dim * work.weight_bytes)

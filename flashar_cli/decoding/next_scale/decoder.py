@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flashar_cli.config import ModelConfig, NextScaleConfig, Pruning, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload
 from flashar_cli.decoding.decoder import Decoder
@@ -13,29 +16,31 @@ from flashar_cli.decoding.next_scale.plan import ScaleKey, ScalePlan
 from flashar_cli.grid import Grid
 from flashar_cli.models.next_scale.model import NextScaleModel
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import attention_kernels
 
 
 class ScaleDecoder(Decoder):
-    """Decodes as ``pruning`` says for a model; None: the model has nothing that says it."""
+    """Decodes as ``pruning`` says for a model; ``why_not`` says why a next-scale model can't."""
 
-    def __init__(self, name: str, pruning: Callable[[NextScaleConfig], Pruning | None]) -> None:
-        self.name, self._pruning = name, pruning
-
-    def pruning(self, config: NextScaleConfig) -> Pruning:
-        """Which tokens are not computed."""
-        found = self._pruning(config)
-        assert found is not None, "see obstacle"
-        return found
+    def __init__(
+        self,
+        name: str,
+        pruning: Callable[[NextScaleConfig], Pruning],
+        why_not: Callable[[NextScaleConfig], str | None] = lambda config: None,
+    ) -> None:
+        self.name, self.pruning, self._why_not = name, pruning, why_not
 
     def obstacle(self, config: ModelConfig) -> str | None:
         if not isinstance(config, NextScaleConfig):
             return f"--decoder {self.name} predicts whole maps; this model takes one token after the other"
-        if self._pruning(config) is None:
-            return f"--decoder {self.name} needs to know what to leave out, and this model does not say; pass --fastvar"
-        return None
+        return self._why_not(config)
+
+    def settings(self, config: NextScaleConfig) -> dict[str, Any]:
+        pruning = self.pruning(config)
+        return {} if pruning == Pruning() else {"fastvar": pruning.model_dump(mode="json")}
 
     def num_forwards(self, config: NextScaleConfig, grid: Grid) -> int:
-        return len(config.scales(grid)) - self.pruning(config).skipped
+        return self.pruning(config).num_decoded(len(config.scales(grid)))
 
     def token_shape(self, config: NextScaleConfig, grid: Grid) -> tuple[int, ...]:
         return sum(scale.num_cells for scale in self._decoded(config, grid)), *config.token_shape
@@ -47,7 +52,7 @@ class ScaleDecoder(Decoder):
         }
 
     def check(self, model: NextScaleModel, conditions: Conditions, grid: Grid) -> None:
-        self.pruning(model.config).check(model.config.num_layers, len(model.config.scales(grid)))
+        model.config.scales(grid)
 
     def plan(self, model: NextScaleModel, tokenizer: Any, key: ScaleKey) -> ScalePlan:
         return ScalePlan(model, tokenizer.quantizer, key)
@@ -60,6 +65,15 @@ class ScaleDecoder(Decoder):
     def _decoded(self, config: NextScaleConfig, grid: Grid) -> tuple[Grid, ...]:
         return config.scales(grid)[: self.num_forwards(config, grid)]
 
+    def logits(
+        self, model: NextScaleModel, tokenizer: Any, tokens: Tensor, conditions: Conditions, grid: Grid
+    ) -> Tensor:
+        plan = self.plan(model, tokenizer, self.key(model, conditions, Sampling(), grid))
+        plan.load(conditions, Sampling(), torch.zeros(len(tokens), model.config.num_draws(grid), device=model.device))
+        with attention_kernels():
+            logits_BCV = torch.cat(list(plan.teacher_forced(tokens)), dim=1)
+        return logits_BCV.reshape(*tokens.shape, -1)
+
     def costs(self, config: NextScaleConfig, work: Workload) -> list[ForwardCost]:
         return scale_costs(config, self.pruning(config), work)
 
@@ -69,18 +83,21 @@ class ScaleDecoder(Decoder):
         return scale_bytes(config, self.pruning(config), work, num_caches, with_images)
 
 
-def _skipping(pruning: Pruning | None) -> Pruning | None:
-    """The same scales skipped, and nothing pruned."""
-    return None if pruning is None else Pruning(skipped=pruning.skipped)
+def _no_pruning(config: NextScaleConfig) -> str | None:
+    if config.fastvar is not None:
+        return None
+    return "--decoder fastvar needs to know which tokens to drop, and this model does not say; pass --fastvar"
+
+
+def _no_skipping(config: NextScaleConfig) -> str | None:
+    if config.fastvar is not None and config.fastvar.num_scales is not None:
+        return None
+    return "--decoder truncate needs to know which scales to skip, and this model does not say; pass --fastvar-scales"
 
 
 SCALE = ScaleDecoder("scale", lambda config: Pruning())
-FASTVAR = ScaleDecoder("fastvar", lambda config: config.fastvar)
-TRUNCATE = ScaleDecoder("truncate", lambda config: _skipping(config.fastvar))
-
-
-def with_pruning(decoder: Decoder, pruning: Pruning) -> Decoder:
-    """FastVAR, or its skipping alone, with other settings. Other decoders have none."""
-    if decoder is FASTVAR:
-        return ScaleDecoder(FASTVAR.name, lambda config: pruning)
-    return ScaleDecoder(TRUNCATE.name, lambda config: _skipping(pruning)) if decoder is TRUNCATE else decoder
+FASTVAR = ScaleDecoder("fastvar", lambda config: config.fastvar or Pruning(), _no_pruning)
+# The same scales skipped, and nothing pruned.
+TRUNCATE = ScaleDecoder(
+    "truncate", lambda config: Pruning(num_scales=config.fastvar and config.fastvar.num_scales), _no_skipping
+)

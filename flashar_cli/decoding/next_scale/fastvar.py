@@ -45,7 +45,7 @@ class PrunedBlocks:
         self.layers = pruning.layers(part.num_layers)
         kept = {scale: pruning.num_kept(scale, each.num_cells) for scale, each in enumerate(scales)}
         self.num_kept = {scale: count for scale, count in kept.items() if count < scales[scale].num_cells}
-        num_cached = scales[pruning.cached_scale].num_cells if self.num_kept else 0
+        num_cached = scales[pruning.source_scale].num_cells if self.num_kept else 0
         # What each part of these layers adds to the cached scale, in the dtype of the weights.
         self.outputs = torch.zeros(
             (len(self.layers), len(model.blocks[0].parts), num_rows, num_cached, part.dim),
@@ -60,7 +60,7 @@ class PrunedBlocks:
 
     def run(self, layer: int, scale: int, block: Block, x_RSD: Tensor, given: Given) -> Tensor:
         """The residual stream of a map after a block, float32 [R, S, D]."""
-        prunes, caches = scale in self.num_kept, bool(self.num_kept) and scale == self.pruning.cached_scale
+        prunes, caches = scale in self.num_kept, bool(self.num_kept) and scale == self.pruning.source_scale
         if layer not in self.layers or not (prunes or caches):
             return block(x_RSD, given)
         for part, output_RSD in zip(block.parts, self.outputs[layer - self.layers.start], strict=True):
@@ -78,5 +78,5 @@ class PrunedBlocks:
         kept_RKD = kept_RK[..., None].expand(-1, -1, x_RSD.shape[-1])
         rope = None if given.rope is None else given.rope[kept_RK]
         fresh_RKD = part(x_RSD.gather(1, kept_RKD), given._replace(rope=rope))
-        restored_RSD = restore(output_RSD, self.scales[self.pruning.cached_scale], self.scales[scale])
+        restored_RSD = restore(output_RSD, self.scales[self.pruning.source_scale], self.scales[scale])
         return restored_RSD.to(fresh_RKD.dtype).scatter(1, kept_RKD, fresh_RKD)

@@ -11,7 +11,7 @@ E head dim, Z values of the latent that a token stands for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -62,13 +62,6 @@ class ScaleKey(PlanKey):
         )
 
 
-def ramp(last: float, num_scales: int) -> list[float]:
-    """Guidance scales that rise from 1 at the first of all scales of an image to ``last``. VAR's, whose own number is
-    ``last - 1`` (FoundationVision/VAR models/var.py autoregressive_infer_cfg).
-    """
-    return [1 + (last - 1) * scale / (num_scales - 1) for scale in range(num_scales)]
-
-
 class ScalePlan(StaticPlan):
     """The buffers and tables of one :class:`ScaleKey`. ``load`` copies inputs in, ``tokens`` reads the result.
 
@@ -84,7 +77,7 @@ class ScalePlan(StaticPlan):
         self.scales = config.scales(key.grid)
         self.maps = TokenMaps(config, quantizer, self.scales)
         self.blocks = PrunedBlocks(model, key.pruning, self.scales, self.num_rows)
-        self.num_steps = len(self.scales) - key.pruning.skipped
+        self.num_steps = key.pruning.num_decoded(len(self.scales))
         sizes = [scale.num_cells for scale in self.scales[: self.num_steps]]
         self.bounds = list(pairwise(accumulate(sizes, initial=0)))
         num_tokens = sum(sizes)
@@ -109,28 +102,18 @@ class ScalePlan(StaticPlan):
         self.rope = model.rope(key.grid)
 
     @torch.inference_mode()
-    def load(
-        self,
-        conditions: Conditions,
-        sampling: Sampling,
-        uniform_BC: Tensor,
-        cfg_scales: Sequence[float] | None = None,
-    ) -> None:
+    def load(self, conditions: Conditions, sampling: Sampling, uniform_BC: Tensor) -> None:
         """Copies a batch's inputs into place. ``uniform_BC`` float32 [B, C'] has a number for each choice of all tokens
-        of the image, also of scales that are skipped, in the order of the tokens. ``cfg_scales`` are those of each
-        scale of the image; None: the sampling's for every scale that its interval holds.
+        of the image, also of scales that are skipped, in the order of the tokens. Guidance too counts these scales.
         """
         assert SamplingKind.of(sampling) == self.key.kind, "a plan of another kind of sampling"
         for name, own in self.conditions.tensors.items():
             own.copy_(conditions.tensors[name])
         self.uniform_BC.copy_(uniform_BC[:, : self.uniform_BC.shape[1]])
         self.values.fill(sampling)
-        if cfg_scales is None:
-            *starts, num_tokens = accumulate((scale.num_cells for scale in self.scales), initial=0)
-            cfg_scales = sampling.step_scales(starts, num_tokens)
-        assert len(cfg_scales) == len(self.scales), "one guidance scale for each scale of the image"
-        assert self.key.kind.guided or set(cfg_scales) == {1.0}, "a plan without unconditional rows"
-        self.cfg_scales.copy_(torch.tensor(cfg_scales[: self.num_steps]))
+        *starts, num_tokens = accumulate((scale.num_cells for scale in self.scales), initial=0)
+        cfg_scales = sampling.step_scales(starts, num_tokens)[: self.num_steps]
+        self.cfg_scales.copy_(torch.tensor(cfg_scales))
 
     def prefix(self) -> Tensor:
         """Reads the conditions and predicts the first scale: logits [B, C, V] after guidance."""

@@ -55,6 +55,23 @@ class Block(nn.Module):
         self.modulation = None if shared else nn.Linear(config.dim, 6 * config.dim)
         self.offsets = nn.Parameter(torch.zeros(1, 1, 6, config.dim)) if shared else None
 
+    @torch.no_grad()
+    def scale_start(self, share: float, closed: bool) -> None:
+        """Scales fresh weights: of what parts add by ``share``, of modulation by 0.5, that of ``closed`` gates by 1e-5
+        instead.
+        """
+        self.attention.wo.weight.mul_(share)
+        self.feed_forward.w2.weight.mul_(share)
+        if self.cross_attention is not None:
+            self.cross_attention.wo.weight.mul_(share)
+        gate, dim = 1e-5 if closed else 0.5, self.attention.wo.in_features
+        if self.modulation is not None:
+            self.modulation.weight[: 2 * dim].mul_(gate)
+            self.modulation.weight[2 * dim :].mul_(0.5)
+        if self.offsets is not None:
+            self.offsets[:, :, :2].mul_(gate)
+            self.offsets[:, :, 2:].mul_(0.5)
+
     def modulate(self, signal_RX: Tensor) -> Tensor:
         """Two gates, two gains and two shifts, float32 [R, 6, 1, D]: of the attention and of the feed-forward. The
         signal is the activated condition [R, D], or what the layer that all blocks share makes of it, [R, 6 * D].

@@ -18,6 +18,7 @@ from flashar_cli.nn.kv_cache import LayerCache
 from flashar_cli.nn.rope import apply_rope
 
 LARGEST_SCALE = 100.0  # of cosine attention
+FIRST_LOG_SCALE = math.log(4.0)
 
 
 class MLP(nn.Module):
@@ -44,8 +45,8 @@ class SelfAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(config.dim))
         self.v_bias = nn.Parameter(torch.zeros(config.dim))
         self.wo = nn.Linear(config.dim, config.dim)
-        # Upstream's start. Where scores are cosines, each head scales them.
-        scales = torch.full((1, config.num_heads, 1, 1), math.log(4.0)) if config.cosine_attention else None
+        # Where scores are cosines, each head scales them.
+        scales = torch.full((1, config.num_heads, 1, 1), FIRST_LOG_SCALE) if config.cosine_attention else None
         self.log_scale = None if scales is None else nn.Parameter(scales)
 
     def forward(

@@ -6,6 +6,7 @@ D model dim, A heads, E head dim, Z values of the latent that a token stands for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from flashar_cli.models.base import TokenModel
 from flashar_cli.models.next_scale.blocks import Block, Given
 from flashar_cli.models.next_scale.condition import build_condition
 from flashar_cli.models.next_scale.head import Head
+from flashar_cli.models.next_scale.layers import FIRST_LOG_SCALE
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.kv_cache import LayerCache
 from flashar_cli.nn.masks import scale_mask
@@ -92,6 +94,25 @@ class NextScaleModel(TokenModel):
         part = self.config.transformer
         shape = (2, num_rows, part.num_heads, num_keys, part.head_dim)
         return LayerCache(*torch.zeros(shape, device=self.device, dtype=self.dtype))
+
+    @torch.no_grad()
+    def initialise(self, seed: int, zero_head: bool = True) -> None:
+        """VAR's start (FoundationVision/VAR models/var.py init_weights): N(0, 1 / 3D) everywhere, but biases are 0 and
+        gains 1, and what a block adds is the smaller, the more blocks there are. Unless ``zero_head`` is False, the
+        head is near 0 and so is what gates a block.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                nn.init.constant_(parameter, float(name.endswith("norm.weight")))
+            elif name.endswith("log_scale"):
+                nn.init.constant_(parameter, FIRST_LOG_SCALE)
+            else:
+                nn.init.normal_(parameter, std=(3 * self.config.width) ** -0.5, generator=generator)
+        for block in self.blocks:
+            block.scale_start(1 / math.sqrt(2 * len(self.blocks)), closed=zero_head)
+        self.head.modulation.weight.mul_(0.5)
+        self.head.out.weight.mul_(0.02 if zero_head else 1.0)
 
     def read(self, conditions: Conditions, drop_R: Tensor, padded: bool) -> Context:
         """What R conditions give to blocks and head; ``drop_R`` and ``padded`` as in ``ConditionEncoder``."""

@@ -67,11 +67,10 @@ def decode_with(
     conditions: Conditions,
     sampling: Sampling,
     uniform: Tensor,
-    cfg_scales: Sequence[float] | None = None,
     on_step: StepHook | None = None,
 ) -> Tensor:
     """The tokens of all scales."""
-    plan.load(conditions, sampling, uniform, cfg_scales)
+    plan.load(conditions, sampling, uniform)
     with attention_kernels():
         plan.run(on_step)
     return plan.tokens()
@@ -83,11 +82,10 @@ def decode(
     grid: Grid,
     sampling: Sampling,
     pruning: Pruning | None = None,
-    cfg_scales: Sequence[float] | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, list[Tensor]]:
     """The tokens of all scales, and the logits of each."""
     plan, logits = plan_of(parts, conditions, grid, sampling, pruning), []
     uniform = uniform_of(parts[0], grid, len(conditions), seed)
-    tokens = decode_with(plan, conditions, sampling, uniform, cfg_scales, lambda _, each: logits.append(each.clone()))
+    tokens = decode_with(plan, conditions, sampling, uniform, lambda _, each: logits.append(each.clone()))
     return tokens, logits

@@ -151,7 +151,7 @@ def test_skipped_scales_are_left_out_and_change_nothing_before_them(case):
     config, grid = CASES[case]
     parts, conditions = model_of(config), conditions_of(config, 2)
     expected, expected_logits = decode(parts, conditions, grid, GUIDED)
-    tokens, logits = decode(parts, conditions, grid, GUIDED, Pruning(skipped=2))
+    tokens, logits = decode(parts, conditions, grid, GUIDED, Pruning(num_scales=len(expected_logits) - 2))
     assert len(logits) == len(expected_logits) - 2
     assert torch.equal(tokens, expected[:, : tokens.shape[1]])
     assert all(torch.equal(*pair) for pair in zip(logits, expected_logits, strict=False))
@@ -171,7 +171,7 @@ def test_only_kept_tokens_have_keys():
     plan = plan_of(model_of(config), conditions_of(config, 2), grid, GUIDED, PRUNING)
     assert [cache.keys.shape for cache in plan.caches] == [(4, 2, keys, 16) for keys in (54, 34, 34)]
     assert plan.blocks.outputs.shape == (2, 3, 4, 8, 32)
-    unpruned = plan_of(model_of(config), conditions_of(config, 2), grid, GUIDED, Pruning(skipped=1))
+    unpruned = plan_of(model_of(config), conditions_of(config, 2), grid, GUIDED, Pruning(num_scales=4))
     assert [cache.keys.shape[2] for cache in unpruned.caches] == [26] * 3 and unpruned.blocks.outputs.numel() == 0
 
 

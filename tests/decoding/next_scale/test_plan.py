@@ -9,7 +9,7 @@ import torch
 
 from flashar_cli.config import Pruning, Sampling
 from flashar_cli.decoding.next_scale.maps import TokenMaps
-from flashar_cli.decoding.next_scale.plan import ScaleKey, ramp
+from flashar_cli.decoding.next_scale.plan import ScaleKey
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.nn.sampling import guide, uniform_table
@@ -49,15 +49,15 @@ def test_cached_logits_are_those_of_one_forward(case, guided):
     model, quantizer = parts
     scales = model.config.scales(grid)
     conditions = conditions_of(model.config, 3)
-    cfg_scales = ramp(2.5, len(scales))
-    sampling = GUIDED if guided else PLAIN
-    tokens, logits = decode(parts, conditions, grid, sampling, cfg_scales=cfg_scales if guided else None)
+    rising = [1.0, 1.25, 2.0, 1.5, 2.5][: len(scales)]
+    sampling = GUIDED.changed(cfg_schedule=rising) if guided else PLAIN
+    tokens, logits = decode(parts, conditions, grid, sampling)
     latents = TokenMaps(model.config, quantizer, scales).inputs(tokens)
     expected = model(latents, conditions, grid)
     sizes = [scale.num_cells for scale in scales]
     if guided:
         unconditional = model(latents, conditions, grid, torch.ones(3, dtype=torch.bool))
-        per_token = torch.tensor(cfg_scales).repeat_interleave(torch.tensor(sizes))[:, None]
+        per_token = torch.tensor(rising).repeat_interleave(torch.tensor(sizes))[:, None]
         expected = guide(expected, unconditional, per_token)
     for cached, forced in zip(logits, expected.split(sizes, dim=1), strict=True):
         torch.testing.assert_close(cached.reshape(forced.shape), forced, atol=1e-4, rtol=0)
@@ -99,10 +99,6 @@ def test_each_choice_takes_its_own_number(case):
     assert clear.float().mean() > 0.99 and torch.equal(tokens.reshape(2, -1)[clear].long(), expected[clear])
 
 
-def test_guidance_rises_from_none_to_all():
-    assert ramp(2.5, 4) == [1.0, 1.5, 2.0, 2.5]
-
-
 def test_guidance_of_a_part_of_the_tokens():
     """The first of 36 tokens at 0, 1, 3, 9 and 21."""
     config, grid = CASES["var"]
@@ -110,23 +106,23 @@ def test_guidance_of_a_part_of_the_tokens():
     plan = plan_of(parts, conditions, grid, GUIDED)
     plan.load(conditions, GUIDED.changed(cfg_interval=(0.05, 0.5)), torch.zeros(1, 36))
     assert plan.cfg_scales.tolist() == [1.0, 1.0, 2.5, 2.5, 1.0]
-    plan.load(conditions, GUIDED, torch.zeros(1, 36), ramp(3.0, 5))
+    rising = GUIDED.changed(cfg_schedule="linear", cfg_scale=3.0)
+    plan.load(conditions, rising, torch.zeros(1, 36))
     assert plan.cfg_scales.tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
-    shorter = plan_of(parts, conditions, grid, GUIDED, Pruning(skipped=2))
-    for scales, given in ((ramp(3.0, 5), [1.0, 1.5, 2.0]), (None, [2.5, 2.5, 2.5])):
-        shorter.load(conditions, GUIDED, torch.zeros(1, 36), scales)
+    shorter = plan_of(parts, conditions, grid, GUIDED, Pruning(num_scales=3))
+    for sampling, given in ((rising, [1.0, 1.5, 2.0]), (GUIDED, [2.5, 2.5, 2.5])):
+        shorter.load(conditions, sampling, torch.zeros(1, 36))
         assert shorter.cfg_scales.tolist() == given
     shorter.load(conditions, GUIDED.changed(cfg_interval=(0.05, 0.5)), torch.zeros(1, 36))
     assert shorter.cfg_scales.tolist() == [1.0, 1.0, 2.5]  # skipped tokens count
 
 
-def test_guidance_that_a_plan_has_no_rows_for_is_a_bug():
+def test_a_schedule_of_another_number_of_scales_is_refused():
     config, grid = CASES["var"]
     parts, conditions = model_of(config), conditions_of(config, 1)
-    with pytest.raises(AssertionError, match="without unconditional rows"):
-        plan_of(parts, conditions, grid, PLAIN).load(conditions, PLAIN, torch.zeros(1, 36), ramp(3.0, 5))
-    with pytest.raises(AssertionError, match="for each scale"):
-        plan_of(parts, conditions, grid, GUIDED).load(conditions, GUIDED, torch.zeros(1, 36), ramp(3.0, 4))
+    sampling = GUIDED.changed(cfg_schedule=(1.0, 2.0, 2.0, 3.0))
+    with pytest.raises(FlasharError, match="--cfg-schedule has 4 scales; expected 5"):
+        plan_of(parts, conditions, grid, sampling).load(conditions, sampling, torch.zeros(1, 36))
 
 
 def test_a_key_says_whether_captions_are_padded():

@@ -14,7 +14,9 @@ from flashar_cli.tokenizers import ScaleTokenizer, build_tokenizer
 from flashar_cli.tokenizers.next_scale import infinity_upstream, patchify, unpatchify, var_upstream
 from tests.parity.fixtures import read_fixture
 
-NAMES = ("var_small", "var_shared_aln_small", "infinity_small", "infinity_patchify_small")
+VAR = ("var_small", "var_shared_aln_small")
+INFINITY = ("infinity_small", "infinity_patchify_small")
+NAMES = VAR + INFINITY
 
 
 @dataclass(frozen=True)
