@@ -192,7 +192,7 @@ def main() -> int:
 def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Prepares an arm, times it, and profiles one batch."""
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    subject = load_subject(args.model, args.res, args.random_weights, device, dtype, 0)
+    subject = load_subject(args.model, () if args.res is None else (args.res,), args.random_weights, device, dtype, 0)
     model = subject.model
     grid, sampling = model.config.order_grid, model.config.generation
     plan = Plan((args.batch_size,), RUNS, 1, sampling, 0, (args.arm,), (grid,))
@@ -200,7 +200,7 @@ def profile_arm(args: argparse.Namespace, device: torch.device) -> dict[str, Any
     sampler = prepare(subject, args.arm, batch, SDPA[args.sdpa])
     run_once(sampler, device)
     runs = [run_once(sampler, device) for _ in range(RUNS)]
-    unprofiled_s = quartiles([prefix + decode for prefix, decode, *_ in runs])[1]
+    unprofiled_s = quartiles([run.generation for run in runs])[1]
     floor = floor_of(model, args.arm, batch.workload(model), measure_rates(device, dtype))
     # Last of all: a profiler may stay attached to a GPU, and slow what is timed after it.
     spans, truncated = recorded(lambda: sampler.sample(lambda: None), device)

@@ -16,8 +16,10 @@ from flashar_cli.benchmarking.reports.document import Agreement, PixelAgreement
 from flashar_cli.benchmarking.subject import BenchModel, dtype_name
 from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.decoding.engine import Engine
+from flashar_cli.decoding.pixels import pixel_decoder_of
 from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.tokenizers.pixels import to_uint8
 
 
@@ -25,8 +27,8 @@ from flashar_cli.tokenizers.pixels import to_uint8
 class Reference:
     """What a decoder answers in float32; B is 1."""
 
-    tokens_BHW: Tensor  # int64, greedy
-    logits_BNV: Tensor | None  # float32, guided, with those tokens fed; None where steps depend on what is sampled
+    tokens: Tensor  # [B, ..], greedy
+    logits: Tensor | None  # float32 [B, C, V], guided, with those fed; None where steps depend on what is sampled
     image: NDArray[np.uint8] | None  # [B, h, w, 3]; None without a tokenizer
 
 
@@ -37,9 +39,9 @@ def references(subject: BenchModel, plan: Plan) -> dict[str, Reference]:
     assert model.dtype == torch.float32 and not is_quantized(model), "the reference is plain float32"
     engine, found = Engine(model), {}
     for decoder in dict.fromkeys(decoder for _, decoder, _ in our_arms(plan.arms)):
-        tokens_BHW = _greedy_tokens(engine, plan, decoder)
-        logits_BNV = _logits(engine, plan, decoder, tokens_BHW)
-        found[decoder] = Reference(tokens_BHW.cpu(), logits_BNV, _image(subject, tokens_BHW))
+        tokens = _greedy_tokens(engine, plan, decoder)
+        logits = _logits(engine, plan, decoder, tokens)
+        found[decoder] = Reference(tokens.cpu(), logits, _image(subject, tokens, plan.grids[0]))
     return found
 
 
@@ -53,42 +55,42 @@ def agreements(subject: BenchModel, plan: Plan, found: dict[str, Reference]) -> 
 
 def _agreement(name: str, engine: Engine, plan: Plan, decoder: str, reference: Reference) -> Agreement:
     # Decode first: that is where an engine refuses an optimisation that it can't have.
-    sampled_BHW = _greedy_tokens(engine, plan, decoder).cpu()
-    logits_BNV = _logits(engine, plan, decoder, reference.tokens_BHW)
+    sampled = _greedy_tokens(engine, plan, decoder).cpu()
+    logits = _logits(engine, plan, decoder, reference.tokens)
     same_argmax = mean = largest = None
-    if logits_BNV is not None and reference.logits_BNV is not None:
-        if not bool(torch.isfinite(logits_BNV).all()):
+    if logits is not None and reference.logits is not None:
+        if not bool(torch.isfinite(logits).all()):
             raise FlasharError(f"{name} has logits that are not finite in {engine.model.dtype}; use --dtype bfloat16")
-        difference = (logits_BNV - reference.logits_BNV).abs()
-        same_argmax = (logits_BNV.argmax(dim=-1) == reference.logits_BNV.argmax(dim=-1)).double().mean().item()
+        difference = (logits - reference.logits).abs()
+        same_argmax = (logits.argmax(dim=-1) == reference.logits.argmax(dim=-1)).double().mean().item()
         mean, largest = difference.mean(dtype=torch.float64).item(), difference.max().item()
     return Agreement(
         arm=name,
         grid=str(plan.grids[0]),
-        num_cells=plan.grids[0].num_cells,
+        num_cells=reference.tokens.numel(),
         greedy_agreement=same_argmax,
         mean_abs_difference=mean,
         max_abs_difference=largest,
-        drawn_agreement=(sampled_BHW == reference.tokens_BHW).double().mean().item(),
-        pixels=None if reference.image is None else _pixels(engine, reference.tokens_BHW, reference.image),
+        drawn_agreement=(sampled == reference.tokens).double().mean().item(),
+        pixels=None if reference.image is None else _pixels(engine, reference.tokens, plan.grids[0], reference.image),
     )
 
 
-def _image(subject: BenchModel, tokens_BHW: Tensor) -> NDArray[np.uint8] | None:
+def _image(subject: BenchModel, tokens: Tensor, grid: Grid) -> NDArray[np.uint8] | None:
     if subject.tokenizer is None:
         return None
     # By default cuDNN's convolutions round their inputs to TensorFloat-32.
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        return to_uint8(subject.tokenizer.decode_unchecked(tokens_BHW))
+        return to_uint8(pixel_decoder_of(subject.model, subject.tokenizer).plain(tokens, grid))
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _pixels(engine: Engine, tokens_BHW: Tensor, expected: NDArray[np.uint8]) -> PixelAgreement:
+def _pixels(engine: Engine, tokens: Tensor, grid: Grid, expected: NDArray[np.uint8]) -> PixelAgreement:
     assert engine.pixel_decoder is not None, "the reference had a tokenizer"
-    dtype, images = engine.pixel_decoder.dtype, engine.pixels(tokens_BHW)
+    dtype, images = engine.pixel_decoder.dtype, engine.pixels(tokens, grid)
     if not bool(torch.isfinite(images).all()):
         raise FlasharError(f"pixels in {dtype_name(dtype)} are not finite; use --dtype float32")
     return pixel_agreement(dtype, to_uint8(images), expected)
@@ -112,9 +114,9 @@ def _greedy_tokens(engine: Engine, plan: Plan, decoder: str) -> Tensor:
     return engine.decode(DECODERS[decoder], batch.conditions, batch.sampling, batch.uniform_BN, grid=batch.grid)
 
 
-def _logits(engine: Engine, plan: Plan, decoder: str, tokens_BHW: Tensor) -> Tensor | None:
+def _logits(engine: Engine, plan: Plan, decoder: str, tokens: Tensor) -> Tensor | None:
     batch = _greedy(engine, plan)
-    logits = engine.teacher_forced(DECODERS[decoder], batch.conditions, batch.sampling, tokens_BHW, batch.grid)
+    logits = engine.teacher_forced(DECODERS[decoder], batch.conditions, batch.sampling, tokens, batch.grid)
     return None if logits is None else logits.cpu()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from torch.nn.attention import SDPBackend
 
 from flashar_cli.benchmarking.plan import Batch
 from flashar_cli.benchmarking.subject import BenchModel
-from flashar_cli.decoding.decoders import DECODERS
+from flashar_cli.config import ModelConfig, RasterConfig
+from flashar_cli.decoding.decoders import DECODERS, decoders_of
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.levels import LEVELS
+from flashar_cli.decoding.static import FLASHAR, RASTER
 from flashar_cli.errors import FlasharError
 from flashar_cli.machine.launches import counted_calls
 from flashar_cli.nn.attention import DECODING_KERNELS
@@ -25,13 +28,15 @@ UPSTREAM = "upstream"
 class Sampler:
     """An arm made ready for one batch.
 
-    ``sample(mark)`` samples tokens, int64 [B, H, W], and calls ``mark`` once, when the logits of the prefix are there.
+    ``sample(mark)`` samples tokens [B, ..] and calls ``mark`` when the logits of the prefix are there; with
+    ``marks_steps`` also when those of each further step are.
     """
 
     sample: Callable[[Callable[[], None]], Tensor]
     to_pixels: Callable[[Tensor], Tensor] | None  # None without a tokenizer
     forwards: nn.Module | int  # a module that every forward calls once, or their number where no hook sees them
     launches_seen: bool = True  # whether launches can be counted
+    marks_steps: bool = False
 
 
 def known_arms() -> list[str]:
@@ -52,12 +57,15 @@ def our_arms(names: Sequence[str]) -> list[tuple[str, str, str]]:
     return [(name, decoder, level) for name in names for decoder, level in [split_arm(name)] if level is not None]
 
 
-def choose_arms(text: str | None, device: torch.device, with_upstream: bool) -> tuple[str, ...]:
-    """The arms of ``--arms A,B,..``; by default raster and FlashAR, eager. Upstream comes first where it is not named.
+def choose_arms(
+    text: str | None, device: torch.device, with_upstream: bool, config: Callable[[], ModelConfig]
+) -> tuple[str, ...]:
+    """The arms of ``--arms A,B,..``; by default those decoders of the model that a headline names, eager. Upstream
+    comes first where it is not named.
 
     Raises FlasharError for an unknown arm, one that this device can't have, and one named twice.
     """
-    names = ("raster-eager", "flashar-eager") if text is None else tuple(part.strip() for part in text.split(","))
+    names = default_arms(config()) if text is None else tuple(part.strip() for part in text.split(","))
     known = known_arms()
     for name in names:
         if name == UPSTREAM and not with_upstream:
@@ -71,6 +79,13 @@ def choose_arms(text: str | None, device: torch.device, with_upstream: bool) -> 
     if len(set(names)) < len(names):
         raise FlasharError(f"--arms is '{text}'; expected each arm once")
     return names if UPSTREAM in names or not with_upstream else (UPSTREAM, *names)
+
+
+def default_arms(config: ModelConfig) -> tuple[str, ...]:
+    """Raster and FlashAR, also of a model that gets its branch later; of next-scale models every decoder they have."""
+    if isinstance(config, RasterConfig):
+        return f"{RASTER.name}-eager", f"{FLASHAR.name}-eager"
+    return tuple(f"{decoder.name}-eager" for decoder in decoders_of(config))
 
 
 def refuse_impossible(subject: BenchModel, names: Sequence[str]) -> None:
@@ -94,15 +109,26 @@ def prepare(subject: BenchModel, name: str, batch: Batch, kernels: Sequence[SDPB
     """An arm of ours, compiled and captured; SDPA may run ``kernels``. Raises FlasharError as ``engine_of``."""
     ((_, decoder_name, level),) = our_arms([name])
     engine, decoder = engine_of(subject, level, kernels), DECODERS[decoder_name]
-    block = subject.model.backbone.blocks[0]
+    counted = subject.model.every_forward
     on_gpu = subject.model.device.type == "cuda"
 
     def sample(mark: Callable[[], None]) -> Tensor:
-        return engine.decode(decoder, batch.conditions, batch.sampling, batch.uniform_BN, mark, batch.grid)
+        def on_step(step: int) -> None:
+            if step == 0 or decoder.timed_by_step:
+                mark()
 
-    with counted_calls(block, lambda: on_gpu and torch.cuda.is_current_stream_capturing()) as num_captured:
+        return engine.decode(decoder, batch.conditions, batch.sampling, batch.uniform_BN, on_step, batch.grid)
+
+    with counted_calls(counted, lambda: on_gpu and torch.cuda.is_current_stream_capturing()) as num_captured:
         sample(lambda: None)  # compiles and captures
-    to_pixels = None if subject.tokenizer is None else engine.pixels
+    to_pixels = None if subject.tokenizer is None else partial(engine.pixels, grid=batch.grid)
     # A replayed graph calls no module: its forwards are those that were captured. While operators are counted on a
     # CPU, PyTorch runs the original code of what was compiled.
-    return Sampler(sample, to_pixels, num_captured[0] or block, on_gpu or not LEVELS[level].compiled)
+    graphed = num_captured[0] > 0
+    return Sampler(
+        sample=sample,
+        to_pixels=to_pixels,
+        forwards=num_captured[0] or counted,
+        launches_seen=on_gpu or not LEVELS[level].compiled,
+        marks_steps=decoder.timed_by_step and not graphed,
+    )

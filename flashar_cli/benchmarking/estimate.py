@@ -14,9 +14,9 @@ from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.reports.tables import Table, short
 from flashar_cli.benchmarking.subject import BenchModel
-from flashar_cli.decoding.decoders import DECODERS
+from flashar_cli.decoding.decoders import DECODERS, decoders_of
 from flashar_cli.decoding.failures import is_out_of_memory
-from flashar_cli.decoding.pixels import PixelDecoder
+from flashar_cli.decoding.pixels import pixel_decoder_of
 from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.machine.rates import Rates
 from flashar_cli.machine.timing import best_s
@@ -45,14 +45,15 @@ def roofline(subject: BenchModel, plan: Plan, rates: Rates) -> Table:
 def expected_s(subject: BenchModel, plan: Plan) -> float:
     """Expected seconds of ``bench``, on the long side: every level counts as eager, every step as the largest one."""
     device, total = subject.model.device, 0.0
-    decode_pixels = None if subject.tokenizer is None else PixelDecoder(subject.tokenizer, subject.model.dtype)
+    decode_pixels = None if subject.tokenizer is None else pixel_decoder_of(subject.model, subject.tokenizer)
     for grid in plan.grids:
         for size in plan.batch_sizes:
             try:
                 total += _arms_s(subject, Batch.of(plan, subject.model, grid, size), plan.arms)
                 if decode_pixels is not None:
-                    tokens_BHW = torch.zeros(size, grid.height, grid.width, dtype=torch.int64, device=device)
-                    total += len(plan.arms) * best_s(partial(decode_pixels, tokens_BHW), device, repeats=1)
+                    shape = decoders_of(subject.model.config)[0].token_shape(subject.model.config, grid)
+                    tokens = torch.zeros(size, *shape, dtype=torch.int64, device=device)
+                    total += len(plan.arms) * best_s(partial(decode_pixels, tokens, grid), device, repeats=1)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

@@ -13,8 +13,8 @@ import torch
 from flashar_cli.benchmarking.arms import UPSTREAM, Sampler, prepare, split_arm
 from flashar_cli.benchmarking.plan import Batch
 from flashar_cli.benchmarking.published import decoder_of
-from flashar_cli.benchmarking.published.upstream import Upstream
-from flashar_cli.benchmarking.reports.document import SLOWER, ArmReport, Seconds, Speedup
+from flashar_cli.benchmarking.published.base import Upstream
+from flashar_cli.benchmarking.reports.document import ArmReport, Seconds, Speedup
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.decoding.costs import Floor, Workload
 from flashar_cli.decoding.decoders import DECODERS
@@ -23,7 +23,28 @@ from flashar_cli.machine.launches import Launches, count_launches, counted_calls
 from flashar_cli.machine.peaks import ArmMemory
 from flashar_cli.machine.rates import Rates
 from flashar_cli.machine.timing import Stopwatch
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.base import TokenModel
+
+
+@dataclass(frozen=True)
+class Run:
+    """The seconds of the parts of one run: to the logits of the prefix, from there to those of each further step that
+    is marked and to the end of sampling, and of tokens to pixels (0 without a tokenizer).
+    """
+
+    prefix: float
+    steps: tuple[float, ...]
+    pixels: float
+
+    @property
+    def generation(self) -> float:
+        """Prefix and all steps."""
+        return self.prefix + sum(self.steps)
+
+    @property
+    def seconds(self) -> float:
+        """The whole run."""
+        return self.generation + self.pixels
 
 
 @dataclass
@@ -34,7 +55,7 @@ class Measured:
     device: torch.device
     memory: ArmMemory
     prepare_s: float
-    runs_s: list[list[float]] = field(default_factory=list)  # of each: prefix, decode, with a tokenizer token decode
+    runs: list[Run] = field(default_factory=list)
     warmup_s: list[float] = field(default_factory=list)
     num_forwards: int = 0
     launches: Launches | None = None
@@ -43,13 +64,13 @@ class Measured:
         """A run before the timed ones, in which forwards are counted."""
         forwards = self.sampler.forwards
         with nullcontext([forwards]) if isinstance(forwards, int) else counted_calls(forwards) as count:
-            self.warmup_s.append(sum(run_once(self.sampler, self.device)))
+            self.warmup_s.append(run_once(self.sampler, self.device).seconds)
         self.num_forwards = count[0]
 
     def run(self) -> None:
         """One timed run."""
         with self.memory.counted():
-            self.runs_s.append(run_once(self.sampler, self.device))
+            self.runs.append(run_once(self.sampler, self.device))
 
     def count_launches(self) -> None:
         """One more, slower run, after all timed ones: a profiler may stay attached to the device."""
@@ -71,19 +92,21 @@ def prepared(name: str, subject: BenchModel, batch: Batch, upstream: Upstream | 
     return Measured(sampler, device, memory, time.perf_counter() - start)
 
 
-def run_once(sampler: Sampler, device: torch.device) -> list[float]:
-    """Samples one batch; seconds of prefix, decode and, with a tokenizer, token decode."""
+def run_once(sampler: Sampler, device: torch.device) -> Run:
+    """Samples one batch and makes its pixels."""
     watch = Stopwatch(device)
     watch.mark()
-    tokens_BHW = sampler.sample(watch.mark)
+    tokens = sampler.sample(watch.mark)
     watch.mark()
     if sampler.to_pixels is not None:
-        sampler.to_pixels(tokens_BHW)
+        sampler.to_pixels(tokens)
         watch.mark()
-    return watch.durations_s()
+    prefix, *steps = watch.durations_s()
+    pixels = 0.0 if sampler.to_pixels is None else steps.pop()
+    return Run(prefix, tuple(steps), pixels)
 
 
-def floor_of(model: FlasharModel, arm: str, work: Workload, rates: Rates) -> Floor:
+def floor_of(model: TokenModel, arm: str, work: Workload, rates: Rates) -> Floor:
     """The least time that an arm needs for one batch, and why."""
     return Floor.of(DECODERS[decoder_of(arm, model.config.family)].costs(model.config, work), rates)
 
@@ -91,8 +114,9 @@ def floor_of(model: FlasharModel, arm: str, work: Workload, rates: Rates) -> Flo
 def arm_report(name: str, arm: Measured, batch_size: int, floor: Floor, rates: Rates) -> ArmReport:
     """All numbers of an arm."""
     decoder, level = split_arm(name)
-    generation_s = Seconds.of([prefix + decode for prefix, decode, *_ in arm.runs_s])
-    token_decode_s = [run[2] for run in arm.runs_s if len(run) > 2]
+    generation_s = Seconds.of([run.generation for run in arm.runs])
+    has_pixels = arm.sampler.to_pixels is not None
+    by_step = zip(*((run.prefix, *run.steps[:-1]) for run in arm.runs), strict=True)
     read_bytes_per_s = floor.read_bytes / generation_s.median_s
     return ArmReport(
         name=name,
@@ -102,9 +126,10 @@ def arm_report(name: str, arm: Measured, batch_size: int, floor: Floor, rates: R
         launches=arm.launches,
         prepare_s=arm.prepare_s,
         token_generation_s=generation_s,
-        prefix_s=Seconds.of([run[0] for run in arm.runs_s]),
-        decode_s=Seconds.of([run[1] for run in arm.runs_s]),
-        token_decode_s=Seconds.of(token_decode_s) if token_decode_s else None,
+        prefix_s=Seconds.of([run.prefix for run in arm.runs]),
+        decode_s=Seconds.of([sum(run.steps) for run in arm.runs]),
+        step_s=tuple(map(median, by_step)) if arm.sampler.marks_steps else None,
+        token_decode_s=Seconds.of([run.pixels for run in arm.runs]) if has_pixels else None,
         images_per_s=batch_size / generation_s.median_s,
         warmup_s=tuple(arm.warmup_s),
         peak_memory_bytes=arm.memory.peak_bytes,
@@ -118,14 +143,15 @@ def arm_report(name: str, arm: Measured, batch_size: int, floor: Floor, rates: R
 
 
 def speedups_of(reports: tuple[ArmReport, ...], arms: Mapping[str, Measured]) -> Iterator[Speedup]:
-    """Every decoder over raster at the same level, from the worst level on; then everything over upstream."""
+    """Decoders over their baselines at the same level, from the worst level on; then everything over upstream."""
     named = {report.name: report for report in reports}
-    pairs = [(f"{fast}-{level}", f"{SLOWER}-{level}") for level in LEVELS for fast in DECODERS if fast != SLOWER]
+    compared = [(name, slow) for name, decoder in DECODERS.items() for slow in decoder.baselines if slow != name]
+    pairs = [(f"{fast}-{level}", f"{slow}-{level}") for level in LEVELS for fast, slow in compared]
     pairs += [(name, UPSTREAM) for name in named if name != UPSTREAM]
     for fast, slow in pairs:
         if fast in named and slow in named:
             has_pixels = all(arms[name].sampler.to_pixels is not None for name in (slow, fast))
-            slow_s, fast_s = (median(map(sum, arms[name].runs_s)) for name in (slow, fast))
+            slow_s, fast_s = (median(run.seconds for run in arms[name].runs) for name in (slow, fast))
             yield Speedup(
                 arm=fast,
                 over=slow,

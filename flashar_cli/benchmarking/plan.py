@@ -10,7 +10,7 @@ from torch import Tensor
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.config import Sampling
 from flashar_cli.decoding.costs import Workload
-from flashar_cli.decoding.memory import decoding_bytes
+from flashar_cli.decoding.decoders import decoders_of
 from flashar_cli.decoding.quantize import is_quantized
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -101,5 +101,7 @@ def refuse_what_cannot_fit(subject: BenchModel, plan: Plan) -> None:
 
 def bytes_per_image(subject: BenchModel, plan: Plan) -> int:
     """An estimate of what each image of a batch takes on the largest grid, with the caches of all arms."""
-    work = Batch.of(plan, subject.model, plan.largest_grid, 1).workload(subject.model)
-    return decoding_bytes(subject.model.config, work, len(plan.arms), subject.tokenizer is not None)
+    model, with_pixels = subject.model, subject.tokenizer is not None
+    work = Batch.of(plan, model, plan.largest_grid, 1).workload(model)
+    decoders = decoders_of(model.config)
+    return max(decoder.image_bytes(model.config, work, len(plan.arms), with_pixels) for decoder in decoders)

@@ -10,16 +10,14 @@ import torch
 
 from flashar_cli.benchmarking.measure import arm_report, floor_of, prepared, speedups_of
 from flashar_cli.benchmarking.plan import Batch, Plan
-from flashar_cli.benchmarking.published.upstream import Upstream
+from flashar_cli.benchmarking.published.base import Upstream
 from flashar_cli.benchmarking.reports.document import (
-    FASTER,
-    SLOWER,
     Agreement,
     BatchReport,
     BenchReport,
     Settings,
     Subject,
-    best_common_level,
+    headline_of,
 )
 from flashar_cli.benchmarking.subject import BenchModel, dtype_name
 from flashar_cli.decoding.failures import is_out_of_memory
@@ -90,15 +88,16 @@ def counts_at(device: torch.device, is_last: bool) -> bool:
 
 def describe(subject: BenchModel, plan: Plan) -> Subject:
     """What is benched."""
-    config = subject.model.config
-    assert config.branch is not None, "a branch is added where the checkpoint has none"
+    config, branch = subject.model.config, getattr(subject.model.config, "branch", None)
+    fastvar = getattr(config, "fastvar", None)
     return Subject(
         name=subject.name,
         family=config.family,
         weights=subject.weights,
         grid=", ".join(map(str, plan.grids)),
         num_parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
-        branch=f"layer {config.branch.layer}, depth {config.branch.depth}, gate {config.branch.gate}",
+        branch=branch and f"layer {branch.layer}, depth {branch.depth}, gate {branch.gate}",
+        fastvar=fastvar and fastvar.in_words,
         branch_added=subject.branch_added,
     )
 
@@ -169,7 +168,7 @@ def _bench_batch(
     floors = {name: floor_of(model, name, work, rates) for name in arms}
     reports = tuple(arm_report(name, arm, size, floors[name], rates) for name, arm in arms.items())
     speedups = tuple(speedups_of(reports, arms))
-    pair = tuple(f"{decoder}-{best_common_level(reports)}" for decoder in (FASTER, SLOWER))
+    pair = headline_of(reports)
     headline = next((ratio for ratio in speedups if (ratio.arm, ratio.over) == pair), None)
     return BatchReport(
         grid=str(grid),

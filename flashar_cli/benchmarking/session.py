@@ -12,10 +12,18 @@ from flashar_cli.benchmarking.agreement import Reference, agreements, references
 from flashar_cli.benchmarking.arms import choose_arms, our_arms, refuse_impossible
 from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
 from flashar_cli.benchmarking.plan import Plan, refuse_what_cannot_fit, sizes_that_fit
-from flashar_cli.benchmarking.published.upstream import Upstream, load_upstream
+from flashar_cli.benchmarking.published.base import Upstream
+from flashar_cli.benchmarking.published.loading import load_upstream
 from flashar_cli.benchmarking.reports.document import Agreement, BenchReport
 from flashar_cli.benchmarking.run import bench
-from flashar_cli.benchmarking.subject import BenchModel, config_of, converted, grid_of_res, load_subject
+from flashar_cli.benchmarking.subject import (
+    BenchModel,
+    PruningChoice,
+    config_of,
+    converted,
+    grid_of_res,
+    load_subject,
+)
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.quantize import Scheme, check_scheme
 from flashar_cli.errors import FlasharError
@@ -56,36 +64,32 @@ class Session:
         quantize: Scheme | None,
         agreement: bool,
         seed: int,
+        choose_pruning: PruningChoice = lambda config: None,
     ) -> Session:
         """Loads the model; without a name the device's default with random weights. ``res`` are sides of images in
         pixels, by default the model's own; no ``batch_sizes`` are a sweep; ``arms`` is the text of ``--arms``.
 
         Raises FlasharError for what can't be had, as far as possible before anything is loaded.
         """
-        names = choose_arms(arms, device, upstream is not None)
+        is_random, sides = random_weights or model is None, res or ()
+        name = model or ("llamagen-xl" if device.type == "cuda" else "llamagen-b")
+        names = choose_arms(arms, device, upstream is not None, lambda: config_of(name))
         if quantize is not None and upstream is not None:
             raise FlasharError(f"--quantize {quantize} changes the weights that --upstream runs on; bench them apart")
         if quantize is not None:
             check_scheme(quantize, device, dtype)
-        is_random, sides = random_weights or model is None, res or ()
-        name = model or ("llamagen-xl" if device.type == "cuda" else "llamagen-b")
-        if len(sides) > 1 and not is_random and config_of(name).backbone.max_positions is None:
-            raise FlasharError(
-                f"--res is {','.join(map(str, sides))}, but trained weights are of one grid; "
-                "bench others with --random-weights"
-            )
         theirs = None if upstream is None else load_upstream(upstream)
         compared = tuple(name for name, *_ in our_arms(names)) if agreement else ()
         if agreement and not compared:
             raise FlasharError("--agreement compares our own arms, and --arms names none; name one, e.g. flashar-eager")
         loaded_dtype = torch.float32 if compared else dtype
-        subject = load_subject(name, sides[0] if sides else None, is_random, device, loaded_dtype, seed, layers)
+        subject = load_subject(name, sides, is_random, device, loaded_dtype, seed, layers, choose_pruning)
         if no_pixels:
             subject = replace(subject, tokenizer=None)
         config = subject.model.config
         for _, decoder, _ in our_arms(names):
             choose_decoder(config, decoder)
-        grids = tuple(grid_of_res(config.tokenizer, side) for side in sides) or (config.order_grid,)
+        grids = tuple(grid_of_res(config, side) for side in sides) or (config.order_grid,)
         sampling = config.generation.changed(cfg_scale=cfg_scale)
         if theirs is not None:
             theirs.check_model(config, grids[0])

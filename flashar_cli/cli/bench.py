@@ -1,4 +1,4 @@
-"""`flashar bench`: raster against FlashAR decoding, and the published sampler, on one model."""
+"""`flashar bench`: one way of decoding against another, and the published sampler, on one model."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ flashar bench llamagen-b --random-weights --upstream LlamaGen
 flashar bench nar-b --random-weights --upstream NAR
 
 flashar bench llamagen-tiny-flashar --quantize int8 --agreement
+
+flashar bench infinity-2b --random-weights --layers 2 --res 256
 """
 SWEEP = "sweep"
 LEVEL_NAMES = ", ".join(
@@ -78,7 +80,7 @@ class Work:
     ] = "1"
     arms: Annotated[str | None, typer.Option(metavar="A,B,..", help=f"DECODER-LEVEL; levels: {LEVEL_NAMES}.")] = None
     upstream: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A LlamaGen or NAR clone: adds its own sampler.")
+        Path | None, typer.Option(metavar="DIR", help="A LlamaGen, NAR or VAR clone: adds its own sampler.")
     ] = None
     repeats: Annotated[int, options.number(bounds.REPEATS, help="Measured runs of each arm.")] = 5
     warmup: Annotated[int, options.number(bounds.REPEATS, help="Runs before them, reported apart.")] = 1
@@ -156,13 +158,14 @@ class Files:
 @options.flattened
 def command(
     work: Work,
+    fastvar: options.FastVAR,
     machine: options.Machine,
     files: Files,
     model: options.Model = None,
     base: options.Base = None,
     json: options.Json = False,
 ) -> None:
-    """Measure raster against FlashAR decoding on the same model.
+    """Measure raster against FlashAR decoding on the same model, or scale against FastVAR.
 
     All arms run in turn, in one process. A base without a vertical branch gets a fresh one: the speed does not depend
     on what it has learned. Without MODEL: llamagen-xl on CUDA, llamagen-b on a CPU, with random weights.
@@ -176,7 +179,7 @@ def command(
     from flashar_cli.machine.rates import measure_rates
 
     device, dtype = machine.prepare()
-    session = Session.of(named, device, dtype, **vars(work))
+    session = Session.of(named, device, dtype, **vars(work), choose_pruning=fastvar.choose)
     subject = session.subject
     output.note(f"{subject.name}, {', '.join(map(str, session.plan.grids))} tokens, {subject.weights}")
     options.note_slow(dtype, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -72,6 +73,16 @@ class ModelConfig(Config):
     def with_fastvar(self, pruning: Pruning) -> ModelConfig:
         """The same with other settings of FastVAR. Raises FlasharError where the model can't have these."""
         raise FlasharError("FastVAR drops tokens of whole maps; this model takes one token after the other")
+
+    def with_grids(self, grids: Sequence[Grid]) -> ModelConfig:
+        """A shape that makes images of these grids, the first by default: for speed, not for trained weights. Raises
+        FlasharError where there is none.
+        """
+        raise NotImplementedError
+
+    def with_layers(self, num_layers: int) -> ModelConfig:
+        """The shape with so many of its transformer blocks: for speed, not for trained weights."""
+        raise NotImplementedError
 
     @property
     def num_layers(self) -> int:

@@ -6,13 +6,14 @@ Sources: VAR (arXiv 2404.02905, FoundationVision/VAR), Infinity (arXiv 2412.0443
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from flashar_cli.config.base import Config
-from flashar_cli.config.model import ModelConfig
+from flashar_cli.config.model import GridConfig, ModelConfig
 from flashar_cli.config.prefix import CaptionMemory, ClassPrefix
 from flashar_cli.config.pruning import Pruning
 from flashar_cli.config.tokenizer import BSQConfig, ScaleTokenizerConfig
@@ -22,6 +23,7 @@ from flashar_cli.inputs import bounds
 
 Scale = tuple[Annotated[int, bounds.SIDE], Annotated[int, bounds.SIDE]]  # rows and columns of a map of tokens
 Schedule = tuple[Scale, ...]  # the maps of an image, coarse to fine
+LARGEST_GROWTH = 4 / 3  # of a map's sides, where no published schedule goes on
 ROPE_PARTS = 4  # head_dim is a multiple: rows and columns, each in pairs
 
 
@@ -125,6 +127,25 @@ class SchedulesConfig(Config):
         found = self._find(grid)
         return None if found is None else Grid(*found[0][-1])
 
+    def to(self, grid: Grid) -> Schedule:
+        """A schedule that ends with this map, by the longest one of the nearest shape: its smaller maps, then as many
+        maps as it takes to grow by a third at most.
+        """
+        shape = math.log(grid.height / grid.width)
+        like = min(self.longest, key=lambda each: abs(math.log(each[-1][0] / each[-1][1]) - shape))
+        smaller = [scale for scale in like if scale[0] < grid.height and scale[1] < grid.width]
+        last = smaller[-1] if smaller else (1, 1)
+        growth = max(grid.height / last[0], grid.width / last[1])
+        steps = max(1, math.ceil(math.log(growth) / math.log(LARGEST_GROWTH) - 1e-9)) if smaller == list(like) else 1
+        between = [
+            (
+                round(last[0] * (grid.height / last[0]) ** (k / steps)),
+                round(last[1] * (grid.width / last[1]) ** (k / steps)),
+            )
+            for k in range(1, steps)
+        ]
+        return (*smaller, *between, (grid.height, grid.width))
+
     @property
     def grids(self) -> list[Grid]:
         """The last maps of all images that can be made, in the order of the lengths."""
@@ -166,6 +187,34 @@ class NextScaleConfig(ModelConfig):
     def with_fastvar(self, pruning: Pruning) -> NextScaleConfig:
         pruning.check(self.num_layers, max(self.schedules.lengths))
         return self.model_copy(update={"fastvar": pruning})
+
+    def with_grids(self, grids: Sequence[Grid]) -> NextScaleConfig:
+        """Grids of published schedules, or one other: the published one of its shape is cut or goes on to it, and what
+        FastVAR leaves out stays as far from the end.
+        """
+        first = {"grid": GridConfig(height=grids[0].height, width=grids[0].width)}
+        if all(self.schedules.of(grid) for grid in grids):
+            return self.model_copy(update=first)
+        if len(grids) > 1:
+            unknown = next(grid for grid in grids if self.schedules.of(grid) is None)
+            raise FlasharError(f"there is no schedule for {unknown}; make images of that grid alone")
+        schedule = self.schedules.to(grids[0])
+        added = len(schedule) - max(self.schedules.lengths)
+        levels = self.transformer.model_copy(update={"num_levels": max(self.transformer.num_levels, len(schedule))})
+        return self.model_copy(
+            update={
+                **first,
+                "transformer": levels,
+                "schedules": SchedulesConfig(longest=(schedule,), lengths=(len(schedule),)),
+                "fastvar": self.fastvar and self.fastvar.later(added),
+            }
+        )
+
+    def with_layers(self, num_layers: int) -> NextScaleConfig:
+        """FastVAR drops tokens in the same share of the blocks."""
+        part = self.transformer.model_copy(update={"num_layers": num_layers})
+        fastvar = self.fastvar and self.fastvar.of_fewer_layers(num_layers, self.num_layers)
+        return self.model_copy(update={"transformer": part, "fastvar": fastvar})
 
     @property
     def num_layers(self) -> int:

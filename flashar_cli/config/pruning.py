@@ -68,6 +68,34 @@ class Pruning(Config):
         if last_scale >= num_scales:
             raise FlasharError(f"scale {last_scale} is to be pruned; this model has scales 0 to {num_scales - 1}")
 
+    @property
+    def in_words(self) -> str:
+        """For reports."""
+        ratios = ", ".join(f"{ratio:.0%} of scale {scale}" for scale, ratio in self.ratios)
+        last = "last" if self.last_layer is None else self.last_layer
+        pruned = f"drops {ratios} in layers {self.first_layer} to {last}, cached at scale {self.source_scale}"
+        parts = [pruned] if self.ratios else []
+        if self.num_scales is not None:
+            parts.append(f"decodes {self.num_scales} scales")
+        return "; ".join(parts) or "nothing"
+
+    def later(self, num_scales: int) -> Pruning:
+        """The same so many scales later (earlier where the number is negative), as far as these are there."""
+        ratios = tuple((scale + num_scales, ratio) for scale, ratio in self.ratios if scale + num_scales > 0)
+        cached, decoded = (
+            None if each is None else max(least, each + num_scales)
+            for each, least in ((self.cached_scale, 0), (self.num_scales, 1))
+        )
+        return Pruning.model_validate(
+            {**self.model_dump(), "ratios": ratios, "cached_scale": cached, "num_scales": decoded}
+        )
+
+    def of_fewer_layers(self, num_layers: int, of_layers: int) -> Pruning:
+        """The same share of the layers of a model that has ``num_layers`` instead of ``of_layers``."""
+        first = self.first_layer * num_layers // of_layers
+        last = None if self.last_layer is None else max(first, (self.last_layer + 1) * num_layers // of_layers - 1)
+        return self.model_copy(update={"first_layer": first, "last_layer": last})
+
     def num_decoded(self, num_scales: int) -> int:
         """How many scales are decoded of an image that has so many."""
         return num_scales if self.num_scales is None else min(self.num_scales, num_scales)

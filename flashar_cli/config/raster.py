@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from flashar_cli.config.backbone import BackboneConfig
 from flashar_cli.config.branch import GATES, BranchConfig
-from flashar_cli.config.model import ModelConfig
+from flashar_cli.config.model import GridConfig, ModelConfig
 from flashar_cli.config.prefix import Prefix
 from flashar_cli.config.tokenizer import TokenizerConfig
 from flashar_cli.errors import FlasharError
@@ -37,6 +38,18 @@ class RasterConfig(ModelConfig):
                 f"the tokenizer has {self.tokenizer.codebook_size} tokens, the model {self.backbone.vocab_size}"
             )
         return self
+
+    def with_grids(self, grids: Sequence[Grid]) -> RasterConfig:
+        first = grids[0]
+        return self.model_copy(update={"grid": GridConfig(height=first.height, width=first.width)})
+
+    def with_layers(self, num_layers: int) -> RasterConfig:
+        """A branch stays where it was, or begins after the last block."""
+        fewer = {"backbone": self.backbone.model_copy(update={"num_layers": num_layers})}
+        if self.branch is None:
+            return self.model_copy(update=fewer)
+        branch = self.branch.model_copy(update={"layer": min(self.branch.layer, num_layers)})
+        return self.model_copy(update={**fewer, "branch": branch})
 
     @property
     def num_layers(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flashar_cli.config import ModelConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload
+from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.base import TokenModel
 from flashar_cli.models.prefix import Conditions
@@ -104,6 +105,8 @@ class Decoder(ABC):
     """
 
     name: str
+    baselines: tuple[str, ...] = ()  # decoders of the same models, over which a bench gives its speed-up
+    timed_by_step = False  # whether a bench times each step: where they are few and differ much
 
     @abstractmethod
     def obstacle(self, config: ModelConfig) -> str | None:
@@ -139,11 +142,11 @@ class Decoder(ABC):
     def key(self, model: Any, conditions: Conditions, sampling: Sampling, grid: Grid | None = None) -> PlanKey:
         """The key of a batch; ``grid`` None: the model's own."""
 
-    @abstractmethod
     def logits(self, model: Any, tokenizer: Any, tokens: Tensor, conditions: Conditions, grid: Grid) -> Tensor:
         """Logits float32 of tokens [B, ..] of this decoder's shape, [B, .., V], when they are fed, without guidance.
         Raises FlasharError where the steps depend on the sampled tokens.
         """
+        raise FlasharError(f"the decoder {self.name} has no logits of given tokens: its steps depend on them")
 
     @abstractmethod
     def costs(self, config: Any, work: Workload) -> list[ForwardCost]:

@@ -85,17 +85,17 @@ class Engine:
         conditions: Conditions,
         sampling: Sampling,
         uniform: Tensor,
-        on_prefix: Callable[[], None] | None = None,
+        on_step: Callable[[int], None] = lambda step: None,
         grid: Grid | None = None,
     ) -> Tensor:
         """Samples the tokens of one image per condition, [B, ..] of the decoder's ``token_shape``. ``uniform`` float32
-        [B, draws], as many as the config says, feeds the sampling; ``on_prefix`` is called once the prefix and the
-        logits of step 0 are enqueued; ``grid`` None: the model's own.
+        [B, draws], as many as the config says, feeds the sampling; ``on_step`` is called with the number of each step
+        once its logits are enqueued, those of step 0 with the prefix, and from graphs with that alone; ``grid`` None:
+        the model's own.
         """
         plan = self.plan(decoder, decoder.key(self.model, conditions, sampling, grid))
         plan.load(conditions, sampling, uniform)
-        mark = on_prefix or (lambda: None)
-        self._optimised(lambda: self._run(plan, mark))
+        self._optimised(lambda: self._run(plan, on_step))
         return plan.tokens()
 
     @torch.inference_mode()
@@ -142,15 +142,15 @@ class Engine:
         with attention_kernels(self._kernels):
             work()
 
-    def _run(self, plan: Plan, mark: Callable[[], None]) -> None:
-        """Samples a loaded plan; ``mark`` is called after the prefix."""
+    def _run(self, plan: Plan, on_step: Callable[[int], None]) -> None:
+        """Samples a loaded plan; ``on_step`` as in ``decode``."""
         if self._captures and isinstance(plan, StaticPlan):
             self._latest = self._graphs_of(plan)
             self._latest.prefix()
-            mark()
+            on_step(0)
             self._latest.steps()
         else:
-            plan.run(lambda step, logits_BCV: mark() if step == 0 else None)
+            plan.run(lambda step, logits_BCV: on_step(step))
 
     def _graphs_of(self, plan: StaticPlan) -> GraphedPlan:
         """The graphs of a loaded plan, captured at its first use: warming up needs real inputs."""

@@ -64,6 +64,12 @@ class PixelDecoder:
         factor: int = self.tokenizer.config.downsample
         return factor
 
+    @torch.inference_mode()
+    def plain(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """The same by the tokenizer's own decoder, in the dtype of its weights."""
+        images: Tensor = self.tokenizer.decode_unchecked(tokens)
+        return images
+
     def check(self, tokens: Tensor, grid: Grid | None = None) -> None:
         """Raises FlasharError for what are no tokens of images of this grid. Waits for the device."""
         self.tokenizer.check_tokens(tokens)
@@ -108,6 +114,11 @@ class ScalePixelDecoder(PixelDecoder):
     @property
     def pixels_per_token(self) -> int:
         return self.config.pixels_per_token
+
+    @torch.inference_mode()
+    def plain(self, tokens: Tensor, grid: Grid) -> Tensor:
+        images: Tensor = self.tokenizer.images_of(self._maps(grid).latent(tokens))
+        return images
 
     def check(self, tokens: Tensor, grid: Grid | None = None) -> None:
         maps = self._maps(self.grid_of(tokens, grid))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flashar_cli.errors import FlasharError
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.base import TokenModel
 
 Scheme = Literal["int8", "fp8"]
 SCHEMES: tuple[Scheme, ...] = ("int8", "fp8")
@@ -32,26 +32,18 @@ def check_scheme(scheme: Scheme, device: torch.device, dtype: torch.dtype) -> No
 
 
 @torch.no_grad()
-def quantize_model(model: FlasharModel, scheme: Scheme) -> None:
-    """Makes the weights of a model's blocks and heads int8, or float8 e4m3, with one scale for each output.
+def quantize_model(model: TokenModel, scheme: Scheme) -> None:
+    """Makes the weights of a model's ``step_layers`` int8, or float8 e4m3, with one scale for each output.
 
-    In place, and it cannot be undone. Products still have the model's dtype. Embeddings, norms, gate and prefix stay as
-    they are. Raises FlasharError as ``check_scheme``.
+    In place, and it cannot be undone. Products still have the model's dtype. All other weights stay as they are. Raises
+    FlasharError as ``check_scheme``.
     """
     check_scheme(scheme, model.device, model.dtype)
     quantize_, configs = _torchao()
-    chosen = {id(layer) for layer in quantized_layers(model)}
+    chosen = {id(layer) for layer in model.step_layers}
     # Inductor's settings belong to the whole process, so torchao must not change them.
     config = configs[scheme](set_inductor_config=False, version=2)
     quantize_(model, config, filter_fn=lambda module, name: id(module) in chosen)
-
-
-def quantized_layers(model: FlasharModel) -> list[nn.Linear]:
-    """The linear layers that ``quantize_model`` quantises: those of blocks and heads, in backbone and branch."""
-    parts: list[nn.Module] = [model.backbone.blocks, model.backbone.head]
-    if model.branch is not None:
-        parts += [model.branch.blocks, model.branch.head]
-    return [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
 
 
 def is_quantized(module: nn.Module) -> bool:

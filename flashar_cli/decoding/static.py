@@ -20,6 +20,8 @@ from flashar_cli.nn.sampling import SamplingKind
 class RasterDecoder(Decoder):
     """What decoders of raster models share."""
 
+    baselines = ("raster",)
+
     def obstacle(self, config: ModelConfig) -> str | None:
         if isinstance(config, RasterConfig):
             return None

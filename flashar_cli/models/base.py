@@ -27,6 +27,16 @@ class TokenModel(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         """In which it computes."""
 
+    @property
+    @abstractmethod
+    def every_forward(self) -> nn.Module:
+        """A module that every forward runs once."""
+
+    @property
+    @abstractmethod
+    def step_layers(self) -> list[nn.Linear]:
+        """The linear layers of blocks, and of heads that compute in the model's dtype: what is quantised."""
+
     @abstractmethod
     def initialise(self, seed: int, zero_head: bool = True) -> None:
         """New weights, as the published model starts with. ``zero_head`` False: none of those that start near 0 does,

@@ -107,6 +107,17 @@ class FlasharModel(TokenModel):
             if isinstance(module, Attention):
                 module.backend = backend
 
+    @property
+    def every_forward(self) -> nn.Module:
+        return self.backbone.blocks[0]
+
+    @property
+    def step_layers(self) -> list[nn.Linear]:
+        parts: list[nn.Module] = [self.backbone.blocks, self.backbone.head]
+        if self.branch is not None:
+            parts += [self.branch.blocks, self.branch.head]
+        return [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+
     def initialise(self, seed: int, zero_head: bool = True) -> None:
         """LlamaGen's start: N(0, 0.02^2) everywhere, but gains are 1 and, unless ``zero_head`` is False, the last
         matrix of the head is 0.

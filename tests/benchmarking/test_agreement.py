@@ -89,8 +89,8 @@ def test_float32_agrees_with_itself_to_the_last_bit(height: int, width: int, cap
     benched, chosen = subject(height, width, captions), plan(height=height, width=width)
     found = references(benched, chosen)
     for reference in found.values():
-        assert reference.tokens_BHW.shape == (1, height, width)
-        assert reference.logits_BNV.shape == (1, height * width, 32)
+        assert reference.tokens.shape == (1, height, width)
+        assert reference.logits.shape == (1, height * width, 32)
     for agreement in agreements(benched, chosen, found):
         assert agreement.num_cells == height * width and agreement.grid == f"{height}x{width}"
         assert agreement.greedy_agreement == agreement.drawn_agreement == 1.0
@@ -101,7 +101,7 @@ def test_another_head_gives_the_numbers_by_hand() -> None:
     """Two rows of the head change places: so do two logits of every raster prediction."""
     benched, chosen = subject(), plan(arms=("raster-eager",))
     reference = references(benched, chosen)["raster"]
-    tokens, logits = reference.tokens_BHW.flatten(), reference.logits_BNV[0]
+    tokens, logits = reference.tokens.flatten(), reference.logits[0]
     assert torch.equal(logits.argmax(-1), tokens), "what is drawn greedily is the argmax of what is predicted"
     first, second = int(tokens[0]), int(tokens[1:][tokens[1:] != tokens[0]][0])
     exchanged = torch.arange(32)
@@ -127,7 +127,7 @@ def test_fewer_bits_are_seen_and_little(dtype: torch.dtype, scheme: str | None) 
     cast = converted(benched, dtype, scheme)  # type: ignore[arg-type]
     assert (cast.model.dtype, cast.quantize, is_quantized(cast.model)) == (dtype, scheme, scheme is not None)
     for agreement in agreements(cast, chosen, found):
-        largest = max(reference.logits_BNV.abs().max().item() for reference in found.values())
+        largest = max(reference.logits.abs().max().item() for reference in found.values())
         assert 0 < agreement.mean_abs_difference < agreement.max_abs_difference < 0.3 * largest
         assert agreement.greedy_agreement > 0.5
     with pytest.raises(AssertionError, match="plain float32"):
@@ -155,7 +155,7 @@ def test_pixels_are_counted_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     changed[0, 2, 7, 1] += 2
     changed[0, 5, 0] -= 5
     assert changed.min() >= 0 and changed.max() <= 255, "the random image is far from black and white"
-    monkeypatch.setattr(Engine, "pixels", lambda self, tokens: from_uint8(changed.astype(np.uint8)))
+    monkeypatch.setattr(Engine, "pixels", lambda self, tokens, grid: from_uint8(changed.astype(np.uint8)))
     (agreement,) = agreements(benched, chosen, {"raster": reference})
     assert agreement.pixels is not None
     psnr_db = 10 * np.log10(255**2 / ((2**2 + 3 * 5**2) / (12 * 20 * 3)))

@@ -9,7 +9,8 @@ import torch
 
 from flashar_cli.benchmarking import arms, run
 from flashar_cli.benchmarking.plan import Batch
-from flashar_cli.benchmarking.reports.document import best_common_level
+from flashar_cli.benchmarking.reports.document import headline_of
+from flashar_cli.config import ModelConfig, Pruning
 from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -18,14 +19,25 @@ from flashar_cli.machine.memory import free_bytes
 from flashar_cli.machine.peaks import ArmMemory
 from flashar_cli.models.prefix.by_class import ClassEmbedder
 from tests.benchmarking.test_run import RATES, arm_of, plan, subject
+from tests.tiny_models import infinity_like_config, random_config
 
 CPU = torch.device("cpu")
 FOUR_ARMS = ("raster-packed", "flashar-packed", "raster-eager", "flashar-eager")
 
 
-def test_without_names_both_decoders_run_eagerly() -> None:
-    assert arms.choose_arms(None, CPU, False) == ("raster-eager", "flashar-eager")
-    assert arms.choose_arms(None, CPU, True) == ("upstream", "raster-eager", "flashar-eager")
+def test_without_names_the_decoders_of_the_headline_run_eagerly() -> None:
+    assert choose(None) == ("raster-eager", "flashar-eager")
+    assert choose(None, with_upstream=True) == ("upstream", "raster-eager", "flashar-eager")
+    scales = infinity_like_config()
+    assert choose(None, config=scales) == ("scale-eager",)
+    pruned = scales.with_fastvar(Pruning(ratios=((3, 0.5),)))
+    assert choose(None, config=pruned) == ("scale-eager", "fastvar-eager")
+    pruned = scales.with_fastvar(Pruning(ratios=((3, 0.5),), num_scales=4))
+    assert choose(None, config=pruned) == ("scale-eager", "truncate-eager", "fastvar-eager")
+
+
+def choose(text: str | None, with_upstream: bool = False, config: ModelConfig | None = None) -> tuple[str, ...]:
+    return arms.choose_arms(text, CPU, with_upstream, lambda: config or random_config(branch=False))
 
 
 @pytest.mark.parametrize(
@@ -41,14 +53,14 @@ def test_without_names_both_decoders_run_eagerly() -> None:
 )
 def test_bad_arms_are_one_line(text: str, message: str) -> None:
     with pytest.raises(FlasharError, match=message):
-        arms.choose_arms(text, CPU, False)
+        choose(text)
 
 
 def test_speedups_compare_the_same_level() -> None:
     names = ("raster-eager", "flashar-packed", "flashar-eager")
     batch = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0]
     assert [(ratio.arm, ratio.over) for ratio in batch.speedups] == [("flashar-eager", "raster-eager")]
-    assert best_common_level(batch.arms) == "eager"
+    assert headline_of(batch.arms) == ("flashar-eager", "raster-eager")
 
 
 @pytest.mark.parametrize("names", [FOUR_ARMS, FOUR_ARMS[::-1], FOUR_ARMS[2:] + FOUR_ARMS[:2]])
@@ -56,7 +68,7 @@ def test_the_headline_is_of_the_level_at_which_flashar_is_fastest(names: tuple[s
     batch = run.bench(subject(), replace(plan(repeats=1), arms=names), RATES).batches[0]
     times = {arm.name: arm.token_generation_s.median_s for arm in batch.arms}
     best = min(("eager", "packed"), key=lambda level: times[f"flashar-{level}"])
-    assert best_common_level(batch.arms) == best
+    assert headline_of(batch.arms) == (f"flashar-{best}", f"raster-{best}")
     assert batch.speedup == pytest.approx(times[f"raster-{best}"] / times[f"flashar-{best}"])
 
 

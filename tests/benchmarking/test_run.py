@@ -8,7 +8,7 @@ import torch
 from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.estimate import expected_s
 from flashar_cli.benchmarking.plan import Plan
-from flashar_cli.benchmarking.reports.document import ArmReport, BatchReport, best_common_level
+from flashar_cli.benchmarking.reports.document import ArmReport, BatchReport, headline_of
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch, random_tokenizer
 from flashar_cli.config import CaptionPrefix, Sampling, TextPrefix
 from flashar_cli.decoding.engine import Engine
@@ -34,8 +34,8 @@ def plan(batch_sizes: tuple[int, ...] = (1,), repeats: int = 2, cfg_scale: float
 
 def arm_of(batch: BatchReport, decoder: str) -> ArmReport:
     """The arm of a decoder at the level of the headline."""
-    level = best_common_level(batch.arms)
-    return next(arm for arm in batch.arms if (arm.decoder, arm.level) == (decoder, level))
+    names = headline_of(batch.arms) or ()
+    return next(arm for arm in batch.arms if arm.decoder == decoder and arm.name in names)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (3, 5), (5, 3), (4, 4)])

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def load(path: Path, res: int | None = None, random_weights: bool = False) -> subject.BenchModel:
-    return subject.load_subject(str(path), res, random_weights, CPU, torch.float32, 0)
+    return subject.load_subject(str(path), () if res is None else (res,), random_weights, CPU, torch.float32, 0)
 
 
 def test_checkpoint_keeps_its_branch(write_tiny_checkpoint: Callable[..., Path]) -> None:
@@ -63,7 +63,7 @@ def test_res_needs_a_tokenizer(write_tiny_checkpoint: Callable[..., Path]) -> No
 def test_preset_of_another_grid_is_refused_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject.hub, "resolve", lambda name: pytest.fail("looked for weights"))
     with pytest.raises(FlasharError, match="24x24"):
-        subject.load_subject("llamagen-xl", 512, False, CPU, torch.float32, 0)
+        subject.load_subject("llamagen-xl", (512,), False, CPU, torch.float32, 0)
 
 
 def test_missing_preset_suggests_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_missing_preset_suggests_random_weights(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(subject.hub, "resolve", offline)
     with pytest.raises(FlasharError, match="--random-weights"):
-        subject.load_subject("llamagen-b", None, False, CPU, torch.float32, 0)
+        subject.load_subject("llamagen-b", (), False, CPU, torch.float32, 0)
 
 
 def test_random_models_follow_the_seed(write_tiny_checkpoint: Callable[..., Path]) -> None:

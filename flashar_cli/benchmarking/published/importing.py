@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,32 +15,28 @@ from torch import nn
 
 from flashar_cli.errors import FlasharError
 
-FILES = MODEL_FILE, SAMPLER_FILE = "autoregressive/models/gpt.py", "autoregressive/models/generate.py"
-# Top-level names of a clone, folders without __init__.py; modules of these names are put back after the import.
-PACKAGES = ("autoregressive", "utils")
 # What code of another version or layout raises when it is imported, built or loaded.
 MISFITS = (ImportError, AttributeError, NameError, TypeError, ValueError, RuntimeError, KeyError, SyntaxError)
 
 
-def import_code(code: Path) -> tuple[ModuleType, ModuleType]:
-    """The modules of FILES in a folder, without the sampler's progress bar. What importing them changes is undone.
+def import_code(code: Path, packages: Sequence[str], needed: Mapping[str, Sequence[str]]) -> list[ModuleType]:
+    """Modules in a folder, by what is called of each. ``packages`` are the top-level names of the clone, folders or
+    files; modules of these names are put back after the import, and what importing changes is undone.
 
     Raises FlasharError for code that can't be imported, needs what is not installed, or lacks what is called.
     """
-    with unchanged_process(), _importing_from(code):
+    with unchanged_process(), _importing_from(code, packages):
         try:
-            gpt = importlib.import_module("autoregressive.models.gpt")
-            sampler = importlib.import_module("autoregressive.models.generate")
+            modules = [importlib.import_module(name) for name in needed]
         except ModuleNotFoundError as error:
             raise FlasharError(f"--upstream {code} needs the package {error.name}; install it") from None
         except MISFITS as error:
             raise FlasharError(f"--upstream {code} could not be imported: {one_line(error)}") from None
-    for module, name in ((gpt, "ModelArgs"), (gpt, "Transformer"), (sampler, "generate")):
-        if not hasattr(module, name):
-            raise FlasharError(f"--upstream {code} has no {name} in {module.__name__}; is it another version?")
-    if hasattr(sampler, "tqdm"):
-        sampler.__dict__["tqdm"] = lambda iterable, *_, **__: iterable
-    return gpt, sampler
+    for module, names in zip(modules, needed.values(), strict=True):
+        for name in names:
+            if not hasattr(module, name):
+                raise FlasharError(f"--upstream {code} has no {name} in {module.__name__}; is it another version?")
+    return modules
 
 
 @contextlib.contextmanager
@@ -73,19 +69,30 @@ def one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _importing_from(code: Path) -> Iterator[None]:
+def _importing_from(code: Path, packages: Sequence[str]) -> Iterator[None]:
     """``import`` finds the clone's packages in the clone alone; modules of their names are back afterwards."""
     # On sys.path an installed package of the same name would win over a folder without __init__.py.
-    hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in PACKAGES}
+    hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in packages}
     for name in hidden:
         del sys.modules[name]
-    for name in PACKAGES:
-        sys.modules[name] = package = ModuleType(name)
-        package.__path__ = [str(code / name)]
+    for name in packages:
+        sys.modules[name] = _package(code, name)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
             del sys.modules[name]
         sys.modules.update(hidden)
+
+
+def _package(code: Path, name: str) -> ModuleType:
+    """A folder as a package, of which nothing is run; or else a module of one file."""
+    module = ModuleType(name)
+    file = code / f"{name}.py"
+    if file.is_file():
+        module.__file__ = str(file)
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+    else:
+        module.__path__ = [str(code / name)]
+    return module

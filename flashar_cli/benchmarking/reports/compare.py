@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flashar_cli.benchmarking.reports.document import FASTER, SLOWER, BatchReport, BenchReport
+from flashar_cli.benchmarking.reports.document import HEADLINES, BatchReport, BenchReport
 from flashar_cli.config import Config, Sampling
 from flashar_cli.errors import FlasharError
 
@@ -158,7 +158,7 @@ def _numbers(batch: BatchReport, with_level: bool) -> Mapping[str, _Number]:
     numbers = {}
     for ratio in batch.speedups:
         pair = f"{labels[ratio.arm]} over {labels[ratio.over]}"
-        what = "speedup" if pair == f"{FASTER} over {SLOWER}" else f"speedup {pair}"
+        what = "speedup" if pair in [" over ".join(headline) for headline in HEADLINES] else f"speedup {pair}"
         numbers[what] = _Number(ratio.token_generation, "x", times_floor[ratio.arm])
     for arm in batch.arms:
         label = labels[arm.name]

@@ -19,8 +19,10 @@ from flashar_cli.machine.launches import Launches
 from flashar_cli.machine.rates import Rates
 from flashar_cli.machine.timing import quartiles
 
-# The decoders of the headline: one over the other.
+# The decoders of headlines: one over the other, of raster models and of next-scale models.
 FASTER, SLOWER = "flashar", "raster"
+HEADLINES = ((FASTER, SLOWER), ("fastvar", "scale"))
+BASELINES = tuple(slower for _, slower in HEADLINES)
 
 
 class Seconds(Config):
@@ -52,6 +54,10 @@ class ArmReport(Config):
     token_generation_s: Seconds = Field(description="prefix and decode")
     prefix_s: Seconds
     decode_s: Seconds
+    step_s: tuple[NonNegativeFloat, ...] | None = Field(
+        None,
+        description="of a next-scale model without graphs: medians from the logits of the scale before to each scale's",
+    )
     token_decode_s: Seconds | None = Field(description="tokens to pixels; null without a tokenizer")
     images_per_s: PositiveFloat = Field(description="batch size over the median token generation")
     warmup_s: tuple[NonNegativeFloat, ...] = Field(description="whole runs before the measured ones")
@@ -74,11 +80,17 @@ class Speedup(Config):
     floor: PositiveFloat = Field(description="ratio of the floors")
 
 
-def best_common_level(arms: Sequence[ArmReport]) -> str | None:
-    """Of the levels that raster and FlashAR both ran at, the one at which FlashAR's median is the lowest."""
-    slower_levels = {arm.level for arm in arms if arm.decoder == SLOWER}
-    common = [arm for arm in arms if arm.decoder == FASTER and arm.level in slower_levels]
-    return min(common, key=lambda arm: arm.token_generation_s.median_s).level if common else None
+def headline_of(arms: Sequence[ArmReport]) -> tuple[str, str] | None:
+    """The two arms of the headline: at the level, of those that both decoders ran at, at which the faster one's median
+    is the lowest.
+    """
+    for faster, slower in HEADLINES:
+        slower_levels = {arm.level for arm in arms if arm.decoder == slower}
+        common = [arm for arm in arms if arm.decoder == faster and arm.level in slower_levels]
+        if common:
+            level = min(common, key=lambda arm: arm.token_generation_s.median_s).level
+            return f"{faster}-{level}", f"{slower}-{level}"
+    return None
 
 
 class BatchReport(Config):
@@ -86,10 +98,13 @@ class BatchReport(Config):
 
     grid: str
     batch_size: int = Field(gt=0)
-    speedup: float | None = Field(gt=0, description="flashar over raster at the common level where flashar is fastest")
+    speedup: float | None = Field(
+        gt=0,
+        description="flashar over raster, or fastvar over scale, at the common level where the first is fastest",
+    )
     speedup_with_token_decode: PositiveFloat | None = Field(description="the same with tokens to pixels in both")
     speedups: tuple[Speedup, ...] = Field(
-        description="every decoder over raster at each level, every arm over upstream"
+        description="decoders of one model over each other at each level, every arm over upstream"
     )
     arms: tuple[ArmReport, ...] = Field(min_length=1)
 
@@ -112,7 +127,8 @@ class Subject(Config):
     weights: str = Field(description="'random weights' or 'sha256:...'")
     grid: str = Field(description="HxW tokens; several with commas between")
     num_parameters: Count
-    branch: str = Field(description="its layer, depth and gate")
+    branch: str | None = Field(description="its layer, depth and gate; null for a next-scale model")
+    fastvar: str | None = Field(None, description="what fastvar and truncate leave out")
     branch_added: bool = Field(description="the checkpoint had no branch; a fresh one was added")
 
 

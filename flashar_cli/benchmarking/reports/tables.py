@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flashar_cli.benchmarking.arms import UPSTREAM, split_arm
 from flashar_cli.benchmarking.published import PUBLICATIONS
 from flashar_cli.benchmarking.reports.document import (
-    SLOWER,
+    BASELINES,
     Agreement,
     ArmReport,
     BatchReport,
@@ -35,7 +35,7 @@ def arms(report: BenchReport) -> Table:
 
 
 def _over_raster(batch: BatchReport, arm: ArmReport) -> str:
-    own = [ratio for ratio in batch.speedups if ratio.arm == arm.name and split_arm(ratio.over)[0] == SLOWER]
+    own = [ratio for ratio in batch.speedups if ratio.arm == arm.name and split_arm(ratio.over)[0] in BASELINES]
     return f"{own[0].token_generation:.2f}" if own else ""
 
 

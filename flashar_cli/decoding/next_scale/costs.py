@@ -34,8 +34,8 @@ def scale_costs(config: NextScaleConfig, pruning: Pruning, work: Workload) -> li
         linear = part.num_layers * token_weights
         read_bytes = (linear + head_weights) * work.weight_bytes
         if work.quantized:
-            outputs = part.num_layers * part.token_outputs(config.cross_attention) + config.head_outputs
-            read_bytes = (linear + head_weights) * QUANTIZED_BYTES + outputs * SCALE_BYTES
+            outputs = part.num_layers * part.token_outputs(config.cross_attention)
+            read_bytes = linear * QUANTIZED_BYTES + outputs * SCALE_BYTES + head_weights * work.weight_bytes
         if scale == 0:
             read_bytes += others * work.weight_bytes
             flops += 2 * config.condition_products(work.prefix_length)

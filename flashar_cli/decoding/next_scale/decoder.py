@@ -22,13 +22,16 @@ from flashar_cli.nn.attention import attention_kernels
 class ScaleDecoder(Decoder):
     """Decodes as ``pruning`` says for a model; ``why_not`` says why a next-scale model can't."""
 
+    timed_by_step = True
+
     def __init__(
         self,
         name: str,
         pruning: Callable[[NextScaleConfig], Pruning],
         why_not: Callable[[NextScaleConfig], str | None] = lambda config: None,
+        baselines: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.pruning, self._why_not = name, pruning, why_not
+        self.name, self.pruning, self._why_not, self.baselines = name, pruning, why_not, baselines
 
     def obstacle(self, config: ModelConfig) -> str | None:
         if not isinstance(config, NextScaleConfig):
@@ -96,8 +99,11 @@ def _no_skipping(config: NextScaleConfig) -> str | None:
 
 
 SCALE = ScaleDecoder("scale", lambda config: Pruning())
-FASTVAR = ScaleDecoder("fastvar", lambda config: config.fastvar or Pruning(), _no_pruning)
-# The same scales skipped, and nothing pruned.
+# The same scales skipped as by FastVAR, and nothing pruned.
 TRUNCATE = ScaleDecoder(
-    "truncate", lambda config: Pruning(num_scales=config.fastvar and config.fastvar.num_scales), _no_skipping
+    "truncate",
+    lambda config: Pruning(num_scales=config.fastvar and config.fastvar.num_scales),
+    _no_skipping,
+    ("scale",),
 )
+FASTVAR = ScaleDecoder("fastvar", lambda config: config.fastvar or Pruning(), _no_pruning, ("scale", "truncate"))

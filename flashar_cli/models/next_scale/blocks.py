@@ -55,6 +55,13 @@ class Block(nn.Module):
         self.modulation = None if shared else nn.Linear(config.dim, 6 * config.dim)
         self.offsets = nn.Parameter(torch.zeros(1, 1, 6, config.dim)) if shared else None
 
+    @property
+    def token_layers(self) -> list[nn.Linear]:
+        """The linear layers that run on tokens."""
+        cross = self.cross_attention
+        own = [self.attention.wqkv, self.attention.wo, self.feed_forward.w1, self.feed_forward.w2]
+        return own if cross is None else [*own, cross.wq, cross.wo]
+
     @torch.no_grad()
     def scale_start(self, share: float, closed: bool) -> None:
         """Scales fresh weights: of what parts add by ``share``, of modulation by 0.5, that of ``closed`` gates by 1e-5

@@ -95,6 +95,14 @@ class NextScaleModel(TokenModel):
         shape = (2, num_rows, part.num_heads, num_keys, part.head_dim)
         return LayerCache(*torch.zeros(shape, device=self.device, dtype=self.dtype))
 
+    @property
+    def every_forward(self) -> nn.Module:
+        return self.head
+
+    @property
+    def step_layers(self) -> list[nn.Linear]:
+        return [layer for block in self.blocks for layer in block.token_layers]
+
     @torch.no_grad()
     def initialise(self, seed: int, zero_head: bool = True) -> None:
         """VAR's start (FoundationVision/VAR models/var.py init_weights): N(0, 1 / 3D) everywhere, but biases are 0 and

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashar_cli.benchmarking.published.importing import MODEL_FILE, SAMPLER_FILE
+from flashar_cli.benchmarking.published import AUTOREGRESSIVE
+
+MODEL_FILE, SAMPLER_FILE = AUTOREGRESSIVE
 
 MODEL = """
 from dataclasses import dataclass
@@ -102,7 +104,62 @@ def tqdm(iterable):
         print("a bar", file=sys.stderr)
         yield item
 """
+# Its head alone computes; a map is drawn at random, so that greedy tokens differ from ours.
+VAR_MODEL = """
+import torch
+from torch import nn
+import dist
+from models.helpers import sample_with_top_k_top_p_
+
+print("an import that talks")
+
+class VAR(nn.Module):
+    def __init__(self, vae, num_classes, depth, embed_dim, num_heads, mlp_ratio, norm_eps, shared_aln, attn_l2_norm,
+                 patch_nums):
+        super().__init__()
+        self.vae_proxy, self.patch_nums, self.dim = (vae,), patch_nums, embed_dim
+        self.head = nn.Linear(embed_dim, vae.vocab_size)
+        self.device = dist.get_device()
+
+    def load_state_dict(self, state, assign):
+        self.head.weight = nn.Parameter(state["head.weight"])
+
+    def autoregressive_infer_cfg(self, B, label_B, g_seed, cfg, top_k, top_p):
+        rng = torch.Generator().manual_seed(g_seed)
+        for side in self.patch_nums:
+            logits = self.head(torch.randn(B, side * side, self.dim, generator=rng))
+            sample_with_top_k_top_p_(logits, top_k=top_k, top_p=top_p, rng=rng, num_samples=1)
+        return self.vae_proxy[0].fhat_to_img(torch.zeros(B, 3, 4, 4)).add_(1)
+"""
+VQVAE = """
+import torch
+from torch import nn
+
+class VQVAE(nn.Module):
+    def __init__(self, vocab_size, z_channels, ch, quant_resi, share_quant_resi, v_patch_nums):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.quantize = nn.Module()
+        self.quantize.register_buffer("ema_vocab_hit_SV", torch.zeros(len(v_patch_nums), vocab_size))
+
+    def load_state_dict(self, state, assign):
+        assert len(state["quantize.ema_vocab_hit_SV"]) == len(self.quantize.ema_vocab_hit_SV)
+
+    def fhat_to_img(self, latent):
+        return latent
+"""
+HELPERS = """
+def sample_with_top_k_top_p_(logits, top_k, top_p, rng, num_samples):
+    return logits.topk(1).indices
+"""
 FILES = {
+    "var": {
+        "models/__init__.py": "raise RuntimeError('not to be run')",
+        "models/var.py": VAR_MODEL,
+        "models/vqvae.py": VQVAE,
+        "models/helpers.py": HELPERS,
+        "dist.py": "__device = 'cuda'\ndef get_device(): return __device",
+    },
     "llamagen": {MODEL_FILE: MODEL, SAMPLER_FILE: SAMPLER, "utils/drop_path.py": "MARK = 1"},
     "nar": {
         MODEL_FILE: NAR_MODEL,

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
-from flashar_cli.benchmarking.published.importing import import_code
+from flashar_cli.benchmarking.published import autoregressive, importing, var
 from flashar_cli.errors import FlasharError
 from tests.benchmarking.published.clones import write_clone
 
+CODE = {
+    "llamagen": (autoregressive.PACKAGES, autoregressive.NEEDED),
+    "nar": (autoregressive.PACKAGES, autoregressive.NEEDED),
+    "var": (var.PACKAGES, var.NEEDED),
+}
 
-@pytest.mark.parametrize("family", ["llamagen", "nar"])
+
+def import_code(clone: Path, family: str = "llamagen") -> list[ModuleType]:
+    return importing.import_code(clone, *CODE[family])
+
+
+@pytest.mark.parametrize("family", CODE)
 def test_import_leaves_no_trace(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method, path, names = torch.nn.Linear.reset_parameters, list(sys.path), set(sys.modules)
     threads, noise = torch.get_num_threads(), torch.get_rng_state()
-    import_code(write_clone(tmp_path, family))
+    import_code(write_clone(tmp_path, family), family)
     assert torch.nn.Linear.reset_parameters is method
     assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), noise)
     assert sys.path == path
-    assert not {name for name in set(sys.modules) - names if name.startswith(("autoregressive", "utils"))}
+    assert not {
+        name for name in set(sys.modules) - names if name.startswith(("autoregressive", "utils", "models", "dist"))
+    }
     captured = capsys.readouterr()
     assert captured.out == "" and "talks" in captured.err
 

@@ -13,9 +13,8 @@ import torch
 from flashar_cli.benchmarking import run
 from flashar_cli.benchmarking.estimate import expected_s, roofline
 from flashar_cli.benchmarking.plan import Batch, Plan
-from flashar_cli.benchmarking.published import decoder_of, upstream
-from flashar_cli.benchmarking.published.importing import MODEL_FILE, SAMPLER_FILE
-from flashar_cli.benchmarking.published.upstream import load_upstream
+from flashar_cli.benchmarking.published import AUTOREGRESSIVE, base, decoder_of
+from flashar_cli.benchmarking.published.loading import load_upstream
 from flashar_cli.benchmarking.reports import tables
 from flashar_cli.benchmarking.subject import BenchModel, ensure_branch
 from flashar_cli.config import BranchConfig, CaptionPrefix, RasterConfig, Sampling, TextPrefix
@@ -73,7 +72,7 @@ def test_upstream_takes_its_turn_on_the_very_weights(
     assert captured.out == "" and "a bar" not in captured.err
     assert report.settings.arms == ARMS
     assert report.upstream is not None and report.upstream.num_tokens == 16
-    assert set(report.upstream.files_sha256) == {MODEL_FILE, SAMPLER_FILE}
+    assert set(report.upstream.files_sha256) == set(AUTOREGRESSIVE)
     assert report.upstream.decoder == case.decoder
     assert f"our {case.decoder} decoder sampled" in " ".join(tables.remarks(report))
     for batch in report.batches:
@@ -89,7 +88,7 @@ def test_upstream_takes_its_turn_on_the_very_weights(
         assert batch.speedup == pytest.approx(
             by_name["raster-eager"].token_generation_s.median_s / by_name["flashar-eager"].token_generation_s.median_s
         )
-    built = published._model(benched.model, GRID)
+    built = published.model(benched, GRID)
     assert built.get_parameter(case.theirs).data_ptr() == benched.model.get_parameter(case.ours).data_ptr()
 
 
@@ -106,7 +105,7 @@ def test_roofline_and_estimate_take_upstream_for_the_decoder_it_is_like(case: Ca
 
 def test_the_clone_or_its_folder_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit is only told of a checkout of the clone itself, not of one around it."""
-    monkeypatch.setattr(upstream, "git", lambda *arguments: "the commit")
+    monkeypatch.setattr(base, "git", lambda *arguments: "the commit")
     benched = subject_of(config_of("nar"))
     batch = Batch.of(PLAN, benched.model, GRID, 1)
     top = tmp_path / "NAR"
