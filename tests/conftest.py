@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from flashar_cli.checkpoints import checkpoint
-from flashar_cli.config import TextPrefix
+from flashar_cli.config import NextScaleConfig, TextPrefix
 from flashar_cli.tokenizers import build_tokenizer
 from flashar_cli.tokenizers.text import open_text_tokenizer
 from flashar_cli.tokenizers.vq import VQTokenizer
-from tests.tiny_models import CAPTION_PREFIX, PROMPT_PREFIX, build_model, random_config
+from tests.tiny_models import CAPTION_PREFIX, PROMPT_PREFIX, build_model, build_scale_model, random_config
 from tests.tokenizers.text.vocabularies import write_vocabulary
 
 
@@ -50,6 +50,19 @@ def write_tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         torch.manual_seed(0)
         tokenizer = None if config.tokenizer is None else VQTokenizer(config.tokenizer).state_dict()
         checkpoint.save(tmp_path / name, config, build_model(config).state_dict(), tokenizer)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def write_scale_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint of a next-scale config, with random weights, and returns its directory."""
+
+    def write(config: NextScaleConfig, name: str = "scales") -> Path:
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(config.tokenizer).state_dict()
+        checkpoint.save(tmp_path / name, config, build_scale_model(config).state_dict(), tokenizer)
         return tmp_path / name
 
     return write

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 import flashar_cli
+from flashar_cli.config import Pruning
+from flashar_cli.decoding.next_scale.maps import TokenMaps
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
+from flashar_cli.models.prefix import Conditions
 from flashar_cli.tokenizers.pixels import to_uint8
+from tests.tiny_models import infinity_like_config, var_like_config
 
 
 def test_generate_and_logits(write_tiny_checkpoint):
@@ -108,3 +113,62 @@ def test_what_only_prompts_take(write_tiny_checkpoint):
         model.generate([1], negative_prompts=["a"])
     with pytest.raises(FlasharError, match="the grid is 4x5, but this model makes images of 4x4"):
         model.generate([1], grid=(4, 5))
+
+
+def captions(lengths):
+    """Features and mask of captions for ``infinity_like_config``."""
+    features = torch.randn(len(lengths), max(lengths), 16, generator=torch.Generator().manual_seed(0))
+    return {"caption_features": features, "caption_mask": (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])}
+
+
+PRUNING = Pruning(ratios=((3, 0.5),), first_layer=1, num_scales=4)
+
+
+@pytest.mark.parametrize("decoder", ("scale", "truncate", "fastvar"))
+def test_next_scale_models(write_scale_checkpoint, decoder):
+    path = str(write_scale_checkpoint(infinity_like_config()))
+    model, shown = flashar_cli.load(path, fastvar=PRUNING), captions([4, 6])
+    made = model.generate(**shown, decoder=decoder, temperature=0)
+    num_tokens = 54 if decoder == "scale" else 26
+    assert made.tokens.shape == (2, num_tokens, 3) and made.tokens.dtype == torch.uint8
+    assert made.images.shape == (2, 14, 8, 3)
+    logits = model.logits(made.tokens, **shown, decoder=decoder)
+    assert logits.shape == (2, num_tokens, 3, 2) and torch.equal(logits.argmax(-1).byte(), made.tokens)
+    assert np.abs(model.images(made.tokens).astype(int) - made.images).max() <= 1
+
+
+def test_logits_of_all_scales_are_those_of_one_forward(write_scale_checkpoint):
+    model = flashar_cli.load(str(write_scale_checkpoint(var_like_config())))
+    tokens = torch.randint(32, (2, 36), generator=torch.Generator().manual_seed(1))
+    maps = TokenMaps(model.config, model.tokenizer.quantizer, model.config.scales(Grid(3, 5)))
+    with torch.no_grad():
+        forced = model.model(maps.inputs(tokens), Conditions(labels=torch.tensor([1, 2])), Grid(3, 5))
+    torch.testing.assert_close(model.logits(tokens, [1, 2]), forced, atol=1e-4, rtol=0)
+
+
+def test_other_images_of_a_next_scale_model(write_scale_checkpoint):
+    model, shown = flashar_cli.load(str(write_scale_checkpoint(infinity_like_config()))), captions([4])
+    made = model.generate(**shown, grid=(3, 8))
+    assert made.images.shape == (1, 6, 16, 3)
+    assert np.abs(model.images(made.tokens, grid=(3, 8)).astype(int) - made.images).max() <= 1
+    assert model.logits(made.tokens, **shown, grid=(3, 8)).shape == (1, 48, 3, 2)
+    for call, words in (
+        (lambda: model.generate(**shown, grid=(9, 9)), "the grid is 9x9, for which this model has no schedule"),
+        (lambda: model.generate(**shown, decoder="fastvar"), "pass --fastvar"),
+        (lambda: model.generate(**shown, decoder="truncate"), "pass --fastvar-scales"),
+        (lambda: model.generate(**shown, decoder="raster"), "this model predicts whole maps"),
+        (lambda: model.generate([1]), "caption-conditional"),
+        (lambda: model.images(made.tokens), "expected those of the first one or more scales"),
+        (lambda: model.images(made.tokens + 2, grid=(3, 8)), "tokens range over"),
+        (lambda: model.logits(made.tokens, **shown), "the tokens of an image are"),
+        (lambda: model.logits(made.tokens + 2, **shown, grid=(3, 8)), r"expected 0\.\.1"),
+    ):
+        with pytest.raises(FlasharError, match=words):
+            call()
+    with pytest.raises(FlasharError, match="layer 27 is to drop tokens"):
+        flashar_cli.load(str(write_scale_checkpoint(infinity_like_config(), "other")), fastvar="infinity-released")
+
+
+def test_a_raster_model_has_no_fastvar(write_tiny_checkpoint):
+    with pytest.raises(FlasharError, match="FastVAR drops tokens of whole maps"):
+        flashar_cli.load(str(write_tiny_checkpoint()), fastvar=PRUNING)

@@ -37,7 +37,7 @@ def references(subject: BenchModel, plan: Plan) -> dict[str, Reference]:
     """The reference of each decoder of the plan, kept on the CPU, so that the model can be cast in place afterwards."""
     model = subject.model
     assert model.dtype == torch.float32 and not is_quantized(model), "the reference is plain float32"
-    engine, found = Engine(model), {}
+    engine, found = Engine(model, subject.tokenizer), {}
     for decoder in dict.fromkeys(decoder for _, decoder, _ in our_arms(plan.arms)):
         tokens = _greedy_tokens(engine, plan, decoder)
         logits = _logits(engine, plan, decoder, tokens)
@@ -77,7 +77,7 @@ def _agreement(name: str, engine: Engine, plan: Plan, decoder: str, reference: R
 
 
 def _image(subject: BenchModel, tokens: Tensor, grid: Grid) -> NDArray[np.uint8] | None:
-    if subject.tokenizer is None:
+    if not subject.makes_pixels:
         return None
     # By default cuDNN's convolutions round their inputs to TensorFloat-32.
     allowed = torch.backends.cudnn.allow_tf32

@@ -102,7 +102,7 @@ def engine_of(subject: BenchModel, level: str, kernels: Sequence[SDPBackend] = D
     def refuse(reason: str) -> None:
         raise FlasharError(f"the level {level} can't be had for {subject.name} here: {reason}; leave its arms out")
 
-    return Engine(subject.model, subject.tokenizer, level, refuse, kernels)
+    return Engine(subject.model, subject.tokenizer, level, refuse, kernels, subject.makes_pixels)
 
 
 def prepare(subject: BenchModel, name: str, batch: Batch, kernels: Sequence[SDPBackend] = DECODING_KERNELS) -> Sampler:
@@ -121,7 +121,7 @@ def prepare(subject: BenchModel, name: str, batch: Batch, kernels: Sequence[SDPB
 
     with counted_calls(counted, lambda: on_gpu and torch.cuda.is_current_stream_capturing()) as num_captured:
         sample(lambda: None)  # compiles and captures
-    to_pixels = None if subject.tokenizer is None else partial(engine.pixels, grid=batch.grid)
+    to_pixels = partial(engine.pixels, grid=batch.grid) if subject.makes_pixels else None
     # A replayed graph calls no module: its forwards are those that were captured. While operators are counted on a
     # CPU, PyTorch runs the original code of what was compiled.
     graphed = num_captured[0] > 0

@@ -45,7 +45,7 @@ def roofline(subject: BenchModel, plan: Plan, rates: Rates) -> Table:
 def expected_s(subject: BenchModel, plan: Plan) -> float:
     """Expected seconds of ``bench``, on the long side: every level counts as eager, every step as the largest one."""
     device, total = subject.model.device, 0.0
-    decode_pixels = None if subject.tokenizer is None else pixel_decoder_of(subject.model, subject.tokenizer)
+    decode_pixels = pixel_decoder_of(subject.model, subject.tokenizer) if subject.makes_pixels else None
     for grid in plan.grids:
         for size in plan.batch_sizes:
             try:

@@ -101,7 +101,7 @@ def refuse_what_cannot_fit(subject: BenchModel, plan: Plan) -> None:
 
 def bytes_per_image(subject: BenchModel, plan: Plan) -> int:
     """An estimate of what each image of a batch takes on the largest grid, with the caches of all arms."""
-    model, with_pixels = subject.model, subject.tokenizer is not None
+    model, with_pixels = subject.model, subject.makes_pixels
     work = Batch.of(plan, model, plan.largest_grid, 1).workload(model)
     decoders = decoders_of(model.config)
     return max(decoder.image_bytes(model.config, work, len(plan.arms), with_pixels) for decoder in decoders)

@@ -104,7 +104,7 @@ def describe(subject: BenchModel, plan: Plan) -> Subject:
 
 def settings_of(subject: BenchModel, plan: Plan) -> Settings:
     """How it is benched."""
-    model, with_pixels = subject.model, subject.tokenizer is not None
+    model, with_pixels = subject.model, subject.makes_pixels
     return Settings(
         **plan.sampling.model_dump(),
         device=model.device.type,

@@ -24,6 +24,7 @@ from flashar_cli.benchmarking.subject import (
     grid_of_res,
     load_subject,
 )
+from flashar_cli.config import ModelConfig, NextScaleConfig
 from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.decoding.quantize import Scheme, check_scheme
 from flashar_cli.errors import FlasharError
@@ -73,7 +74,7 @@ class Session:
         """
         is_random, sides = random_weights or model is None, res or ()
         name = model or ("llamagen-xl" if device.type == "cuda" else "llamagen-b")
-        names = choose_arms(arms, device, upstream is not None, lambda: config_of(name))
+        names = choose_arms(arms, device, upstream is not None, lambda: _asked(config_of(name), choose_pruning))
         if quantize is not None and upstream is not None:
             raise FlasharError(f"--quantize {quantize} changes the weights that --upstream runs on; bench them apart")
         if quantize is not None:
@@ -85,7 +86,7 @@ class Session:
         loaded_dtype = torch.float32 if compared else dtype
         subject = load_subject(name, sides, is_random, device, loaded_dtype, seed, layers, choose_pruning)
         if no_pixels:
-            subject = replace(subject, tokenizer=None)
+            subject = replace(subject, wants_pixels=False)
         config = subject.model.config
         for _, decoder, _ in our_arms(names):
             choose_decoder(config, decoder)
@@ -125,3 +126,9 @@ class Session:
     def run(self, rates: Rates, on_run: Callable[[], None], on_batch: Callable[[BenchReport], None]) -> BenchReport:
         """Measures; ``on_run`` and ``on_batch`` as in ``run.bench``."""
         return bench(self.subject, self.plan, rates, on_run, self.upstream, self.agreements, on_batch)
+
+
+def _asked(config: ModelConfig, choose_pruning: PruningChoice) -> ModelConfig:
+    """A config with what is asked of FastVAR, not checked yet."""
+    pruning = choose_pruning(config) if isinstance(config, NextScaleConfig) else None
+    return config if pruning is None else config.model_copy(update={"fastvar": pruning})

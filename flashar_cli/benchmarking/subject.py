@@ -30,10 +30,16 @@ class BenchModel:
 
     name: str
     model: TokenModel
-    tokenizer: Any  # None: nothing is turned into pixels
+    tokenizer: Any  # None where the checkpoint has none
     weights: str  # "random weights" or "sha256:..."
     branch_added: bool
     quantize: Scheme | None = None
+    wants_pixels: bool = True
+
+    @property
+    def makes_pixels(self) -> bool:
+        """Whether tokens are turned into pixels."""
+        return self.wants_pixels and self.tokenizer is not None
 
 
 def load_subject(
@@ -71,13 +77,13 @@ def load_subject(
     config = config_of(name)
     if sides:
         config = config.with_grids([grid_of_res(config, side) for side in sides])
+    if (pruning := choose_pruning(config)) is not None:
+        config = config.with_fastvar(pruning)
     if layers is not None:
         if layers > config.num_layers:
             raise FlasharError(f"--layers is {layers}; expected at most {config.num_layers}, the blocks of this model")
         name = f"{name}, {layers} of {config.num_layers} layers"
         config = config.with_layers(layers)
-    if (pruning := choose_pruning(config)) is not None:
-        config = config.with_fastvar(pruning)
     refuse_too_large(_whole(config), f"{name} with random weights", device, dtype)
     model = random_model(config, device, dtype, seed)
     tokenizer = None if config.tokenizer is None else random_tokenizer(config.tokenizer, device, seed)

@@ -202,6 +202,8 @@ def command(
     if len(report.settings.arms) > 2 or report.upstream is not None:
         output.table("one arm over another", *tables.speedups(report))
         output.note(tables.SPEEDUP_REMARK)
+    if (by_scale := tables.steps(report))[1]:
+        output.table(tables.STEPS_TITLE, *by_scale)
     for line in tables.remarks(report):
         output.note(line)
     files.write(report)

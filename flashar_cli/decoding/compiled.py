@@ -15,7 +15,9 @@ from torch import Tensor
 
 from flashar_cli.decoding.failures import OptimisationFailed, give_up
 from flashar_cli.decoding.forwards import Forwards, StandIn, joined_products
+from flashar_cli.models.base import TokenModel
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.next_scale.model import NextScaleModel
 from flashar_cli.nn.attention import flex_takes
 from flashar_cli.nn.kv_cache import LayerCache
 from flashar_cli.nn.layers import Attention, Block, RMSNorm
@@ -34,15 +36,32 @@ class Stream(NamedTuple):
     update: Tensor
 
 
-def compiled_parts(model: FlasharModel, others: Sequence[StandIn] = ()) -> Forwards:
-    """A step's parts through ``torch.compile``: embedding, one block, norm, and heads with gate and guidance.
+def compiled_parts(model: TokenModel) -> Forwards:
+    """A step's parts through ``torch.compile``. Where compiling fails, using the parts raises OptimisationFailed;
+    nothing falls back to eager code unnoticed. Sampling stays eager, because compiled cumulative sums round differently
+    and the tokens must be the same at every level.
+    """
+    if isinstance(model, NextScaleModel):
+        return Forwards(list(_parts_of_scales(model)), _compiling)
+    assert isinstance(model, FlasharModel), "a model of a known kind"
+    return _parts_of_steps(model)
+
+
+def _parts_of_scales(model: NextScaleModel) -> Iterator[StandIn]:
+    """Each part of a block with its norm and modulation: between them FastVAR may select tokens. Compiled once for all
+    blocks.
+    """
+    for block in model.blocks:
+        for part in block.parts:
+            yield block, part.__name__, _compile(part)
+
+
+def _parts_of_steps(model: FlasharModel, others: Sequence[StandIn] = ()) -> Forwards:
+    """Embedding, one block, norm, and heads with gate and guidance.
 
     Each part is compiled once for all blocks or norms, so a deep model compiles as fast as a shallow one. A block hands
-    on its last sum unmade and the next block makes it, so compiling a whole step would fuse no more than this. Sampling
-    stays eager, because compiled cumulative sums round differently and the tokens must be the same at every level.
-
-    Products of the same input are joined. ``others`` stand in beside them. Where compiling fails, using the parts
-    raises OptimisationFailed; nothing falls back to eager code unnoticed.
+    on its last sum unmade and the next block makes it, so compiling a whole step would fuse no more than this. Products
+    of the same input are joined. ``others`` stand in beside them.
     """
     norms = [model.backbone.norm, *([] if model.branch is None else [model.branch.norm])]
     stand_ins: list[StandIn] = [
@@ -60,8 +79,10 @@ def compiled_parts(model: FlasharModel, others: Sequence[StandIn] = ()) -> Forwa
     return Forwards(stand_ins, _compiling)
 
 
-def flex_obstacle(model: FlasharModel) -> str | None:
+def flex_obstacle(model: TokenModel) -> str | None:
     """Why FlexAttention cannot decode this model here, in one line; None where no reason is known."""
+    if not isinstance(model, FlasharModel):
+        return "FlexAttention stands in for the attention of a few tokens at a time; whole maps keep SDPA's"
     if model.prefix.masks_keys:
         return f"a {model.config.prefix.noun} needs a key mask at every step, which FlexAttention does not take here"
     if model.device.type != "cuda":
@@ -75,7 +96,7 @@ def flex_obstacle(model: FlasharModel) -> str | None:
 def parts_with_flex(model: FlasharModel) -> Forwards:
     """``compiled_parts`` with FlexAttention in every attention that needs no mask."""
     modules = [module for module in model.modules() if isinstance(module, Attention)]
-    return compiled_parts(model, [(module, "attend", partial(_flex_attend, module)) for module in modules])
+    return _parts_of_steps(model, [(module, "attend", partial(_flex_attend, module)) for module in modules])
 
 
 def _flex_attend(module: Attention, q_BAQE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None) -> Tensor:

@@ -32,7 +32,8 @@ class Engine:
     ``optimisation`` is a level of ``levels.LEVELS``. On CUDA a graphed level captures the first batch of each key of a
     static decoder and replays it for later ones. Where the level cannot run here, the engine tells ``explain`` the
     reason once, in one line, and falls back to eager decoding, unless ``explain`` raises. Running out of memory is
-    raised as it is. ``kernels`` are those that SDPA may run. Raises FlasharError for an unknown level.
+    raised as it is. ``kernels`` are those that SDPA may run. Without ``with_pixels`` only tokens are made, for which the
+    tokenizer of a next-scale model is needed too. Raises FlasharError for an unknown level.
     """
 
     def __init__(
@@ -42,10 +43,13 @@ class Engine:
         optimisation: str = "eager",
         explain: Callable[[str], None] = lambda reason: None,
         kernels: Sequence[SDPBackend] = DECODING_KERNELS,
+        with_pixels: bool = True,
     ) -> None:
         self.level = get_level(optimisation)
         self.model, self.tokenizer = model, tokenizer
-        self.pixel_decoder: PixelDecoder | None = None if tokenizer is None else pixel_decoder_of(model, tokenizer)
+        self.pixel_decoder: PixelDecoder | None = None
+        if with_pixels and tokenizer is not None:
+            self.pixel_decoder = pixel_decoder_of(model, tokenizer)
         self._explain, self._kernels = explain, kernels
         self._plan: Plan | None = None
         self._graphs: dict[PlanKey, GraphedPlan] = {}
@@ -101,7 +105,7 @@ class Engine:
     @torch.inference_mode()
     def pixels(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         """Tokens of ``decode``, of images of a grid -> float32 [B, 3, height, width], about [-1, 1], not clamped."""
-        assert self.pixel_decoder is not None, "the engine was made without a tokenizer"
+        assert self.pixel_decoder is not None, "the engine was made without pixels"
         latest = self._latest
         if latest is not None and latest.tokens.shape == tokens.shape and grid in (None, latest.plan.key.grid):
             return latest.pixels(tokens)
@@ -129,7 +133,7 @@ class Engine:
         size = grid or self.model.config.order_grid
         uniform = torch.zeros(len(conditions), self.model.config.num_draws(size))
         tokens = self.decode(decoder, conditions, sampling, uniform, grid=size)
-        if self.tokenizer is not None:
+        if self.pixel_decoder is not None:
             self.pixels(tokens, size)
 
     def _optimised(self, work: Callable[[], None]) -> None:

@@ -169,7 +169,7 @@ def test_pixels_are_counted_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     header, ((*_, dtype, share, largest, psnr),) = tables.agreements([agreement])
     assert len(header) == 9
     assert (dtype, share, largest, psnr) == ("float32", "0.83%", "5 of 255", f"{psnr_db:.1f}")
-    monkeypatch.setattr(Engine, "pixels", lambda self, tokens: torch.full((1, 3, 12, 20), torch.nan))
+    monkeypatch.setattr(Engine, "pixels", lambda self, tokens, grid: torch.full((1, 3, 12, 20), torch.nan))
     with pytest.raises(FlasharError, match="pixels in float32 are not finite"):
         agreements(benched, chosen, {"raster": reference})
 

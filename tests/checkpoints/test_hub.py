@@ -85,13 +85,15 @@ def test_a_file_is_not_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_build_on_the_meta_device(name):
-    from flashar_cli.models.flashar import FlasharModel
+    from flashar_cli.models import build_model
 
     config = PRESETS[name].config()
     with torch.device("meta"):
-        model = FlasharModel(config)
-    # Published sizes: LlamaGen's table gives 111 M, 343 M, 775 M, 1.4 B and 3.1 B.
-    millions = sum(parameter.numel() for parameter in model.backbone.parameters()) / 1e6
+        model = build_model(config)
+    part = getattr(model, "backbone", model)
+    # Published sizes: LlamaGen's table gives 111 M, 343 M, 775 M, 1.4 B and 3.1 B, VAR's 310 M, 600 M, 1.0 B, 2.0 B and
+    # 2.3 B, Infinity's 2 B and 8 B (with two decimals, of upstream's own modules).
+    millions = sum(parameter.numel() for parameter in part.parameters()) / 1e6
     # Janus: 24 * (4 * 2048^2 + 3 * 2048 * 5632) and 30 * (4 * 4096^2 + 3 * 4096 * 11008), and a head of 38 and 84 M.
     # Emu3.5: 64 * (5120 * 80 * 128 + 8192 * 5120 + 3 * 5120 * 25600), and twice 131072 * 5120.
     published = {
@@ -104,6 +106,13 @@ def test_presets_build_on_the_meta_device(name):
         "7b": 6172,
         "image": 32548,
         "flashar": 32548,
+        "d16": 310,
+        "d20": 600,
+        "d24": 1033,
+        "d30": 2006,
+        "d36": 2353,
+        "2b": 2204,
+        "8b": 8337,
     }
     published = published[name.split("-")[-1]]
     assert millions == pytest.approx(published, rel=0.02)

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashar_cli.config import NextScaleConfig, parse_config
+from flashar_cli.config import NextScaleConfig, Pruning, parse_config
 from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
 from flashar_cli.inputs.text import one_line
 from flashar_cli.models.next_scale.model import NextScaleModel
 from tests.config.test_model import places
@@ -88,3 +89,43 @@ def test_what_a_token_is():
     assert (var.token_shape, var.num_choices, var.num_options, var.head_outputs, var.token_dim) == ((), 1, 32, 32, 4)
     assert (patches.token_shape, patches.num_choices, patches.num_options) == ((12,), 12, 2)
     assert (patches.head_outputs, patches.token_dim, patches.pixels_per_token) == (24, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "sides"),
+    (
+        (Grid(6, 6), (1, 2, 3, 4, 6)),
+        (Grid(5, 5), (1, 2, 3, 4, 5)),  # a published one, cut
+        (Grid(8, 8), (1, 2, 3, 4, 6, 8)),
+        (Grid(11, 11), (1, 2, 3, 4, 6, 7, 9, 11)),  # 6 * (11 / 6) ** (1 / 3) = 7.3
+    ),
+)
+def test_a_schedule_for_any_square(grid, sides):
+    config = infinity_like_config().with_grids([grid])
+    assert config.scales(config.order_grid) == tuple(Grid(side, side) for side in sides)
+    assert config.transformer.num_levels >= len(sides)
+    parse_config(json.loads(config.model_dump_json()), "config.json")
+
+
+def test_a_schedule_of_the_nearest_shape():
+    scales = infinity_like_config().with_grids([Grid(4, 10)]).scales(Grid(4, 10))
+    assert scales == (Grid(1, 1), Grid(1, 3), Grid(2, 4), Grid(2, 6), Grid(3, 8), Grid(4, 10))
+
+
+def test_settings_stay_as_far_from_the_end_of_a_longer_schedule():
+    config = infinity_like_config().with_fastvar(Pruning(ratios=((3, 0.5),), num_scales=4))
+    assert config.with_grids([Grid(8, 8)]).fastvar == Pruning(ratios=((4, 0.5),), num_scales=5)
+    assert config.with_grids([Grid(5, 3)]).fastvar == config.fastvar
+    with pytest.raises(FlasharError, match="no schedule for 8x8; make images of that grid alone"):
+        config.with_grids([Grid(7, 4), Grid(8, 8)])
+    both = config.with_grids([Grid(5, 3), Grid(7, 4)])
+    assert both.order_grid == Grid(5, 3) and both.schedules == config.schedules
+
+
+def test_fewer_layers():
+    config = infinity_like_config().with_fastvar(Pruning(ratios=((3, 0.5),), first_layer=1, last_layer=2))
+    fewer = config.with_layers(1)
+    assert fewer.num_layers == 1 and fewer.fastvar.layers(1) == range(1)
+    assert count(fewer) == fewer.num_weights
+    with pytest.raises(FlasharError, match="layer 27 is to drop tokens; this model has layers 0 to 2"):
+        config.with_fastvar(Pruning(last_layer=27))

@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flashar_cli.config import BSQConfig
+from flashar_cli.families import get_family
+from flashar_cli.tokenizers import build_tokenizer
 from tests.parity.fixtures import read_fixture
 from tests.parity.next_scale import has_bits
 
@@ -17,7 +20,12 @@ LABELS = "greedy_cfg"
 
 def write_upstream(fixture, folder):
     """Files in upstream's layout, with the constants that its checkpoints have."""
-    state, tokenizer = fixture.upstream_state(), fixture.tokenizer_state()
+    state = fixture.upstream_state()
+    if "vae_state_dict_shapes" in fixture.meta:
+        tokenizer = fixture.tokenizer_state()
+    else:  # FastVAR's has bits alone
+        random = build_tokenizer(BSQConfig(num_bits=4, channels=32))
+        tokenizer = get_family("infinity").tokenizer_to_upstream(random.state_dict())
     constants = {
         name.replace("v_bias", "zero_k_bias"): torch.zeros_like(state[name])
         for name in state
@@ -96,8 +104,7 @@ def test_greedy_bits_of_infinity(converted, run, tmp_path, run_cli):
     padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     mask = (torch.arange(max(lens)) < torch.tensor(lens)[:, None]).float()
     save_file({"caption_features": padded, "caption_mask": mask}, tmp_path / "captions.safetensors")
-    grid, schedule = told["schedule"][-1], ",".join(map(str, told["cfg_list"]))
-    options = ["--cfg-schedule", schedule]
+    grid, options = told["schedule"][-1], ["--cfg-schedule", ",".join(map(str, told["cfg_list"]))]
     made = run_cli(
         "generate", model, "--caption-features", tmp_path / "captions.safetensors", "--grid", f"{grid[1]}x{grid[2]}",
         "--temperature", 0, *options, "--tokens-out", tmp_path / "t.npz",
@@ -106,4 +113,31 @@ def test_greedy_bits_of_infinity(converted, run, tmp_path, run_cli):
     with np.load(tmp_path / "t.npz") as maps:
         for index, name in enumerate(maps):
             expected = fixture.tensors[f"{run}_bits_{index}"].numpy()
+            assert np.array_equal(maps[name].reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("converted", ("fastvar_infinity_small",), indirect=True)
+@pytest.mark.parametrize("pruned", (True, False), ids=("fastvar", "truncate"))
+def test_greedy_bits_of_fastvar(converted, pruned, tmp_path, run_cli):
+    fixture, model = converted
+    meta = fixture.meta
+    features = fixture.tensors["features"].split(meta["lens"])
+    padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
+    mask = (torch.arange(max(meta["lens"])) < torch.tensor(meta["lens"])[:, None]).float()
+    save_file({"caption_features": padded, "caption_mask": mask}, tmp_path / "captions.safetensors")
+    settings = tmp_path / "released.toml"
+    settings.write_text(
+        "ratios = [[9, 0.4], [10, 0.5]]\nfirst_layer = 3\nlast_layer = 5\ncached_scale = 8\nnum_scales = 11\n"
+    )
+    made = run_cli(
+        "generate", model, "--caption-features", tmp_path / "captions.safetensors", "--temperature", 0,
+        "--cfg-schedule", ",".join(map(str, meta["cfg_list"])), "--fastvar", settings,
+        "--decoder", "fastvar" if pruned else "truncate", "--grid", "64x64", "--tokens-out", tmp_path / "t.npz",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    with np.load(tmp_path / "t.npz") as maps:
+        assert len(maps) == 11
+        for index, name in enumerate(maps):
+            published = f"bits_{index}" if pruned else f"noprune_bits_{index}"
+            expected = fixture.tensors.get(published, fixture.tensors[f"bits_{index}"]).numpy()
             assert np.array_equal(maps[name].reshape(expected.shape), expected)

@@ -166,7 +166,7 @@ class AutoregressiveUpstream(Upstream):
             return torch.as_tensor(tokens).long().reshape(-1, grid.height, grid.width)
 
         # Token decode as the published samplers have it: float32, eager, no check of the tokens.
-        to_pixels = None if subject.tokenizer is None else subject.tokenizer.decode_unchecked
+        to_pixels = subject.tokenizer.decode_unchecked if subject.makes_pixels else None
         return Sampler(sample, to_pixels, model)
 
     @torch.inference_mode(False)

@@ -116,12 +116,10 @@ class VARUpstream(Upstream):
                 images: Tensor = vae.fhat_to_img(latents[0])
             return images
 
-        return Sampler(sample, to_pixels, model.head, marks_steps=True)
+        return Sampler(sample, to_pixels if subject.makes_pixels else None, model.head, marks_steps=True)
 
     @torch.inference_mode(False)
     def build(self, model: NextScaleModel, tokenizer: ScaleTokenizer, grid: Grid) -> nn.Module:
-        if tokenizer is None:
-            raise FlasharError("--upstream: VAR's sampler ends with pixels; leave --no-pixels out")
         config, part = model.config, model.config.transformer
         own, sides = config.tokenizer, tuple(scale.height for scale in config.scales(grid))
         assert isinstance(own, MultiScaleVQConfig) and isinstance(config.prefix, ClassPrefix), "of a VAR model"

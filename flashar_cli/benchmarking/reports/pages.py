@@ -55,6 +55,8 @@ def _tables(report: BenchReport) -> list[tuple[str, tables.Table, list[str]]]:
         ("One arm over another", tables.speedups(report), ratio_remarks),
         ("Floor", tables.floors(report), []),
     ]
+    if (by_scale := tables.steps(report))[1]:
+        found.append((tables.STEPS_TITLE.capitalize(), by_scale, []))
     if report.agreements:
         agreed = tables.agreements(report.agreements)
         found.insert(1, (tables.AGREEMENT_TITLE.capitalize(), agreed, [tables.AGREEMENT_REMARK]))

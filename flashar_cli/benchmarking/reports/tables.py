@@ -67,6 +67,20 @@ def speedups(report: BenchReport) -> Table:
     return header, rows
 
 
+STEPS_TITLE = "milliseconds of each scale"
+
+
+def steps(report: BenchReport) -> Table:
+    """The milliseconds of each scale of next-scale models; no rows for other models and graphs."""
+    timed = [(batch, arm, arm.step_s) for batch in report.batches for arm in batch.arms if arm.step_s is not None]
+    count = max((len(seconds) for *_, seconds in timed), default=0)
+    rows = []
+    for batch, arm, seconds in timed:
+        cells = [f"{1000 * each:.1f}" for each in seconds] + ["-"] * (count - len(seconds))
+        rows.append([batch.grid, str(batch.batch_size), arm.name, *cells])
+    return ["grid", "batch", "arm", *map(str, range(count))], rows
+
+
 UPSTREAM_RUNS = "eager, uncompiled"
 SPEEDUP_REMARK = (
     "floors: the ratio of the two floors, which is no ceiling: a ratio above it means that the slower arm is further "

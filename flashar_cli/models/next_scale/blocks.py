@@ -6,8 +6,7 @@ The residual stream and what modulates it are float32, products have the dtype o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +33,12 @@ class Given(NamedTuple):
     start: int = 0
 
 
-# What is added to the residual stream [R, S, D] of some tokens, in its dtype.
-Part = Callable[[Tensor, Given], Tensor]
+class Part(Protocol):
+    """What is added to the residual stream [R, S, D] of some tokens, in its dtype."""
+
+    __name__: str
+
+    def __call__(self, x_RSD: Tensor, given: Given, /) -> Tensor: ...
 
 
 class Block(nn.Module):

@@ -77,9 +77,12 @@ def test_what_upstream_can_not_run(tmp_path: Path) -> None:
     ):
         with pytest.raises(FlasharError, match=words):
             published.check_sampling(SAMPLING.changed(**changes))
-    subject = replace(subject_of(config_of()), tokenizer=None)
-    with pytest.raises(FlasharError, match="ends with pixels; leave --no-pixels out"):
-        run.bench(subject, PLAN, RATES, upstream=published)
+
+
+def test_without_pixels_both_end_with_tokens(tmp_path: Path) -> None:
+    published = load_upstream(write_clone(tmp_path, "var"))
+    report = run.bench(replace(subject_of(config_of()), wants_pixels=False), PLAN, RATES, upstream=published)
+    assert all(arm.token_decode_s is None for batch in report.batches for arm in batch.arms)
 
 
 def test_a_clone_of_another_layout_is_one_line(tmp_path: Path) -> None:
