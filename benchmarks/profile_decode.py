@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from flashar_cli.benchmarking.arms import choose_arms, known_arms, prepare
+from flashar_cli.benchmarking.arms import check_arms, known_arms, prepare
 from flashar_cli.benchmarking.measure import floor_of, run_once
 from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.reports import tables
@@ -141,7 +141,7 @@ def check_arm(arm: str, device: torch.device) -> None:
     """Raises FlasharError unless it is one arm of ours that the device can have."""
     if arm not in known_arms():
         raise FlasharError(f"--arm is '{arm}'; expected one of {', '.join(known_arms())}")
-    choose_arms(arm, device, False)
+    check_arms((arm,), device, False)
 
 
 def check_sdpa(name: str, device: torch.device) -> None:

@@ -30,6 +30,10 @@ class Case:
 TINY = "llamagen-tiny-flashar"
 B, L, XL, XXL = (f"llamagen-{size} --random-weights" for size in ("b", "l", "xl", "xxl"))
 EMU = "emu3.5-image --random-weights --res 512"
+INFINITY = "infinity-2b --random-weights"
+SCALES_EAGER, SCALES_GRAPH, SCALES_COMPILE = (
+    f"scale-{level},truncate-{level},fastvar-{level}" for level in ("eager", "graph", "compile")
+)
 EAGER, GRAPH, COMPILE, FLEX = (f"raster-{level},flashar-{level}" for level in ("eager", "graph", "compile", "flex"))
 # Throughput is of tokens alone: pixels of hundreds of images would take most of the time and memory, and not count.
 TOKENS = "--res 256 --repeats 3 --no-pixels"
@@ -42,6 +46,7 @@ CASES: tuple[Case, ...] = (
     Case("train-xl", "train", 100, "--model llamagen-xl --attention flex,sdpa --compile true --micro-batch-sizes 32"),
     Case("emu35-compile", "bench", 150, f"{EMU} --arms flashar-compile --repeats 3"),
     Case("xl-512-compile", "bench", 150, f"{XL} --res 512 --arms {COMPILE}"),
+    Case("next-scale-graph", "bench", 90, f"{INFINITY} --arms {SCALES_GRAPH}"),
     Case("l-256", "bench", 100, f"{L} {TOKENS} --arms flashar-compile --batch-sizes 128,256"),
     Case("xl-256", "bench", 110, f"{XL} {TOKENS} --arms flashar-compile --batch-sizes 64,128,256"),
     Case("xxl-256", "bench", 130, f"{XXL} {TOKENS} --arms flashar-compile --batch-sizes 64,128,256"),
@@ -61,6 +66,10 @@ CASES: tuple[Case, ...] = (
     Case("xxl-256-graph", "bench", 80, f"{XXL} {TOKENS} --arms flashar-graph --batch-sizes 64,128,256"),
     Case("xl-384-graph", "bench", 60, f"{XL} --arms {GRAPH}"),
     Case("b-256-pixels", "bench", 80, f"{B} --res 256 --arms flashar-graph --batch-sizes 64,128 --repeats 3"),
+    Case("next-scale-2048", "bench", 120, f"{INFINITY} --res 2048 --arms fastvar-graph,scale-graph --repeats 2"),
+    Case("next-scale-compile", "bench", 150, f"{INFINITY} --arms {SCALES_COMPILE}"),
+    Case("next-scale-sizes", "bench", 120, f"{INFINITY} --res 512,768,1024 --arms {SCALES_EAGER} --repeats 3"),
+    Case("next-scale-var", "bench", 80, "var-d30 --random-weights --arms scale-graph,fastvar-graph --batch-sizes 1,8"),
     Case("emu35-raster", "bench", 200, f"{EMU} --arms {GRAPH} --repeats 1"),
     Case("emu35-batches", "bench", 200, f"{EMU} --arms flashar-compile --batch-sizes 2,4,8 --repeats 2"),
     Case("train-xl-plain", "train", 120, "--model llamagen-xl --attention sdpa,flex --compile false"),
@@ -82,6 +91,7 @@ REHEARSAL: tuple[Case, ...] = (
     Case("tests", "tests", 20, "-m gpu tests/decoding tests/nn"),
     Case("bench", "bench", 20, f"{TINY} --arms {EAGER} --batch-sizes 1,4 --repeats 2 --no-pixels --agreement"),
     Case("sizes", "bench", 20, f"{TINY} --random-weights --arms {EAGER} --res 32,64 --repeats 2"),
+    Case("next-scale", "bench", 20, "var-d16 --random-weights --layers 1 --res 64 --repeats 1"),
     Case("profile", "profile", 15, f"{TINY} --arm flashar-eager"),
     Case("images", "images", 15, f"{TINY} --num-images 4 --batch-size 2"),
     Case("train", "train", 20, f"--model llamagen-tiny {ON_A_CPU}"),

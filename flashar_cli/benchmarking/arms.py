@@ -57,15 +57,11 @@ def our_arms(names: Sequence[str]) -> list[tuple[str, str, str]]:
     return [(name, decoder, level) for name in names for decoder, level in [split_arm(name)] if level is not None]
 
 
-def choose_arms(
-    text: str | None, device: torch.device, with_upstream: bool, config: Callable[[], ModelConfig]
-) -> tuple[str, ...]:
-    """The arms of ``--arms A,B,..``; by default those decoders of the model that a headline names, eager. Upstream
-    comes first where it is not named.
+def check_arms(names: tuple[str, ...], device: torch.device, with_upstream: bool) -> tuple[str, ...]:
+    """The arms of ``--arms``; upstream's comes first where it is there and not named.
 
     Raises FlasharError for an unknown arm, one that this device can't have, and one named twice.
     """
-    names = default_arms(config()) if text is None else tuple(part.strip() for part in text.split(","))
     known = known_arms()
     for name in names:
         if name == UPSTREAM and not with_upstream:
@@ -77,7 +73,7 @@ def choose_arms(
         if kind is not None and kind != device.type:
             raise FlasharError(f"--arms names {name}, which is for {kind} devices; this one is {device}")
     if len(set(names)) < len(names):
-        raise FlasharError(f"--arms is '{text}'; expected each arm once")
+        raise FlasharError(f"--arms is '{','.join(names)}'; expected each arm once")
     return names if UPSTREAM in names or not with_upstream else (UPSTREAM, *names)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flashar_cli.benchmarking.agreement import Reference, agreements, references
-from flashar_cli.benchmarking.arms import choose_arms, our_arms, refuse_impossible
+from flashar_cli.benchmarking.arms import check_arms, default_arms, our_arms, refuse_impossible
 from flashar_cli.benchmarking.estimate import expected_agreement_s, expected_s
 from flashar_cli.benchmarking.plan import Plan, refuse_what_cannot_fit, sizes_that_fit
 from flashar_cli.benchmarking.published.base import Upstream
@@ -74,7 +74,11 @@ class Session:
         """
         is_random, sides = random_weights or model is None, res or ()
         name = model or ("llamagen-xl" if device.type == "cuda" else "llamagen-b")
-        names = choose_arms(arms, device, upstream is not None, lambda: _asked(config_of(name), choose_pruning))
+        if arms is None:
+            names = default_arms(_asked(config_of(name), choose_pruning))
+        else:
+            names = tuple(part.strip() for part in arms.split(","))
+        names = check_arms(names, device, upstream is not None)
         if quantize is not None and upstream is not None:
             raise FlasharError(f"--quantize {quantize} changes the weights that --upstream runs on; bench them apart")
         if quantize is not None:

@@ -32,8 +32,8 @@ class Engine:
     ``optimisation`` is a level of ``levels.LEVELS``. On CUDA a graphed level captures the first batch of each key of a
     static decoder and replays it for later ones. Where the level cannot run here, the engine tells ``explain`` the
     reason once, in one line, and falls back to eager decoding, unless ``explain`` raises. Running out of memory is
-    raised as it is. ``kernels`` are those that SDPA may run. Without ``with_pixels`` only tokens are made, for which the
-    tokenizer of a next-scale model is needed too. Raises FlasharError for an unknown level.
+    raised as it is. ``kernels`` are those that SDPA may run. Without ``with_pixels`` only tokens are made; those of a
+    next-scale model need the tokenizer all the same. Raises FlasharError for an unknown level.
     """
 
     def __init__(

@@ -28,7 +28,8 @@ def test_cases_name_options_and_arms_that_exist() -> None:
         words = case.arguments.split()
         if case.kind == "bench":
             assert {word for word in words if word.startswith("--")} <= options
-            assert set(words[words.index("--arms") + 1].split(",")) <= arms
+            named = words[words.index("--arms") + 1].split(",") if "--arms" in words else []
+            assert set(named) <= arms
             assert (case.needs == "upstream") == ("upstream" in case.arguments)
             assert (case.needs == "torchao") == ("--quantize" in words)
         elif case.kind == "profile":
@@ -62,6 +63,7 @@ def made_up(case: Case) -> dict[str, object]:
         return training(0.4)
     model, *words = case.arguments.split()
     options = {name: value for name, value in pairwise(words) if name.startswith("--")}
-    side = int(options.get("--res", 384 if model == "llamagen-xl" else 512)) // 16
+    own = {"llamagen-xl": 384, "infinity-2b": 1024}.get(model, 512)
+    side = int(options.get("--res", own)) // 16
     size = int(options.get("--batch-sizes", "1").split(",")[-1])
     return bench(model, f"{side}x{side}", size, dict.fromkeys(options["--arms"].split(","), 1.0), {})

@@ -23,6 +23,7 @@ def bench(
 ) -> dict[str, Any]:
     """An entry with chosen seconds and floors, in layout 2; the slower an arm, the further from its floor."""
     pairs = [(name, f"raster-{name.partition('-')[2]}") for name in arms if name.startswith("flashar")]
+    pairs += [(name, f"scale-{name.partition('-')[2]}") for name in arms if name.startswith("fastvar")]
     pairs += [(name, "upstream") for name in arms if name != "upstream"]
     document = report()
     plain = {key: value for key, value in document["settings"].items() if key != "optimisation"}
@@ -83,7 +84,7 @@ def verdicts(text: str) -> dict[str, list[str]]:
 
 def test_nothing_measured_is_said() -> None:
     found = verdicts(summary({}))
-    assert len(found) == 10 and all(row[:2] == ["-", "not measured"] for row in found.values())
+    assert len(found) == 11 and all(row[:2] == ["-", "not measured"] for row in found.values())
 
 
 def test_targets_are_met_or_missed() -> None:
@@ -115,6 +116,8 @@ def test_targets_are_met_or_missed() -> None:
         "throughput/xxl": {"kind": "bench", "status": "stopped", "why": "after 300 s", "report": None},
         "train": training(0.55),
         "train-float32": training(0.9, dtype="float32"),
+        "next-scale": bench("infinity-2b", "64x64", 1, {"scale-graph": 0.6, "fastvar-graph": 0.2}, {}),
+        "next-scale-compile": bench("infinity-2b", "64x64", 1, {"scale-compile": 0.2, "fastvar-compile": 0.1}, {}),
         "34b": bench("emu3.5-image", "32x32", 1, {"flashar-graph": 1.3}, {}),
     }
     text = summary(entries)
@@ -128,6 +131,8 @@ def test_targets_are_met_or_missed() -> None:
     assert "batch 256" in found["B 256, best batch"][2]
     assert found["B 256, best batch"][2].endswith("; 1280 with pixels"), "0.1 s of tokens and 0.1 s of pixels"
     assert found["34 B 512, token generation"][:2] == ["1300 ms", "missed"]
+    where = "fastvar-graph over scale-graph 3.00x"
+    assert found["Infinity-2B 1024, FastVAR over all scales"] == ["3 x", "met", where]
     assert found["XL 384, training / product"] == ["0.55", "met", "flex, compiled, 32 images, 200 a second"]
     assert "left out: train-float32, in float32" in text
     assert found["L 256, best batch"][1] == "not measured"
