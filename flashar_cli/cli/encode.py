@@ -70,6 +70,7 @@ def command(
     launch(nproc)
     name = options.required_model(model, base)
     from flashar_cli.checkpoints import checkpoint, hub
+    from flashar_cli.config import raster_only, read_config
     from flashar_cli.data.encoding import TOKEN_SHARDS, count_missing, encode_and_wait
     from flashar_cli.data.prepare import plan_encoding
     from flashar_cli.files.outputs import Output, check_outputs
@@ -85,6 +86,7 @@ def command(
         precision = torch.float32
 
     how = EncodeOptions(source.settings(), batch_size, shard_size, workers, precision, where)
+    raster_only(read_config(directory), "encode")
     job = plan_encoding(checkpoint.load_outline(directory, where), data, subset, seed, how)
     missing = count_missing(job, out)
     if dry_run:

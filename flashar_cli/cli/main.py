@@ -25,7 +25,8 @@ _UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="flashar",
-    help="Turn a raster-scan autoregressive image model into a parallel one (FlashAR, arXiv 2605.09430).",
+    help="Turn a raster-scan autoregressive image model into a parallel one (FlashAR, arXiv 2605.09430), and decode "
+    "next-scale models faster (FastVAR, arXiv 2503.23367).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

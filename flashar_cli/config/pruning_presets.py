@@ -42,6 +42,8 @@ def choose_pruning(own: Pruning | None, name: str | None, changes: Mapping[str, 
     if name is None and not given:
         return None
     base = (own or Pruning()) if name is None else read_pruning(name)
+    if "num_scales" in given and "ratios" not in given:
+        given["ratios"] = tuple(pair for pair in base.ratios if pair[0] < given["num_scales"])
     return validated({**base.model_dump(), **given}, Pruning, "what is asked of FastVAR", "possible")
 
 

@@ -96,6 +96,7 @@ def test_what_is_asked_for_changes_what_the_model_says(tmp_path):
     own = Pruning(ratios=((3, 0.4),), num_scales=5)
     assert choose_pruning(own, None, {"ratios": None}) is None
     assert choose_pruning(own, None, {"num_scales": 4}) == Pruning(ratios=((3, 0.4),), num_scales=4)
+    assert choose_pruning(own, None, {"num_scales": 3}) == Pruning(num_scales=3)
     assert choose_pruning(None, None, {"num_scales": 4}) == Pruning(num_scales=4)
     assert choose_pruning(own, "infinity-released", {"first_layer": 5}).first_layer == 5
     (tmp_path / "mine.toml").write_text("ratios = [[4, 0.25]]\ncached_scale = 2\n")
@@ -103,6 +104,7 @@ def test_what_is_asked_for_changes_what_the_model_says(tmp_path):
     for name, changes, words in (
         ("nothing", {}, "--fastvar is nothing; expected a file FILE.toml, or one of infinity-released, var-d16"),
         (str(tmp_path / "other.toml"), {}, "other.toml"),
+        (None, {"num_scales": 3, "ratios": ((3, 0.5),)}, "scale 3 is pruned; scales 0 to 2 are decoded"),
         (None, {"cached_scale": 3}, "scale 3 is pruned; expected scales after cached_scale 3"),
         (None, {"ratios": ((3, 1.5),)}, "what is asked of FastVAR is not possible: ratios"),
     ):
