@@ -80,3 +80,35 @@ def test_only_products_have_the_dtype_of_the_weights(config, monkeypatch):
     for name, parameter in exact.named_parameters():
         parameter.copy_(model.head.get_parameter(name))
     assert torch.equal(model.head(x, vector), exact(x, vector))
+
+
+@pytest.mark.parametrize("config", (var_like_config(), var_like_config(shared=True), infinity_like_config()))
+def test_a_fresh_model_starts_as_published(config):
+    """Next to nothing is added to the residual stream, and the head's logits are small; all follows from the seed."""
+    model, again, other = (NextScaleModel(config) for _ in range(3))
+    model.initialise(0), again.initialise(0), other.initialise(1)
+    states = [each.state_dict() for each in (model, again, other)]
+    std = (3 * 32) ** -0.5
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+        if name.endswith("log_scale"):
+            assert tensor.exp().flatten().tolist() == pytest.approx([4.0] * tensor.numel())
+        elif name.endswith("norm.weight"):
+            assert (tensor == 1).all()
+        elif tensor.dim() == 1:
+            assert not tensor.any(), name
+        else:
+            assert not torch.equal(tensor, states[2][name]), name
+    assert float(states[0]["embedding.weight"].std()) == pytest.approx(std, rel=0.3)
+    assert float(states[0]["blocks.0.attention.wo.weight"].std()) == pytest.approx(std / 6**0.5, rel=0.1)
+    assert float(states[0]["head.out.weight"].std()) == pytest.approx(std / 50, rel=0.3)
+    assert all(float(gate.abs().max()) < 1e-4 for gate in gates_of(model))
+    model.initialise(0, zero_head=False)
+    assert float(model.head.out.weight.detach().std()) == pytest.approx(std, rel=0.3)
+    assert all(float(gate.std()) > 0.02 for gate in gates_of(model))
+
+
+def gates_of(model):
+    """What makes the two gates of each block."""
+    for block in model.blocks:
+        yield (block.modulation.weight[:64] if block.offsets is None else block.offsets[:, :, :2]).detach()
