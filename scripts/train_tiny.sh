@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the embedded models from nothing: tokenizers, classifier, raster bases, probe, adaptations. Seeds are fixed.
 # usage: scripts/train_tiny.sh WORK     hours on two CPU cores; each part that is done is skipped
-# Afterwards copy WORK/llamagen-tiny, WORK/emu-tiny, their -flashar ones and WORK/shape-classifier into
-# flashar_cli/assets/ and measure them with scripts/evaluate_tiny.py and scripts/evaluate_tiny_emu.py.
+# Afterwards copy WORK/llamagen-tiny, WORK/emu-tiny, their -flashar ones, WORK/var-tiny and WORK/shape-classifier into
+# flashar_cli/assets/ and measure them with scripts/evaluate_tiny.py, evaluate_tiny_emu.py and evaluate_tiny_var.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,3 +28,7 @@ export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
     --steps 2200 --anneal-steps 1000 --float32
 [ -d "$WORK/emu-tiny-flashar" ] || "$PYTHON" -m flashar_cli adapt "$WORK/emu-tiny" --recipe emu-tiny \
     --out "$WORK/emu-tiny-flashar"
+
+[ -d "$WORK/scale-tokenizer" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/scale-tokenizer" --scales --steps 1000 \
+    --float32
+[ -d "$WORK/var-tiny" ] || "$PYTHON" -m scripts.train_tiny_var "$WORK/scale-tokenizer" "$WORK/var-tiny"

@@ -7,6 +7,7 @@ a checkpoint in half precision; OUT.run holds tokens and training state meanwhil
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def main() -> None:
         model, tokenizer, tokens, settings, directory / "state.pt", lambda line: print(line, flush=True)
     )
     recipe = {**asdict(settings), "validation": losses, "script": "scripts/train_tiny_var.py"}
-    final = config.model_copy(update={"provenance": config.provenance.model_copy(update={"recipe": recipe})})
+    fingerprint = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    provenance = config.provenance.model_copy(update={"recipe": recipe, "data_fingerprint": fingerprint})
+    final = config.model_copy(update={"provenance": provenance})
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
     tokenizer_state = {name: tensor.half() for name, tensor in tokenizer.state_dict().items()}
     checkpoint.save(args.out, final, weights, tokenizer_state, overwrite=True)

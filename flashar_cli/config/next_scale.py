@@ -304,13 +304,14 @@ class NextScaleConfig(ModelConfig):
         return (self.num_tokens if learned else 0) * self.width + self.transformer.num_levels * self.width
 
     def condition_products(self, length: int) -> int:
-        """Products of a row with the weights that make its condition and modulations; a caption has this length."""
+        """Multiplications and additions of a row that make its condition and modulations; a caption has this length."""
         part, prefix = self.transformer, self.prefix
         layers = 1 if part.shared_modulation else part.num_layers
         vectors = layers * 6 * part.dim**2 + 2 * part.dim**2
         if isinstance(prefix, ClassPrefix):
             return vectors
-        features = length * (3 * prefix.feature_dim * part.dim + part.dim**2) + part.dim**2
+        # Keys, values and the first of two layers of each feature, the second layer, the pooling's scores and sums.
+        features = length * (3 * prefix.feature_dim * part.dim + part.dim**2 + 2 * part.dim) + part.dim**2
         return vectors + features + length * part.num_layers * 2 * part.dim**2
 
     @property

@@ -177,7 +177,7 @@ class ScalePlan(StaticPlan):
         for layer, block in enumerate(model.blocks):
             given = self.context.given(layer, rope, cache=self.caches[layer], start=self.key_starts[layer][scale])
             x_RSD = self.blocks.run(layer, scale, block, x_RSD, given)
-        logits = model.head(x_RSD, self.context.vector)
+        logits = model.head(x_RSD, self.context.head)
         if self.key.kind.guided:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, self.cfg_scales[scale])

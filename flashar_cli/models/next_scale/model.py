@@ -29,12 +29,13 @@ from flashar_cli.nn.rope import rope_table_scales
 
 class Context(NamedTuple):
     """What is made of R conditions once for an image: their vectors [R, D], what modulates the N blocks, float32
-    [N, R, 6, 1, D], and where blocks ask a caption, its keys and values [N, 2, R, A, P, E] and a mask [R, 1, 1, P]
-    (None: no position is padding).
+    [N, R, 6, 1, D], and the head, float32 [R, 2, 1, D], and where blocks ask a caption, its keys and values
+    [N, 2, R, A, P, E] and a mask [R, 1, 1, P] (None: no position is padding).
     """
 
     vector: Tensor
     modulation: Tensor
+    head: Tensor
     memory: Tensor | None
     mask: Tensor | None
 
@@ -131,7 +132,7 @@ class NextScaleModel(TokenModel):
         modulation, memory = torch.stack([block.modulate(signal) for block in self.blocks]), None
         if condition.memory is not None:
             memory = torch.stack([block.read(condition.memory) for block in self.blocks])
-        return Context(condition.vector, modulation, memory, condition.mask)
+        return Context(condition.vector, modulation, self.head.modulate(condition.vector), memory, condition.mask)
 
     def embed(self, scale: int, scales: tuple[Grid, ...], latent_RSZ: Tensor | None, context: Context) -> Tensor:
         """The residual stream of a map before the first block, float32 [R, S, D], from the sum of all codes before it,
@@ -163,4 +164,4 @@ class NextScaleModel(TokenModel):
         rope, mask = self.rope(grid), scale_mask(sizes, x_BLD.device)
         for layer, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, context.given(layer, rope, mask))
-        return self.head(x_BLD, context.vector)
+        return self.head(x_BLD, context.head)

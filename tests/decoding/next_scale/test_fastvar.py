@@ -98,7 +98,7 @@ def forward_without_cache(model, latents, conditions, drop, grid, pruning) -> Te
                 fresh = update[:, places[scale]]
                 update[:, places[scale]] = torch.where(kept[:, places[scale], None], fresh, old.float())
             x = x + update
-    return model.head(x, context.vector)
+    return model.head(x, context.head)
 
 
 @pytest.mark.parametrize("order", ("score", "raster"))
