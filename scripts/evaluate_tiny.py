@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,9 @@ from flashar_cli.api import ImageModel
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.data.shapes import HELD_OUT_SEED, NUM_CLASSES, draw_batch
-from flashar_cli.machine.environment import hardware, software
 from flashar_cli.tokenizers.pixels import from_uint8
 from scripts.tiny.frechet import frechet_distance
+from scripts.tiny.kept_report import keep, open_report
 from scripts.tiny.shape_classifier import ShapeClassifier, load_classifier
 from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
@@ -59,12 +58,7 @@ def main() -> None:
         "num_images": args.num_images,
         "num_held_out": args.num_held_out,
     }
-    report = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if report.get("subject") != subject:
-        report = {"subject": subject, "runs": []}
-    report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    report["software"] = software().model_dump()
-    report["hardware"] = hardware(torch.device("cpu")).model_dump()
+    report = open_report(args.out, subject)
     if args.metrics is not None:
         records = [json.loads(line) for line in args.metrics.read_text().splitlines()]
         report["validation"] = [record for record in records if record["kind"] == "validation"]
@@ -83,11 +77,10 @@ def main() -> None:
                 run = {"decoder": decoder, "cfg_scale": scale, "seed": seed}
                 run |= measure(model, decoder, scale, seed, args.num_images, classifier, reference)
                 report["runs"].append(run)
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps(report, indent=2) + "\n")
+                keep(report, args.out)
                 print(json.dumps(run), flush=True)
     report["summary"] = summarise(report["runs"])
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    keep(report, args.out)
     print(json.dumps(report["summary"], indent=2))
 
 

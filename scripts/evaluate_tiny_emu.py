@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.data.captioned_shapes import PHRASES, Scene, describe
 from flashar_cli.data.shapes import HELD_OUT_SEED
-from flashar_cli.machine.environment import hardware, software
 from scripts.tiny.judge import judge
+from scripts.tiny.kept_report import keep, open_report
 from scripts.tiny.shape_classifier import ShapeClassifier, load_classifier
 from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
@@ -51,12 +50,7 @@ def main() -> None:
         "sampling": models["raster"].sampling(cfg_scale=args.cfg_scale).model_dump(mode="json"),
         "num_images": args.num_images,
     }
-    report = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if report.get("subject") != subject:
-        report = {"subject": subject, "runs": []}
-    report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    report["software"], report["hardware"] = software().model_dump(), hardware(torch.device("cpu")).model_dump()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    report = open_report(args.out, subject)
     if "reconstruction" not in report:
         tokenizer = models["raster"].tokenizer
         assert tokenizer is not None
@@ -71,10 +65,10 @@ def main() -> None:
             run = {"model": name, "weights_sha256": weights[name], "seed": seed}
             run |= measure(model, name, seed, args, classifier)
             report["runs"].append(run)
-            args.out.write_text(json.dumps(report, indent=2) + "\n")
+            keep(report, args.out)
             print(json.dumps(run), flush=True)
     report["summary"] = [mean_of(name, report["runs"]) for name in models]
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    keep(report, args.out)
     print(json.dumps(report["summary"], indent=2))
 
 

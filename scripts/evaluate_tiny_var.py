@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean
 
@@ -20,8 +19,8 @@ import flashar_cli
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.config import Pruning
-from flashar_cli.machine.environment import hardware, software
 from scripts.evaluate_tiny import held_out_features, measure
+from scripts.tiny.kept_report import keep, open_report
 from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
 from scripts.tiny.shape_classifier import load_classifier
 from scripts.tiny.tokenizer_training import held_out_images
@@ -72,12 +71,7 @@ def main() -> None:
         "num_images": args.num_images,
         "num_held_out": args.num_held_out,
     }
-    report = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if report.get("subject") != subject:
-        report = {"subject": subject, "runs": []}
-    report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    report["software"], report["hardware"] = software().model_dump(), hardware(torch.device("cpu")).model_dump()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    report = open_report(args.out, subject)
     if "reconstruction" not in report:
         report["reconstruction"] = asdict(evaluate_scale_tokenizer(base.tokenizer, held_out_images(1000, False)))
     reference = held_out_features(classifier, args.num_held_out)
@@ -94,7 +88,7 @@ def main() -> None:
             run = {"setting": name, "pruning": pruning and pruning.model_dump(mode="json"), "seed": seed, **found}
             report["runs"].append(run)
             report["summary"] = summarise(report["runs"])
-            args.out.write_text(json.dumps(report, indent=2) + "\n")
+            keep(report, args.out)
             print(json.dumps(run), flush=True)
     print(json.dumps(report["summary"], indent=2))
 
