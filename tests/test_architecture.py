@@ -45,7 +45,15 @@ MOST_COMMAND_LINES = 60
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "huggingface_hub"}
 # Tests of no single module or folder: the documentation, the action and the code as they stand, published outputs
 # through the command line, runs that are killed, bad input to every command.
-ACROSS = {"test_architecture.py", "test_bench_action.py", "test_readme.py", "test_survival.py", "parity", "input"}
+ACROSS = {
+    "test_architecture.py",
+    "test_bench_action.py",
+    "test_readme.py",
+    "test_survival.py",
+    "parity",
+    "input",
+    "scales",
+}
 OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard", "torchao", "tiktoken", "peft")
 
 

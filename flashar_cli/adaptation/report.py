@@ -209,8 +209,10 @@ def _settings(report: AdaptReport) -> str:
     )
 
 
-def _numbers(value: float | tuple[float, ...]) -> str:
+def _numbers(value: float | str | tuple[float, ...]) -> str:
     """``0.5``, or ``0:1`` of a range."""
+    if isinstance(value, str):
+        return value
     return ":".join(f"{part:g}" for part in (value if isinstance(value, tuple) else (value,)))
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,12 +121,24 @@ Optimisation = Annotated[
     ),
 ]
 Warm = Annotated[bool, typer.Option("--warm", help="Capture, compile and run one batch before the clock starts.")]
-Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="PNG files, a contact sheet and tokens.npy. Default: ./NAME-samples.")
-]
-TokensOut = Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Token grids int64 [num_images, H, W].")]
-Npz = Annotated[Path | None, typer.Option(metavar="FILE", help="uint8 [N, H, W, 3] as arr_0, for the ADM evaluator.")]
-NoImages = Annotated[bool, typer.Option("--no-images", help="Make tokens only.")]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is written."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="PNG files, a contact sheet and the tokens. Default: ./NAME-samples."),
+    ] = None
+    tokens_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npy|.npz", help="Grids int64 [num_images, H, W]; .npz: an array for each map."),
+    ] = None
+    npz: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="uint8 [N, H, W, 3] as arr_0, for the ADM evaluator.")
+    ] = None
+    no_images: Annotated[bool, typer.Option("--no-images", help="Make tokens only.")] = False
 
 
 @options.flattened
@@ -144,10 +154,7 @@ def command(
     batch_size: BatchSize = 16,
     optimisation: Optimisation = "eager",
     warm: Warm = False,
-    out: Out = None,
-    tokens_out: TokensOut = None,
-    npz: Npz = None,
-    no_images: NoImages = False,
+    files: Files,
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     machine: options.Machine,
@@ -165,7 +172,7 @@ def command(
 
     name = options.required_model(model, base)
     given, layout = shown.read()
-    targets = Targets.of(name, out, tokens_out, npz, no_images, layout)
+    targets = Targets.of(name, **vars(files), layout=layout)
     check_outputs(targets.outputs(), {"MODEL": hub.local_path(name), **shown.inputs}, overwrite)
     directory = hub.resolve(name)
 
@@ -186,15 +193,11 @@ def command(
         quantize=quantize,
     )
     where, precision = machine.prepare()
-    job = plan_job(directory, wanted, targets.with_images, tokens_out, where, precision, output.note)
+    job = plan_job(directory, wanted, targets.with_images, files.tokens_out, where, precision, output.note)
     options.note_slow(precision, where)
     if warm:
         job.warm()
     output.set_resume_command(["flashar", *sys.argv[1:]])
-    with ExitStack() as stack:
-
-        def begin(missing: int) -> Callable[[int], None]:
-            return stack.enter_context(output.progress(missing, "images")).update
-
+    with output.later_progress("images") as begin:
         made = generate(job, targets, overwrite, begin, output.note)
     output.document(made.summary(job, targets)) if json else output.result(made.in_words(job, targets))

@@ -6,8 +6,8 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 from flashar_cli.inputs.text import one_line, plain, printable
@@ -101,6 +101,13 @@ def progress(total: int, unit: str) -> Iterator[Any]:
                 bar.update(task, completed=completed, speed=f"{speed:.2f} {unit}/s" if speed else "")
 
         yield Handle()
+
+
+@contextmanager
+def later_progress(unit: str) -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """What begins a progress bar once the total is known, and returns its ``update``."""
+    with ExitStack() as stack:
+        yield lambda total: stack.enter_context(progress(total, unit)).update
 
 
 def terminal() -> Any:

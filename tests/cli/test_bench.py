@@ -140,7 +140,7 @@ def test_res_on_random_weights(run_cli: Callable, write_tiny_checkpoint: Callabl
         (("--device", "tpu"), "--device"),
         (("--out", "."), "is a directory"),
         (("--res", "16,16", "--random-weights"), "each side once"),
-        (("--res", "16,32"), "of one grid"),
+        (("--res", "16,32"), "leave --res out, or bench the speed of that grid"),
         (("--res", "x"), "a whole number from 1"),
         (("--arms", "raster"), "raster-eager"),
         (("--arms", "upstream"), "--upstream DIR"),

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from flashar_cli.data.tokens import TokenSet
-from flashar_cli.decoding.decoder import Decoder
-from flashar_cli.decoding.static import RASTER
+from flashar_cli.decoding.static import RASTER, RasterDecoder
 from flashar_cli.training.validation import validation_losses
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import drawn_set
 
 
-class DataDependent(Decoder):
+class DataDependent(RasterDecoder):
     """A decoder whose steps depend on the tokens that it samples."""
 
     name = "toy"
