@@ -31,4 +31,4 @@ export MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_MMAP_MAX_=0
 
 [ -d "$WORK/scale-tokenizer" ] || "$PYTHON" -m scripts.train_tiny_tokenizer "$WORK/scale-tokenizer" --scales --steps 1000 \
     --float32
-[ -d "$WORK/var-tiny" ] || "$PYTHON" -m scripts.train_tiny_var "$WORK/scale-tokenizer" "$WORK/var-tiny"
+[ -d "$WORK/var-tiny" ] || "$PYTHON" -m scripts.train_tiny_var "$WORK/scale-tokenizer" "$WORK/var-tiny" --compile

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=defaults.num_images)
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the blocks; needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -72,7 +73,7 @@ def main() -> None:
     count = settings.num_images + settings.num_validation
     tokens = encode_shapes(tokenizer, config, count, directory / "tokens.pt")
     losses = train_scale_model(
-        model, tokenizer, tokens, settings, directory / "state.pt", lambda line: print(line, flush=True)
+        model, tokenizer, tokens, settings, directory / "state.pt", lambda line: print(line, flush=True), args.compile
     )
     recipe = {**asdict(settings), "validation": losses, "script": "scripts/train_tiny_var.py"}
     fingerprint = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
