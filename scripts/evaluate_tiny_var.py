@@ -1,4 +1,4 @@
-"""Measures the embedded next-scale model: python -m scripts.evaluate_tiny_var --out FILE.json
+"""Measures var-tiny, a small next-scale model: python -m scripts.evaluate_tiny_var --out FILE.json
 
 Samples of each decoder under several settings of FastVAR, with the same labels and seeds: how many the shape
 classifier finds right, and the Frechet distance in its features to held-out images. Results are kept as they come, with

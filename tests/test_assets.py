@@ -13,9 +13,8 @@ from flashar_cli.data.shapes import CLASS_NAMES, HELD_OUT_SEED, draw_batch
 from flashar_cli.tokenizers.pixels import from_uint8
 from scripts.evaluate_tiny_emu import scenes
 from scripts.tiny.judge import judge
-from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
 from scripts.tiny.shape_classifier import load_classifier
-from scripts.tiny.tokenizer_training import evaluate_tokenizer, held_out_images
+from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
 PROMPTED = [name for name in hub.EMBEDDED if name.startswith("emu")]
 CLASS_CONDITIONAL = [name for name in hub.EMBEDDED if name not in PROMPTED]
@@ -49,11 +48,6 @@ def test_reconstruction_on_held_out_images(name):
     tokenizer = flashar_cli.load(name).tokenizer
     assert tokenizer is not None
     assert evaluate_tokenizer(tokenizer, num_images=100, captioned=name in PROMPTED).psnr_db >= 28
-
-
-def test_reconstruction_by_scales_on_held_out_images():
-    report = evaluate_scale_tokenizer(flashar_cli.load("var-tiny").tokenizer, held_out_images(100, False))
-    assert report.psnr_db >= 28 and list(report.psnr_db_of_scales) == sorted(report.psnr_db_of_scales)
 
 
 @pytest.mark.parametrize("name", CLASS_CONDITIONAL)
