@@ -19,6 +19,7 @@ import flashar_cli
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.config import Pruning
+from flashar_cli.config.pruning_presets import pruned_layers
 from scripts.evaluate_tiny import held_out_features, measure
 from scripts.tiny.kept_report import keep, open_report
 from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
@@ -35,8 +36,9 @@ def pruned(*ratios: float, skipped: int = 0, **settings: int) -> Pruning:
     return Pruning.model_validate({"ratios": pairs, "num_scales": decoded if skipped else None, **settings})
 
 
-# By name: the decoder and what it leaves out. ``layers`` are those of the preset unless the name says otherwise.
-SOME = {"first_layer": 1, "last_layer": 4}
+# By name: the decoder and what it leaves out, in the presets' share of the layers unless the name says otherwise.
+NUM_LAYERS = 6
+SOME = pruned_layers(NUM_LAYERS)
 SETTINGS: dict[str, tuple[str, Pruning | None]] = {
     "scale": ("scale", None),
     "fastvar 40 %, 50 %": ("fastvar", pruned(0.4, 0.5, **SOME)),

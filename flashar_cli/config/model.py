@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -48,7 +49,7 @@ class Provenance(Config):
     notes: Text | None = None
 
 
-class ModelConfig(Config):
+class ModelConfig(Config, ABC):
     """The content of a ``config.json`` of any ``kind``, the only place of these facts."""
 
     kind: str
@@ -74,63 +75,63 @@ class ModelConfig(Config):
         """The same with other settings of FastVAR. Raises FlasharError where the model can't have these."""
         raise FlasharError("FastVAR drops tokens of whole maps; this model takes one token after the other")
 
+    @abstractmethod
     def with_grids(self, grids: Sequence[Grid]) -> ModelConfig:
         """A shape that makes images of these grids, the first by default: for speed, not for trained weights. Raises
         FlasharError where there is none.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def with_layers(self, num_layers: int) -> ModelConfig:
         """The shape with so many of its transformer blocks: for speed, not for trained weights."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_layers(self) -> int:
         """Transformer blocks, without those of a branch."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Model width D."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_heads(self) -> int:
         """Query heads A of a block."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def structure(self) -> str:
         """How it predicts, in a few words."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def forwards(self) -> dict[str, int]:
         """Forwards of an image of ``order_grid`` by each decoder that needs no settings."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def cache_values(self) -> int:
         """Keys and values that are kept of one row of a batch while an image of ``order_grid`` is made."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_weights(self) -> int:
         """All weights that a checkpoint stores except those of the tokenizer."""
-        raise NotImplementedError
 
     @property
     def order_grid(self) -> Grid:
         """Rows and columns of tokens of an image for which nobody asks for others."""
         return Grid(self.grid.height, self.grid.width)
 
+    @abstractmethod
     def choose_grid(self, wanted: Grid | None) -> Grid:
         """The grid of tokens to make; None: the model's own. Raises FlasharError for one that it can't make."""
-        raise NotImplementedError
 
+    @abstractmethod
     def num_draws(self, grid: Grid) -> int:
         """Uniform numbers that sampling an image takes, by whatever decoder."""
-        raise NotImplementedError
 
     @property
     def pixels_per_token(self) -> int:

@@ -63,12 +63,11 @@ class ClassPrefix(PrefixConfig):
             raise ValueError(f"{len(names)} class_names for {self.num_classes} classes")
 
 
-class CaptionPrefix(PrefixConfig):
-    """``length`` prefix tokens: left-padded text-encoder features of ``feature_dim`` values each."""
+class _Captions(PrefixConfig):
+    """What readers of text-encoder features share: at most ``length`` features of ``feature_dim`` values each."""
 
-    kind: Literal["caption"] = "caption"
     feature_dim: Annotated[int, bounds.WIDTH]
-    length: Annotated[int, bounds.PREFIX] = 120
+    length: Annotated[int, bounds.PREFIX]
 
     @property
     def noun(self) -> str:
@@ -77,6 +76,13 @@ class CaptionPrefix(PrefixConfig):
     @property
     def longest(self) -> int:
         return self.length
+
+
+class CaptionPrefix(_Captions):
+    """``length`` prefix tokens: left-padded text-encoder features of ``feature_dim`` values each."""
+
+    kind: Literal["caption"] = "caption"
+    length: Annotated[int, bounds.PREFIX] = 120
 
     def num_weights(self, dim: int) -> int:
         return self.length * self.feature_dim + self.read_weights(dim)
@@ -144,23 +150,14 @@ class TextPrefix(PrefixConfig):
         return self.vocab_size * dim
 
 
-class CaptionMemory(PrefixConfig):
+class CaptionMemory(_Captions):
     """The ``length`` or fewer text-encoder features of a caption, which every block reads by cross-attention; pooled
     by attention of ``pool_heads`` heads they are the start token and the condition of the modulation (Infinity).
     """
 
     kind: Literal["caption-memory"] = "caption-memory"
-    feature_dim: Annotated[int, bounds.WIDTH]
     length: Annotated[int, bounds.PREFIX] = 512
     pool_heads: Annotated[int, bounds.HEADS]
-
-    @property
-    def noun(self) -> str:
-        return "caption"
-
-    @property
-    def longest(self) -> int:
-        return self.length
 
     def num_weights(self, dim: int) -> int:
         # Features of no caption, a norm's gain, and what is read.

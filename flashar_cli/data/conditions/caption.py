@@ -36,12 +36,10 @@ class CaptionConditions(ConditionKind):
         return Wanted(None)
 
     def parse(self, given: Given, device: torch.device) -> tuple[Conditions, list[str]]:
-        given.require_one("caption-conditional", ("--prompt", "--caption-features"))
-        given.refuse_negative("this model has learned features of its own for no caption")
-        if given.prompts:
-            return encode_captions(given.prompts, self.prefix.length, device), given.prompts
-        conditions = read_caption_features(Path(str(given.caption_features)))
-        return conditions, [f"caption {k}" for k in range(len(conditions))]
+        require_captions(given)
+        if not given.prompts:
+            return encoded_captions(given)
+        return encode_captions(given.prompts, self.prefix.length, device), given.prompts
 
     def read(self, values: list[Any], features: list[Path], where: Path) -> CaptionFeatures:
         if not features:
@@ -68,6 +66,18 @@ def _feature_file(prefix: CaptionPrefix, encoder: CaptionEncoder, batch_size: in
                 f"the text encoder gives {feature_dim} values a token; this model reads {prefix.feature_dim}"
             )
     return feature_bytes(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+
+
+def require_captions(given: Given) -> None:
+    """Raises FlasharError unless either prompts or features are given, and for negative prompts."""
+    given.require_one("caption-conditional", ("--prompt", "--caption-features"))
+    given.refuse_negative("this model has learned features of its own for no caption")
+
+
+def encoded_captions(given: Given) -> tuple[Conditions, list[str]]:
+    """The captions of ``--caption-features``, and their names. Raises FlasharError for a wrong file."""
+    conditions = read_caption_features(Path(str(given.caption_features)))
+    return conditions, [f"caption {k}" for k in range(len(conditions))]
 
 
 def read_caption_features(path: Path) -> Conditions:

@@ -12,7 +12,7 @@ import torch
 
 from flashar_cli.config import CaptionMemory
 from flashar_cli.data.conditions.base import ConditionKind, Given, Subjects
-from flashar_cli.data.conditions.caption import CaptionEncoder, read_caption_features
+from flashar_cli.data.conditions.caption import CaptionEncoder, encoded_captions, require_captions
 from flashar_cli.data.sources.base import Wanted
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.prefix import Conditions
@@ -31,11 +31,9 @@ class MemoryConditions(ConditionKind):
 
     def parse(self, given: Given, device: torch.device) -> tuple[Conditions, list[str]]:
         """Features [B, P, F] and mask [B, P] of the given captions, right-padded to the longest."""
-        given.require_one("caption-conditional", ("--prompt", "--caption-features"))
-        given.refuse_negative("this model has learned features of its own for no caption")
+        require_captions(given)
         if not given.prompts:
-            conditions = read_caption_features(Path(str(given.caption_features)))
-            return conditions, [f"caption {k}" for k in range(len(conditions))]
+            return encoded_captions(given)
         features, mask = CaptionEncoder(device)(given.prompts, self.prefix.length)
         longest = int(mask.sum(dim=1).max())
         return Conditions(features=features[:, :longest].float(), mask=mask[:, :longest].float()), given.prompts

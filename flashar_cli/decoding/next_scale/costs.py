@@ -50,7 +50,8 @@ def scale_bytes(config: NextScaleConfig, pruning: Pruning, work: Workload, num_c
     part, scales = config.transformer, config.scales(work.grid)
     decoded = scales[: pruning.num_decoded(len(scales))]
     num_keys = sum(size.num_cells for size in decoded) + (work.prefix_length if config.cross_attention else 0)
-    cached = scales[pruning.source_scale].num_cells * 3 if pruning.ratios else 0
+    prunes = any(scale < len(decoded) for scale, _ in pruning.ratios)  # a small image may have none of these scales
+    cached = scales[pruning.source_scale].num_cells * 3 if prunes else 0
     caches = num_caches * work.rows * part.num_layers * part.dim * (2 * num_keys + cached) * work.weight_bytes
     largest = decoded[-1].num_cells
     streams = work.rows * largest * (NUM_STREAMS * part.dim * FLOAT_BYTES + part.ffn_dim * work.weight_bytes)

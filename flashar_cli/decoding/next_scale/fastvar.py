@@ -40,7 +40,7 @@ class PrunedBlocks:
 
     def __init__(self, model: NextScaleModel, pruning: Pruning, scales: tuple[Grid, ...], num_rows: int) -> None:
         part = model.config.transformer
-        pruning.check(part.num_layers, len(scales))
+        pruning.check(part.num_layers, max(model.config.schedules.lengths))
         self.pruning, self.scales = pruning, scales
         self.layers = pruning.layers(part.num_layers)
         kept = {scale: pruning.num_kept(scale, each.num_cells) for scale, each in enumerate(scales)}

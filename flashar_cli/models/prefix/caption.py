@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from flashar_cli.config import CaptionPrefix
 from flashar_cli.errors import FlasharError
 from flashar_cli.models.prefix.base import Conditions, Prefix
+from flashar_cli.models.prefix.features import FeatureReader
 
 
-class CaptionEmbedder(Prefix):
+class CaptionEmbedder(FeatureReader, Prefix):
     """Upstream: CaptionEmbedder, a two-layer projection of text-encoder features. Conditions: ``features`` [B, P, F]
     and ``mask`` [B, P], 1 where a caption token is, left-padded with 0.
     """
@@ -29,9 +30,7 @@ class CaptionEmbedder(Prefix):
         self.uncond_embedding = nn.Parameter(torch.empty(config.length, config.feature_dim))
 
     def check(self, conditions: Conditions) -> None:
-        features, mask = (conditions.tensors.get(name) for name in ("features", "mask"))
-        if features is None or mask is None:
-            raise FlasharError("this model is caption-conditional; pass caption features with their mask, not labels")
+        features, mask = self.tensors(conditions)
         expected = (self.config.length, self.config.feature_dim)
         if tuple(features.shape[1:]) != expected or tuple(mask.shape) != tuple(features.shape[:2]):
             raise FlasharError(
@@ -45,17 +44,6 @@ class CaptionEmbedder(Prefix):
 
     def length(self, conditions: Conditions) -> int:
         return self.config.length
-
-    def blank(self, batch: int, length: int) -> Conditions:
-        weight = self.fc1.weight
-        features = torch.zeros(batch, length, self.config.feature_dim, device=weight.device, dtype=weight.dtype)
-        return Conditions(features=features, mask=torch.ones(batch, length, device=weight.device))
-
-    def example(self, batch: int, seed: int) -> Conditions:
-        """Random features of full length."""
-        generator = torch.Generator().manual_seed(seed)
-        features_BPF = torch.randn(batch, self.config.length, self.config.feature_dim, generator=generator)
-        return Conditions(features=features_BPF, mask=torch.ones(batch, self.config.length))
 
     def valid(self, conditions: Conditions, drop: Tensor) -> Tensor:
         return conditions.tensors["mask"] > 0

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from flashar_cli.config import Pruning, Sampling
+from flashar_cli.decoding.costs import Workload
+from flashar_cli.decoding.next_scale.costs import scale_bytes, scale_costs
 from flashar_cli.decoding.next_scale.fastvar import restore, select
 from flashar_cli.decoding.next_scale.maps import TokenMaps
 from flashar_cli.errors import FlasharError
@@ -179,3 +181,20 @@ def test_a_model_without_the_layers_to_prune_is_refused():
     config, grid = CASES["tall"]
     with pytest.raises(FlasharError, match="layer 27 is to drop tokens; this model has layers 0 to 2"):
         plan_of(model_of(config), conditions_of(config, 1), grid, GUIDED, Pruning(last_layer=27))
+
+
+def test_a_smaller_image_need_not_have_the_scales_that_are_pruned_or_cached():
+    """Images of four of five scales, of which the fifth is pruned: everything is computed, at any decoder."""
+    config, grid = CASES["short"]
+    assert len(config.scales(grid)) == 4
+    parts, conditions = model_of(config), conditions_of(config, 2)
+    expected, _ = decode(parts, conditions, grid, GUIDED)
+    pruning = Pruning(ratios=((4, 0.5),), first_layer=1)
+    assert torch.equal(decode(parts, conditions, grid, GUIDED, pruning)[0], expected)
+    work = Workload(grid, 2, 6, weight_bytes=4)
+    assert scale_bytes(config, pruning, work, 1, False) == scale_bytes(config, Pruning(), work, 1, False)
+    assert scale_costs(config, pruning, work) == scale_costs(config, Pruning(), work)
+    longest = config.with_grids([Grid(6, 6)]).with_fastvar(Pruning(ratios=((4, 0.5),), cached_scale=3)).fastvar
+    tiny = Workload(Grid(2, 2), 2, 6, weight_bytes=4)
+    small = config.model_copy(update={"schedules": config.schedules.model_copy(update={"lengths": (2, 5)})})
+    assert scale_bytes(small, longest, tiny, 1, False) == scale_bytes(small, Pruning(), tiny, 1, False)

@@ -15,10 +15,11 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.models.next_scale.condition.base import Condition, ConditionEncoder
 from flashar_cli.models.next_scale.layers import MLP, AttentionPool
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.models.prefix.features import FeatureReader
 from flashar_cli.nn.layers import RMSNorm
 
 
-class CaptionCondition(ConditionEncoder):
+class CaptionCondition(FeatureReader, ConditionEncoder):
     """Text-encoder features of captions (FoundationVision/Infinity infinity/models/infinity.py). Conditions:
     ``features`` [B, P, F] and ``mask`` [B, P], 1 where a feature is, right-padded with 0.
 
@@ -34,9 +35,7 @@ class CaptionCondition(ConditionEncoder):
         self.memory = MLP(config.feature_dim, transformer.dim, transformer.dim)
 
     def check(self, conditions: Conditions) -> None:
-        features, mask = (conditions.tensors.get(name) for name in ("features", "mask"))
-        if features is None or mask is None:
-            raise FlasharError("this model is caption-conditional; pass caption features with their mask, not labels")
+        features, mask = self.tensors(conditions)
         length, feature_dim = self.config.length, self.config.feature_dim
         fits = features.ndim == 3 and features.shape[2] == feature_dim and 1 <= features.shape[1] <= length
         if not fits or mask.shape != features.shape[:2]:
@@ -50,17 +49,6 @@ class CaptionCondition(ConditionEncoder):
 
     def length(self, conditions: Conditions) -> int:
         return conditions.tensors["features"].shape[1]
-
-    def blank(self, batch: int, length: int) -> Conditions:
-        weight = self.norm.weight
-        features = torch.zeros(batch, length, self.config.feature_dim, device=weight.device, dtype=weight.dtype)
-        return Conditions(features=features, mask=torch.ones(batch, length, device=weight.device))
-
-    def example(self, batch: int, seed: int) -> Conditions:
-        """Random features of full length."""
-        generator = torch.Generator().manual_seed(seed)
-        features_BPF = torch.randn(batch, self.config.length, self.config.feature_dim, generator=generator)
-        return Conditions(features=features_BPF, mask=torch.ones(batch, self.config.length))
 
     def padded(self, conditions: Conditions) -> bool:
         return not bool((conditions.tensors["mask"] > 0).all())
