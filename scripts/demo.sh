@@ -32,13 +32,15 @@ step "Images of the shipped adaptation, diagonal by diagonal" \
 step "Images of prompts, by a model that reads text" \
     generate emu-tiny-flashar --prompt "a red star on a gray background" --prompt "blue ring on pink" \
     --samples-per-prompt 4 --out "$OUT/prompts"
+step "Images of a model that predicts scale by scale" \
+    generate var-tiny --num-images 20 --out "$OUT/maps"
 step "How much faster is that here?" \
     bench llamagen-tiny-flashar --batch-sizes 1 --repeats 3 --out "$OUT/bench.json"
 
 cat >&2 <<EOF
 
 Done in $((SECONDS - started)) s.
-  images   contact-sheet.png in $OUT/raster/, $OUT/flashar/ and $OUT/prompts/
+  images   contact-sheet.png in $OUT/raster/, $OUT/flashar/, $OUT/prompts/ and $OUT/maps/
   plot       $OUT/probe/probe.png
   adapted    $OUT/adapted/, and how it went in $OUT/adapted/report.html
   speed      $OUT/bench.json

@@ -24,6 +24,7 @@ from flashar_cli.config import (
     ScaleTransformerConfig,
     SchedulesConfig,
 )
+from flashar_cli.config.pruning_presets import last_two
 from flashar_cli.data.shapes import CLASS_NAMES
 from flashar_cli.models.next_scale.model import NextScaleModel
 from scripts.tiny.scale_tokenizer import SCALES
@@ -62,6 +63,7 @@ def main() -> None:
             longest=(tuple((scale.height, scale.width) for scale in SCALES),), lengths=(len(SCALES),)
         ),
         tokenizer=tokenizer.config,
+        fastvar=last_two(TRANSFORMER.num_layers, len(SCALES)),
         generation=GENERATION,
         class_names=CLASS_NAMES,
         provenance=Provenance(tool_version=__version__),

@@ -128,23 +128,22 @@ class SchedulesConfig(Config):
         return None if found is None else Grid(*found[0][-1])
 
     def to(self, grid: Grid) -> Schedule:
-        """A schedule that ends with this map, by the longest one of the nearest shape: its smaller maps, then as many
-        maps as it takes to grow by a third at most.
+        """A schedule that ends with this map, by the longest one of the nearest shape: its smaller maps, then, where
+        none of its maps is larger, as many as it takes to grow by a third at most.
         """
-        shape = math.log(grid.height / grid.width)
+        shape, end = math.log(grid.height / grid.width), (grid.height, grid.width)
         like = min(self.longest, key=lambda each: abs(math.log(each[-1][0] / each[-1][1]) - shape))
-        smaller = [scale for scale in like if scale[0] < grid.height and scale[1] < grid.width]
-        last = smaller[-1] if smaller else (1, 1)
-        growth = max(grid.height / last[0], grid.width / last[1])
-        steps = max(1, math.ceil(math.log(growth) / math.log(LARGEST_GROWTH) - 1e-9)) if smaller == list(like) else 1
-        between = [
-            (
-                round(last[0] * (grid.height / last[0]) ** (k / steps)),
-                round(last[1] * (grid.width / last[1]) ** (k / steps)),
-            )
-            for k in range(1, steps)
-        ]
-        return (*smaller, *between, (grid.height, grid.width))
+        smaller = [scale for scale in like if scale[0] < end[0] and scale[1] < end[1]] or [(1, 1)]
+        last, is_larger = smaller[-1], end[0] > like[-1][0] or end[1] > like[-1][1]
+        growth = max(end[0] / last[0], end[1] / last[1])
+        steps = max(1, math.ceil(math.log(growth) / math.log(LARGEST_GROWTH) - 1e-9)) if is_larger else 1
+        found = smaller
+        for step in range(1, steps + 1):
+            share = step / steps
+            height, width = (round(a * (b / a) ** share) for a, b in zip(last, end, strict=True))
+            if height * width > found[-1][0] * found[-1][1]:  # rounding may repeat a map
+                found = [*found, (height, width)]
+        return tuple(found)
 
     @property
     def grids(self) -> list[Grid]:

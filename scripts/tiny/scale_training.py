@@ -32,7 +32,7 @@ class ScaleModelTraining:
 
     num_images: int = 16_000
     num_validation: int = 500  # further ones
-    steps: int = 2400
+    steps: int = 1500
     batch_size: int = 32
     lr: float = 3e-3  # peak, AdamW; down to zero by a cosine
     warmup_steps: int = 100

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashar_cli.config import NextScaleConfig, Pruning, parse_config
+from flashar_cli.config import NextScaleConfig, Pruning, SchedulesConfig, parse_config
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.inputs.text import one_line
@@ -39,6 +39,14 @@ def count(config: NextScaleConfig) -> int:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_weights_are_counted(name):
     assert CONFIGS[name].num_weights == count(CONFIGS[name])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tables_are_those_of_levels_and_positions(name):
+    with torch.device("meta"):
+        model = NextScaleModel(CONFIGS[name])
+    learned = 0 if model.positions is None else model.positions.numel()
+    assert CONFIGS[name].table_weights == model.levels.weight.numel() + learned
 
 
 def changed(name: str, place: tuple, value: object) -> dict[str, Any]:
@@ -112,10 +120,33 @@ def test_a_schedule_of_the_nearest_shape():
     assert scales == (Grid(1, 1), Grid(1, 3), Grid(2, 4), Grid(2, 6), Grid(3, 8), Grid(4, 10))
 
 
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    (
+        # From 7x4 on, 16 / 7 = 2.3 times as high in three steps: 7 * (16 / 7) ** (1 / 3) = 9.2.
+        (Grid(16, 5), ((1, 1), (2, 1), (4, 2), (5, 3), (7, 4), (9, 4), (12, 5), (16, 5))),
+        # Larger in one direction alone: from 5x3 on, four times as high in five steps, and no wider than 4.
+        (Grid(20, 4), ((1, 1), (2, 1), (4, 2), (5, 3), (7, 3), (9, 3), (11, 4), (15, 4), (20, 4))),
+        (Grid(1, 5), ((1, 1), (1, 5))),
+        (Grid(1, 1), ((1, 1),)),
+    ),
+)
+def test_a_schedule_for_any_shape(grid, expected):
+    config = infinity_like_config().with_grids([grid])
+    assert config.scales(grid) == tuple(Grid(*scale) for scale in expected)
+
+
+def test_maps_that_rounding_repeats_are_left_out():
+    small = SchedulesConfig(longest=(((1, 1), (2, 2)),), lengths=(2,))
+    assert small.to(Grid(3, 3)) == ((1, 1), (2, 2), (3, 3))  # 2 * 1.5 ** (1 / 2) is 2 again
+
+
 def test_settings_stay_as_far_from_the_end_of_a_longer_schedule():
     config = infinity_like_config().with_fastvar(Pruning(ratios=((3, 0.5),), num_scales=4))
     assert config.with_grids([Grid(8, 8)]).fastvar == Pruning(ratios=((4, 0.5),), num_scales=5)
     assert config.with_grids([Grid(5, 3)]).fastvar == config.fastvar
+    assert config.with_grids([Grid(3, 3)]).fastvar == Pruning(ratios=((1, 0.5),), num_scales=2), "and of a shorter one"
+    assert config.with_grids([Grid(5, 3)]).with_grids([Grid(8, 8)]) == config.with_grids([Grid(8, 8)])
     with pytest.raises(FlasharError, match="no schedule for 8x8; make images of that grid alone"):
         config.with_grids([Grid(7, 4), Grid(8, 8)])
     both = config.with_grids([Grid(5, 3), Grid(7, 4)])

@@ -73,12 +73,13 @@ def test_settings_move_to_longer_and_shorter_schedules():
     assert later == Pruning(ratios=((12, 0.4), (13, 0.5)), first_layer=3, last_layer=27, cached_scale=11, num_scales=14)
     assert later.later(-3) == released
     assert released.later(-10).ratios == ()
+    assert Pruning(num_scales=3).later(-3) == Pruning(num_scales=1), "one scale is decoded at least"
 
 
 def test_settings_move_to_fewer_layers():
     released = PRUNING_PRESETS["infinity-released"]
-    found = [released.of_fewer_layers(layers, 32) for layers in (32, 8, 1)]
-    assert [each.layers(32) for each in found] == [range(3, 28), range(7), range(1)]
+    found = [released.of_fewer_layers(layers, 32) for layers in (32, 12, 8, 1)]
+    assert [each.layers(32) for each in found] == [range(3, 28), range(1, 10), range(7), range(1)]
 
 
 def test_presets_fit_their_models():
@@ -90,6 +91,8 @@ def test_presets_fit_their_models():
         config = PRESETS[{"infinity-released": "infinity-2b"}.get(name, name)].config()
         assert config.fastvar == pruning
     assert PRUNING_PRESETS["var-d16"].layers(16) == range(2, 14)
+    assert PRUNING_PRESETS["var-d16"].ratios == ((8, 0.4), (9, 0.5))
+    assert pruned_layers(30) == {"first_layer": 3, "last_layer": 25}
 
 
 def test_what_is_asked_for_changes_what_the_model_says(tmp_path):

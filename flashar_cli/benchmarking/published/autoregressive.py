@@ -123,6 +123,11 @@ class AutoregressiveUpstream(Upstream):
     def check_sampling(self, sampling: Sampling) -> None:
         if sampling.cfg_scale < 1:
             raise FlasharError(f"--cfg-scale is {sampling.cfg_scale:g}, but upstream guides from 1 on; use >= 1")
+        if sampling.cfg_schedule != "constant" or sampling.cfg_interval != (0.0, 1.0):
+            raise FlasharError(
+                "--upstream: LlamaGen's and NAR's samplers guide every token alike; use no --cfg-schedule and no "
+                "--cfg-interval"
+            )
         if sampling.min_p > 0:
             raise FlasharError(
                 f"the model samples with min_p {sampling.min_p:g}, which upstream's sampler lacks; leave --upstream out"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from flashar_cli.benchmarking import run
+from flashar_cli.benchmarking.arms import Sampler, prepare
 from flashar_cli.benchmarking.estimate import expected_s, roofline
 from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.published import AUTOREGRESSIVE, base, decoder_of
@@ -90,6 +91,44 @@ def test_upstream_takes_its_turn_on_the_very_weights(
         )
     built = published.model(benched, GRID)
     assert built.get_parameter(case.theirs).data_ptr() == benched.model.get_parameter(case.ours).data_ptr()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    (
+        ({}, {"cfg_scale": 1.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "sample_logits": True}),
+        ({"temperature": 0.5, "top_k": 3, "top_p": 0.9}, {"temperature": 0.5, "top_k": 3, "top_p": 0.9}),
+        ({"temperature": 0.0}, {"cfg_scale": 1.5, "temperature": 1.0, "sample_logits": False}),
+    ),
+)
+def test_upstream_is_asked_for_the_same(case: Case, tmp_path: Path, changes: dict, expected: dict) -> None:
+    published, benched = load_upstream(write_clone(tmp_path, case.family)), subject_of(config_of(case.family))
+    generate, asked = published.sampler.generate, {}
+    published.sampler.generate = lambda *given, **named: asked.update(named) or generate(*given, **named)
+    plan = replace(PLAN, sampling=PLAN.sampling.changed(**changes))
+    published.prepare(benched, Batch.of(plan, benched.model, GRID, 2)).sample(lambda: None)
+    assert {name: asked[name] for name in expected} == expected
+
+
+def test_equal_tokens_are_counted_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published, benched = load_upstream(write_clone(tmp_path)), subject_of(config_of("llamagen"))
+    batch = Batch.of(PLAN, benched.model, GRID, 2)
+    greedy = replace(batch, sampling=base.greedy_as(batch.sampling))
+    ours = prepare(benched, "raster-eager", greedy).sample(lambda: None)
+    theirs = ours.clone()
+    theirs[0, 1, 2:] += 1
+    theirs[1, 3, 3] += 1
+    monkeypatch.setattr(published, "prepare", lambda *given: Sampler(lambda mark: theirs, None, 1))
+    report = published.check(benched, batch)
+    assert (report.num_tokens, report.num_equal_tokens) == (32, 32 - 3)
+
+
+def test_guidance_that_upstream_does_not_have_is_refused(tmp_path: Path) -> None:
+    published = load_upstream(write_clone(tmp_path))
+    for changes in ({"cfg_interval": (0.0, 0.5)}, {"cfg_schedule": "linear"}):
+        with pytest.raises(FlasharError, match="guide every token alike"):
+            published.check_sampling(PLAN.sampling.changed(**changes))
 
 
 @pytest.mark.parametrize("case", CASES)

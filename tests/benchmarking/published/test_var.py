@@ -79,6 +79,26 @@ def test_what_upstream_can_not_run(tmp_path: Path) -> None:
             published.check_sampling(SAMPLING.changed(**changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    (
+        ({}, {"cfg": 1.5, "top_k": 0, "top_p": 0.0}),
+        ({"top_k": 5, "top_p": 0.9}, {"cfg": 1.5, "top_k": 5, "top_p": 0.9}),
+        ({"top_p": 0.9, "temperature": 0.0}, {"cfg": 1.5, "top_k": 1, "top_p": 0.0}),
+    ),
+)
+def test_upstream_is_asked_for_the_same(tmp_path: Path, changes: dict, expected: dict) -> None:
+    """VAR's guidance of 1.5 adds to 1, and top-p 0 means none."""
+    published, benched = load_upstream(write_clone(tmp_path, "var")), subject_of(config_of())
+    model, asked = published.model(benched, GRID), {}
+    decode = model.autoregressive_infer_cfg
+    model.autoregressive_infer_cfg = lambda **given: asked.update(given) or decode(**given)
+    batch = replace(Batch.of(PLAN, benched.model, GRID, 2), sampling=SAMPLING.changed(**changes), seed=7)
+    assert published.prepare(benched, batch).sample(lambda: None).shape == (2, 14)
+    assert {name: asked[name] for name in expected} == expected
+    assert (asked["B"], asked["g_seed"]) == (2, 7) and asked["label_B"] is batch.conditions.tensors["labels"]
+
+
 def test_without_pixels_both_end_with_tokens(tmp_path: Path) -> None:
     published = load_upstream(write_clone(tmp_path, "var"))
     report = run.bench(replace(subject_of(config_of()), wants_pixels=False), PLAN, RATES, upstream=published)

@@ -88,7 +88,8 @@ def forward_without_cache(model, latents, conditions, drop, grid, pruning) -> Te
     causal = scale_mask(tuple(scale.num_cells for scale in scales), x.device)
     cached = places[pruning.cached_scale]
     for layer, block in enumerate(model.blocks):
-        pruned = pruning.ratios if pruning.first_layer <= layer else ()
+        first, last = pruning.first_layer, len(model.blocks) - 1 if pruning.last_layer is None else pruning.last_layer
+        pruned = pruning.ratios if first <= layer <= last else ()
         for part in block.parts:
             kept = torch.ones(x.shape[:2], dtype=torch.bool)
             for scale, ratio in pruned:
@@ -103,16 +104,16 @@ def forward_without_cache(model, latents, conditions, drop, grid, pruning) -> Te
     return model.head(x, context.head)
 
 
-@pytest.mark.parametrize("order", ("score", "raster"))
+@pytest.mark.parametrize("changes", ({"order": "score"}, {"order": "raster"}, {"last_layer": 1}), ids=str)
 @pytest.mark.parametrize("guided", (False, True))
 @pytest.mark.parametrize("case", ("var", "tall", "wide", "patches"))
 @torch.inference_mode()
-def test_pruned_decoding_is_a_forward_without_a_cache(case, guided, order):
+def test_pruned_decoding_is_a_forward_without_a_cache(case, guided, changes):
     config, grid = CASES[case]
     parts = model_of(config)
     model, quantizer = parts
     conditions, sampling = conditions_of(config, 3), GUIDED if guided else Sampling()
-    pruning = PRUNING.model_copy(update={"order": order})
+    pruning = PRUNING.model_copy(update=changes)
     tokens, logits = decode(parts, conditions, grid, sampling, pruning)
     scales = model.config.scales(grid)
     latents = TokenMaps(config, quantizer, scales).inputs(tokens)
@@ -173,6 +174,10 @@ def test_only_kept_tokens_have_keys():
     plan = plan_of(model_of(config), conditions_of(config, 2), grid, GUIDED, PRUNING)
     assert [cache.keys.shape for cache in plan.caches] == [(4, 2, keys, 16) for keys in (54, 34, 34)]
     assert plan.blocks.outputs.shape == (2, 3, 4, 8, 32)
+    one = plan_of(
+        model_of(config), conditions_of(config, 2), grid, GUIDED, PRUNING.model_copy(update={"last_layer": 1})
+    )
+    assert [cache.keys.shape[2] for cache in one.caches] == [54, 34, 54] and len(one.blocks.outputs) == 1
     unpruned = plan_of(model_of(config), conditions_of(config, 2), grid, GUIDED, Pruning(num_scales=4))
     assert [cache.keys.shape[2] for cache in unpruned.caches] == [26] * 3 and unpruned.blocks.outputs.numel() == 0
 
