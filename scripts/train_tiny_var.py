@@ -35,7 +35,7 @@ TRANSFORMER = ScaleTransformerConfig(
     dim=96, num_layers=6, num_heads=4, ffn_dim=384, shared_modulation=True, num_levels=len(SCALES)
 )
 # Where the model draws well: chosen on another seed than those that the model card reports.
-GENERATION = Sampling(cfg_schedule="linear", cfg_scale=2.0)
+GENERATION = Sampling(cfg_schedule="linear", cfg_scale=2.0, top_p=0.9)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from flashar_cli.families.base import HubFiles, Preset
 from flashar_cli.machine.network import hub_unreachable
 
 ASSETS = Path(__file__).parents[1] / "assets"
-EMBEDDED = ("llamagen-tiny", "llamagen-tiny-flashar", "emu-tiny", "emu-tiny-flashar")
+EMBEDDED = ("llamagen-tiny", "llamagen-tiny-flashar", "emu-tiny", "emu-tiny-flashar", "var-tiny")
 
 
 def cache_dir() -> Path:
