@@ -20,11 +20,12 @@ from flashar_cli.checkpoints.sharded import weights_of
 from flashar_cli.config import Provenance, Subset
 from flashar_cli.data.tokens import TokenSet, ids_sha256, split_validation
 from flashar_cli.files.writing import remove_folder
+from flashar_cli.machine.processes import barrier, from_first, process_group
 from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training.loop import Report, TrainingRun, run_stages
 from flashar_cli.training.metrics import MetricsFile, Record, read_records
-from flashar_cli.training.parallel import agreed, barrier, callable_parts, process_group
+from flashar_cli.training.parallel import callable_parts
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import check_base
 
@@ -58,7 +59,7 @@ def adapt(
                     artifacts.write_samples(job, model, validation, name, decoder, count)
 
         has_base = state.loaded is not None and artifacts.has_samples(job, validation, "base")
-        if not agreed(has_base):
+        if not from_first(has_base):
             note("making sample images of the base, to compare with")
             draw_samples("base", "raster", artifacts.BASE_SHEET_IMAGES)
         if recorder is not None:
@@ -87,7 +88,9 @@ def adapt(
             )
         )
         last = stages[-1].name
-        if not agreed(artifacts.has_samples(job, validation, last)):  # made before an interruption, and removed since
+        if not from_first(
+            artifacts.has_samples(job, validation, last)
+        ):  # made before an interruption, and removed since
             draw_samples(last, "flashar", artifacts.SHEET_IMAGES)
         if draws:
             with callable_parts(model):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashar_cli.cli import options, output
-from flashar_cli.decoding.levels import get_level
+from flashar_cli.cli.launch import launch
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.inputs import bounds
@@ -109,18 +109,25 @@ DecoderName = Annotated[
     str | None,
     typer.Option(
         callback=options.known_decoder,
-        help="raster or flashar; scale, truncate or fastvar. Default: flashar, scale, where the model has it.",
+        help="raster, flashar, naive, zipar[:W], jacobi[:W]; scale, truncate, fastvar. Default: flashar or scale.",
     ),
 ]
-BatchSize = Annotated[int, options.number(bounds.BATCH, help="Images at a time.")]
-Optimisation = Annotated[
-    str,
-    typer.Option(
-        callback=lambda name: get_level(name).name,
-        help="eager; graph: CUDA graphs; compile: compiled blocks; packed: CPU, 2x memory.",
-    ),
+ImageSize = Annotated[
+    int | None,
+    options.number(bounds.IMAGE_SIDE, metavar="PIXELS", help="Resize images, as published FIDs of 384 at 256 do."),
 ]
 Warm = Annotated[bool, typer.Option("--warm", help="Capture, compile and run one batch before the clock starts.")]
+
+
+@dataclass(frozen=True)
+class How:
+    """How it is made."""
+
+    grid: GridOption = None
+    decoder: DecoderName = None
+    batch_size: options.BatchSize = 16
+    optimisation: options.Optimisation = "eager"
+    image_size: ImageSize = None
 
 
 @dataclass(frozen=True)
@@ -147,25 +154,25 @@ def command(
     model: options.Model = None,
     base: options.Base = None,
     shown: Shown,
-    grid: GridOption = None,
-    decoder: DecoderName = None,
+    how: How,
     fastvar: options.FastVAR,
     sampling: options.SamplingOptions,
-    batch_size: BatchSize = 16,
-    optimisation: Optimisation = "eager",
     warm: Warm = False,
     files: Files,
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     machine: options.Machine,
     quantize: options.Quantize = None,
+    nproc: options.Nproc = None,
     json: options.Json = False,
 ) -> None:
     """Make images, or tokens alone, with any decoder that the model has.
 
     They are written as they are made, into OUT.part until all are there. Type the same command again after an
-    interruption: it goes on where it was, and the result is the same to the byte.
+    interruption: it goes on where it was, and the result is the same to the byte. With --nproc, or under torchrun, all
+    processes write into the same OUT.part.
     """
+    launch(nproc)
     from flashar_cli.checkpoints import hub
     from flashar_cli.files.outputs import check_outputs
     from flashar_cli.generation.targets import Targets
@@ -178,19 +185,17 @@ def command(
 
     from flashar_cli.generation.job import Wanted, plan_job
     from flashar_cli.generation.run import generate
+    from flashar_cli.machine.processes import PATIENCE, process_group
 
     wanted = Wanted(
         name=name,
         given=given,
-        grid=grid,
         num_images=shown.num_images,
-        decoder=decoder,
         choose_pruning=fastvar.choose,
         sampling=vars(sampling),
         seed=seed,
-        batch_size=batch_size,
-        optimisation=optimisation,
         quantize=quantize,
+        **vars(how),
     )
     where, precision = machine.prepare()
     job = plan_job(directory, wanted, targets.with_images, files.tokens_out, where, precision, output.note)
@@ -198,6 +203,6 @@ def command(
     if warm:
         job.warm()
     output.set_resume_command(["flashar", *sys.argv[1:]])
-    with output.later_progress("images") as begin:
+    with process_group(where, PATIENCE), output.later_progress("images") as begin:
         made = generate(job, targets, overwrite, begin, output.note)
     output.document(made.summary(job, targets)) if json else output.result(made.in_words(job, targets))

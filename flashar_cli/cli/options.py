@@ -15,6 +15,7 @@ from flashar_cli.cli import output
 from flashar_cli.config import ModelConfig, Pruning, Sampling, validated
 from flashar_cli.config.pruning_presets import choose_pruning
 from flashar_cli.config.recipe import DATA_DEFAULTS, DataSettings
+from flashar_cli.decoding.levels import get_level
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs import bounds
 from flashar_cli.inputs.text import shown
@@ -54,6 +55,14 @@ Threads = Annotated[int | None, number(bounds.THREADS, help="CPU threads; defaul
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Nproc = Annotated[
     int | None, number(bounds.PROCESSES, metavar="N", help="Processes on this machine, one a GPU; or use torchrun.")
+]
+BatchSize = Annotated[int, number(bounds.BATCH, help="Images at a time.")]
+Optimisation = Annotated[
+    str,
+    typer.Option(
+        callback=lambda name: get_level(name).name,
+        help="eager; graph: CUDA graphs; compile: compiled blocks; packed: CPU, 2x memory.",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and check everything, print it, and stop.")]
 

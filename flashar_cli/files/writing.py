@@ -195,17 +195,25 @@ def remove_stale(path: Path) -> None:
                 os.close(descriptor)
 
 
-def lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or folder until it is closed; None where another process has it."""
+def lock(path: Path, shared: bool = False) -> int | None:
+    """A descriptor that holds the lock of a file or folder until it is closed, alone or with others that ask for a
+    ``shared`` one; None where another process has it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     except OSError:  # a file system without locks
         pass
     return descriptor
+
+
+def share_lock(descriptor: int) -> None:
+    """Lets other processes have the same lock, as a ``shared`` one."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def _new_temporary(target: Path, is_folder: bool) -> tuple[Path, int]:

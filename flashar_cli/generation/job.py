@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from flashar_cli.api import load
+from flashar_cli.api import ImageModel, load
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import ModelConfig, Pruning, read_config
 from flashar_cli.data.conditions import Given, conditions_of
@@ -23,6 +25,8 @@ from flashar_cli.decoding.quantize import Scheme
 from flashar_cli.errors import FlasharError
 from flashar_cli.generation.store import TokenArray
 from flashar_cli.grid import Grid
+from flashar_cli.inputs import bounds
+from flashar_cli.tokenizers.pixels import resized, to_uint8
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,20 @@ class Wanted:
     batch_size: int
     optimisation: str
     quantize: Scheme | None
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
 class GenerateJob:
     """What to make, and by which engine."""
 
+    loaded: ImageModel
     engine: Engine
     request: Request
     names: list[str]  # each condition in words
     settings: dict[str, Any]  # what the file of each image holds
     sources: dict[str, Any]  # what else the images follow from, for a run that goes on later
+    image_side: int | None = None  # to which images are resized
 
     @property
     def token_maps(self) -> dict[str, tuple[int, ...]]:
@@ -63,6 +70,21 @@ class GenerateJob:
         shape = self.request.decoder.token_shape(self.engine.model.config, self.request.grid)
         has_bits = bool(getattr(self.engine.model.config, "token_shape", ()))
         return TokenArray(shape, np.uint8 if has_bits else np.int64, bool(self.token_maps))
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width of the images in pixels; None where there are none."""
+        config, grid = self.engine.model.config, self.request.grid
+        if config.tokenizer is None:
+            return None
+        if self.image_side is not None:
+            return self.image_side, self.image_side
+        return grid.height * config.pixels_per_token, grid.width * config.pixels_per_token
+
+    def images(self, tokens: Tensor) -> NDArray[np.uint8]:
+        """Tokens of a batch -> uint8 [B, h, w, 3]."""
+        pixels = self.engine.pixels(tokens, self.request.grid)
+        return to_uint8(pixels if self.image_side is None else resized(pixels, self.image_side))
 
     def image_settings(self, index: int) -> dict[str, Any]:
         """What the file of image ``index`` says of itself."""
@@ -92,7 +114,11 @@ def plan_job(
         raise FlasharError(
             f"{wanted.name} has no tokenizer, so it makes tokens only; pass --no-images or --tokens-out FILE.npy"
         )
+    if wanted.image_size is not None:
+        bounds.IMAGE_SIDE.check("--image-size", wanted.image_size)
     sampling, grid = config.generation.changed(**wanted.sampling), config.choose_grid(wanted.grid)
+    if wanted.image_size is not None and grid.height != grid.width:
+        raise FlasharError(f"--image-size makes square images, but those of the grid {grid} are not; leave it out")
     pruning, decoder_name = wanted.choose_pruning(config), wanted.decoder
     if pruning is not None:
         config, decoder_name = config.with_fastvar(pruning), decoder_name or FASTVAR.name
@@ -123,6 +149,7 @@ def plan_job(
         **sampling.model_dump(mode="json"),
         **decoder.settings(config),
         "quantize": wanted.quantize,
+        **({} if wanted.image_size is None else {"image_side": wanted.image_size}),
     }
     sources = {
         "model_sha256": checkpoint.weights_sha256(directory),
@@ -131,7 +158,7 @@ def plan_job(
         "dtype": str(dtype).removeprefix("torch."),
     }
     engine = loaded.engine(wanted.optimisation, explain)
-    return GenerateJob(engine, request, names, settings, sources)
+    return GenerateJob(loaded, engine, request, names, settings, sources, wanted.image_size)
 
 
 def _token_suffix(decoder: Decoder, config: ModelConfig, grid: Grid) -> str:

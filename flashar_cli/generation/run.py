@@ -37,7 +37,8 @@ from flashar_cli.generation.store import (
     is_whole,
 )
 from flashar_cli.generation.targets import Targets
-from flashar_cli.tokenizers.pixels import to_uint8
+from flashar_cli.machine.processes import barrier, from_first
+from flashar_cli.machine.world import current_world
 
 MOST_WRITERS = 4  # threads that compress PNG files
 SHEET_IMAGES = 100
@@ -81,58 +82,100 @@ def generate(
     begin: Callable[[int], Callable[[int], None]],
     note: Callable[[str], None] = lambda line: None,
 ) -> Made:
-    """Makes what the work folder lacks and puts the results in their places. ``begin`` gets the number of images to
-    make and returns what is called with the size of each batch; ``note`` gets a line where a run goes on.
+    """Makes what the work folder lacks and puts the results in their places. The processes of a process group share
+    the batches; the first opens the folder, waits for the others and puts the results in their places. ``begin`` gets
+    the number of images that this process is to make and returns what is called with the size of each batch; ``note``
+    gets a line where a run goes on.
 
     Raises FlasharError for conditions that don't fit the model, before anything is sampled, and where the disk refuses;
     what is done by then stays in the work folder for the next run.
     """
-    request = job.request
-    request.check(job.engine.model)
-    settings = _identity(job, targets)
-    if _is_published(targets, settings):
-        remove_folder(targets.work, WORK_FOLDER)
-        return Made(0, 0.0)
-    config, grid = job.engine.model.config, request.grid
-    factor = None if config.tokenizer is None else config.pixels_per_token
-    sides = None if factor is None else (grid.height * factor, grid.width * factor)
+    job.request.check(job.engine.model)
     with parents_of(targets.work):
         try:
-            store = Store(
-                targets.work,
-                settings,
-                request.num_images,
-                request.batch_size,
-                job.tokens,
-                sides if targets.npz is not None else None,
-                targets.layout if targets.out is not None and targets.with_images else None,
-                overwrite,
-            )
-            with closing(store):
-                missing = request.num_images - store.num_done()
-                if store.num_done():
-                    note(f"going on with {targets.work}: {store.num_done()} of {request.num_images} images are made")
-                started = time.perf_counter()
-                _sample(job, targets, store, begin(missing))
-                made = Made(missing, time.perf_counter() - started)
-                _publish(job, targets, store, overwrite)
-                store.remove()
+            if not current_world().is_main:
+                return _join(job, targets, begin)
+            return _lead(job, targets, overwrite, begin, note)
         except OSError as error:
             raise FlasharError(
                 f"{error.filename or targets.work} could not be written: {error.strerror or error}; what is made by "
                 f"now stays in {targets.work}, and the same command goes on with it"
             ) from None
+
+
+def _lead(
+    job: GenerateJob,
+    targets: Targets,
+    overwrite: bool,
+    begin: Callable[[int], Callable[[int], None]],
+    note: Callable[[str], None],
+) -> Made:
+    """The part of the first process."""
+    request, settings = job.request, identity(job, targets)
+    if _is_published(targets, settings):
+        from_first([])
+        remove_folder(targets.work, WORK_FOLDER)
+        return Made(0, 0.0)
+    with closing(_open(job, targets, settings, overwrite)) as store:
+        missing, num_done = list(store.missing()), store.num_done()
+        if num_done:
+            note(f"going on with {targets.work}: {num_done} of {request.num_images} images are made")
+        store.share()
+        started = time.perf_counter()
+        _sample(job, targets, store, from_first(missing), begin)
+        barrier()
+        made = Made(request.num_images - num_done, time.perf_counter() - started)
+        _publish(job, targets, store, overwrite)
+        store.remove()
     return made
 
 
-def _sample(job: GenerateJob, targets: Targets, store: Store, progress: Callable[[int], None]) -> None:
-    """Samples the missing batches while threads write those before them."""
+def _join(job: GenerateJob, targets: Targets, begin: Callable[[int], Callable[[int], None]]) -> Made:
+    """The part of each other process."""
+    missing: list[int] = from_first([])
+    if not missing:
+        return Made(0, 0.0)
+    started = time.perf_counter()
+    with closing(_open(job, targets, {}, False, joins=True)) as store:
+        num_images = _sample(job, targets, store, missing, begin)
+    barrier()
+    return Made(num_images, time.perf_counter() - started)
+
+
+def _open(job: GenerateJob, targets: Targets, settings: dict[str, Any], overwrite: bool, joins: bool = False) -> Store:
+    return Store(
+        targets.work,
+        settings,
+        job.request.num_images,
+        job.request.batch_size,
+        job.tokens,
+        job.sides if targets.npz is not None else None,
+        targets.layout if targets.out is not None and targets.with_images else None,
+        overwrite,
+        joins,
+    )
+
+
+def _sample(
+    job: GenerateJob,
+    targets: Targets,
+    store: Store,
+    missing: list[int],
+    begin: Callable[[int], Callable[[int], None]],
+) -> int:
+    """Samples this process's share of the missing batches while threads write those before them; returns the number of
+    their images.
+    """
+    world = current_world()
+    mine = missing[world.rank :: world.size]
+    num_images = sum(store.count(index) for index in mine)
+    progress = begin(num_images)
     num_writers = min(MOST_WRITERS, os.cpu_count() or 1)
     writing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(num_writers, thread_name_prefix="write") as pool:
-        for index in store.missing():
+        for index in mine:
             tokens = sample_batch(job.engine, job.request, index)
-            images = to_uint8(job.engine.pixels(tokens, job.request.grid)) if targets.with_images else None
+            images = job.images(tokens) if targets.with_images else None
             first, count = index * job.request.batch_size, len(tokens)
             texts = [job.image_settings(number) for number in range(first, first + count)]
             writing.append(pool.submit(store.write, index, tokens.cpu().numpy(), images, texts))
@@ -141,6 +184,7 @@ def _sample(job: GenerateJob, targets: Targets, store: Store, progress: Callable
             progress(count)
         while writing:
             writing.popleft().result()
+    return num_images
 
 
 def _publish(job: GenerateJob, targets: Targets, store: Store, overwrite: bool) -> None:
@@ -186,8 +230,8 @@ def _has_bytes(path: Path, file: IO[bytes]) -> bool:
     return True
 
 
-def _identity(job: GenerateJob, targets: Targets) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
+def identity(job: GenerateJob, targets: Targets) -> dict[str, Any]:
+    """What the written bytes follow from, which must be the same for a run to go on."""
     conditions = hashlib.sha256(json.dumps(job.names).encode())
     for tensor in job.request.conditions.tensors.values():
         conditions.update(tensor.detach().cpu().float().numpy().tobytes())

@@ -3,7 +3,8 @@
 ``OUT.part`` lies beside OUT (without OUT, beside the first file that is written) and holds ``settings.json``, all that
 the images follow from; ``samples/``, which becomes OUT; ``pixels.npy``, where an archive is wanted; and ``done.jsonl``,
 a line for each written batch with the SHA-256 of its bytes. A run that finds a folder of its own settings, after a
-kill, a power cut or a full disk, makes what is missing or damaged there.
+kill, a power cut or a full disk, makes what is missing or damaged there. Several processes of a run write into one
+folder: the first opens it, the others join.
 
 Letters: B images of a batch, H grid rows, W grid columns; h, w pixels.
 """
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from flashar_cli.data.images import TEXT_KEY, png_bytes
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.kinds import ANYTHING, JSON_LINES, NPY, NPZ, PNG_SIGNATURE, FolderKind, begins_with, json_object
-from flashar_cli.files.writing import atomic_file, empty_folder, lock, parents_of, remove_folder
+from flashar_cli.files.writing import atomic_file, empty_folder, lock, parents_of, remove_folder, share_lock
 from flashar_cli.generation.arrays import ArrayFile
 from flashar_cli.generation.layout import FLAT_IMAGE, GENEVAL_FOLDER, GENEVAL_IMAGE, GENEVAL_METADATA, Layout
 from flashar_cli.machine.memory import require_disk
@@ -66,9 +67,10 @@ class TokenArray:
 
 class Store:
     """The work folder of a run. ``settings`` is what every written byte follows from; ``sides`` (h, w) where
-    images go into the archive's array; ``layout``: of those in files, None where there are none.
+    images go into the archive's array; ``layout``: of those in files, None where there are none. A process that
+    ``joins`` takes the folder as the first one has opened it, once that one has let others ``share`` it.
 
-    Raises FlasharError where the folder is of other settings, unless ``overwrite``; where another process works in it;
+    Raises FlasharError where the folder is of other settings, unless ``overwrite``; where another run works in it;
     and where the disk is too small.
     """
 
@@ -82,27 +84,21 @@ class Store:
         sides: tuple[int, int] | None,
         layout: Layout | None,
         overwrite: bool,
+        joins: bool = False,
     ) -> None:
         self.folder, self.samples, self.num_images, self.batch_size = folder, folder / SAMPLES, num_images, batch_size
         self._layout = layout
         self._done: dict[int, str] = {}
         self._writing = threading.Lock()
         with parents_of(folder / SETTINGS), ExitStack() as opened:
-            descriptor = lock(folder)
+            descriptor = lock(folder, shared=joins)
             if descriptor is None:
                 raise FlasharError(f"{folder} is in use: another process is making these images; wait for it")
+            self._lock = descriptor
             opened.callback(os.close, descriptor)
-            if not overwrite:
-                _refuse_other(folder, settings)
-            is_same = has_settings(folder, settings)
-            if not is_same:
-                self._refuse_full(8 * int(np.prod(tokens.shape)) + 6 * int(np.prod(sides or 0)))
-            self._done = _read_done(folder) if is_same else {}
-            opened.callback(lambda: None if self._done else self.remove())
-            if not is_same:
-                empty_folder(folder, WORK_FOLDER)
-                with atomic_file(folder / SETTINGS) as file:
-                    file.write(json.dumps(settings, indent=2).encode())
+            if not joins:
+                self._done = self._prepare(settings, tokens, sides, overwrite)
+                opened.callback(lambda: None if _read_done(folder) else self.remove())
             self.samples.mkdir(exist_ok=True)
             self.tokens = (folder if tokens.is_split else self.samples) / TOKENS
             self._tokens = ArrayFile(self.tokens, (num_images, *tokens.shape), tokens.dtype)
@@ -110,10 +106,29 @@ class Store:
             self._pixels = None if sides is None else ArrayFile(folder / PIXELS, (num_images, *sides, 3), np.uint8)
             if self._pixels is not None:
                 opened.callback(self._pixels.close)
-            self._done = {index: sha256 for index, sha256 in self._done.items() if self._digest(index) == sha256}
-            with atomic_file(folder / DONE) as file:  # without lines that are torn or don't hold
-                file.write("".join(_line(*entry) for entry in self._done.items()).encode())
+            if not joins:
+                self._done = {index: sha256 for index, sha256 in self._done.items() if self._digest(index) == sha256}
+                with atomic_file(folder / DONE) as file:  # without lines that are torn or don't hold
+                    file.write("".join(_line(*entry) for entry in self._done.items()).encode())
             self._opened = opened.pop_all()
+
+    def _prepare(
+        self, settings: dict[str, Any], tokens: TokenArray, sides: tuple[int, int] | None, overwrite: bool
+    ) -> dict[int, str]:
+        """Makes the folder one of these settings, where it is not; returns what it says is done."""
+        if has_settings(self.folder, settings):
+            return _read_done(self.folder)
+        if not overwrite:
+            _refuse_other(self.folder, settings)
+        self._refuse_full(8 * int(np.prod(tokens.shape)) + 6 * int(np.prod(sides or 0)))
+        empty_folder(self.folder, WORK_FOLDER)
+        with atomic_file(self.folder / SETTINGS) as file:
+            file.write(json.dumps(settings, indent=2).encode())
+        return {}
+
+    def share(self) -> None:
+        """Lets other processes join."""
+        share_lock(self._lock)
 
     @property
     def num_batches(self) -> int:
@@ -125,7 +140,7 @@ class Store:
 
     def num_done(self) -> int:
         """Images that are written."""
-        return sum(self._count(index) for index in self._done)
+        return sum(self.count(index) for index in self._done)
 
     def image_path(self, index: int) -> Path:
         """Where image ``index`` is written."""
@@ -176,12 +191,13 @@ class Store:
         each = image_bytes + (FILE_BYTES if self._layout else 0)
         require_disk(f"writing {self.num_images} images (--num-images)", self.num_images * each, self.folder)
 
-    def _count(self, index: int) -> int:
+    def count(self, index: int) -> int:
+        """Images of a batch."""
         return min(self.batch_size, self.num_images - index * self.batch_size)
 
     def _digest(self, index: int) -> str | None:
         """SHA-256 of what the folder holds of a batch, None where some of it is missing."""
-        first, count = index * self.batch_size, self._count(index)
+        first, count = index * self.batch_size, self.count(index)
         if count <= 0:
             return None
         digest = hashlib.sha256(self._tokens.read(first, count).tobytes())

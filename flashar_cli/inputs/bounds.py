@@ -114,9 +114,11 @@ SHARE = real(0.0, 1.0)
 # How much is done, and by how many.
 SEED = whole(0, 2**32 - 1)
 IMAGES = whole(1, 2**31)
+IMAGE_SIDE = whole(8, 8192)  # in pixels
 SAMPLES = whole(1, 2**20)  # of one prompt
 TWO_IMAGES = whole(2, 2**31)  # one to learn from, one to measure
 BATCH = whole(1, 2**20)
+WINDOW = whole(1, 1024)  # of a decoder, in tokens
 STEPS = whole(1, 2**31)
 STAGED_STEPS = whole(2, 2**31)
 WARMUP = whole(0, 2**31)

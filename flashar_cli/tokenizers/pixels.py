@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.errors import FlasharError
@@ -21,6 +22,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """float [B, 3, h, w] -> uint8 [B, h, w, 3]; clamps to [-1, 1] and rounds."""
     scaled = images.detach().float().clamp(-1.0, 1.0).add(1.0).mul(127.5).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """float [B, 3, h, w] -> [B, 3, side, side], bicubic without anti-aliasing, as LlamaGen's published figures have it
+    (FoundationVision/LlamaGen autoregressive/sample/sample_c2i_ddp.py).
+    """
+    return F.interpolate(images, size=(side, side), mode="bicubic")
 
 
 def psnr_db(images: Tensor, reference: Tensor) -> float:

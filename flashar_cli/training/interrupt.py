@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from flashar_cli.training.parallel import sum_over_processes
+from flashar_cli.machine.processes import sum_over_processes
 from flashar_cli.training.signals import Terminated
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

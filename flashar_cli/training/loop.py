@@ -22,6 +22,7 @@ from flashar_cli.config.recipe import NO_LORA, EngineSettings, LoraSettings, Opt
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Order
+from flashar_cli.machine.processes import gather_objects, sum_over_processes
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import Targets
@@ -31,7 +32,7 @@ from flashar_cli.training.ema import Ema
 from flashar_cli.training.interrupt import DeferredInterrupt
 from flashar_cli.training.losses import SCALARS, Losses, losses_of
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
-from flashar_cli.training.parallel import Parallel, gather_objects, sum_over_processes
+from flashar_cli.training.parallel import Parallel
 from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_tokens, token_drop
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses

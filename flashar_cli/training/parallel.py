@@ -1,13 +1,8 @@
-"""One model trained by several processes: PyTorch's DDP or FSDP2, and the few collectives that the loop needs.
-
-In a single process without a process group, all of this does nothing.
-"""
+"""One model trained by several processes: PyTorch's DDP or FSDP2. In a single process all of this does nothing."""
 
 from __future__ import annotations
 
-import gc
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,68 +14,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from flashar_cli.config.recipe import EngineSettings
-from flashar_cli.errors import FlasharError
 from flashar_cli.machine.world import World, current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.layers import Block
 from flashar_cli.training.memory import held_bytes, needs_sharding
-
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[World]:
-    """Within the context, the process group of the processes that `torchrun` or ``--nproc`` started: gloo for CPU
-    tensors, NCCL for CUDA tensors. Raises FlasharError where another process is gone.
-    """
-    world = current_world()
-    if world.size == 1:
-        yield world
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield world
-    except BaseException as error:
-        # The traceback refers to the DDP model, which must not outlive its process group: the group's threads would
-        # abort the process at its end.
-        traceback.clear_frames(error.__traceback__)
-        if not _is_lost_connection(error):
-            raise
-        raise FlasharError(
-            f"process {world.rank} of {world.size} lost another one ({str(error).splitlines()[0][:120]}); "
-            "run the same command again to resume"
-        ) from None
-    finally:
-        gc.collect()  # a DDP model is in reference cycles
-        dist.destroy_process_group()
-
-
-def sum_over_processes(values: Sequence[float]) -> list[float]:
-    """Each value summed over all processes, in float64."""
-    if not dist.is_initialized():
-        return list(values)
-    total = torch.tensor(list(values), dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """One value of each process, in order of rank."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def agreed(value: bool) -> bool:
-    """The value of the first process, for all of them."""
-    return bool(sum_over_processes([float(value and current_world().is_main)])[0])
-
-
-def barrier() -> None:
-    """Waits for the other processes."""
-    sum_over_processes([0.0])
 
 
 class Parallel:
@@ -162,10 +99,3 @@ def shard(model: FlasharModel, dtype: torch.dtype, device_type: str | None = Non
         fully_shard(block, mesh=mesh, mp_policy=policy)
     # The root is resharded too, so that after a validation the weights are those that the optimizer refers to.
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo")
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )

@@ -29,11 +29,11 @@ from flashar_cli.config.recipe import Stage
 from flashar_cli.errors import FlasharError
 from flashar_cli.files.writing import atomic_file
 from flashar_cli.inputs.reading import check_file, read_json
+from flashar_cli.machine.processes import barrier
 from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.lora import is_adapter
 from flashar_cli.training.ema import Ema
-from flashar_cli.training.parallel import barrier
 
 # Without a process group every call warns that it assumes a single process, although no_dist already says so.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -16,11 +16,11 @@ from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.decoders import decoders_of
 from flashar_cli.decoding.static import RASTER, StaticDecoder
 from flashar_cli.errors import FlasharError
+from flashar_cli.machine.processes import sum_over_processes
 from flashar_cli.machine.world import World, current_world
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.targets import Targets
 from flashar_cli.training.losses import Losses, gate_statistics, losses_of
-from flashar_cli.training.parallel import sum_over_processes
 
 CHECKED_IMAGES = 64
 # A model of other tokens has a loss of ln V or more; published models have far less.

@@ -16,11 +16,11 @@ from flashar_cli.adaptation import artifacts, run
 from flashar_cli.adaptation.job import AdaptJob, load_job
 from flashar_cli.adaptation.model import prepare_model
 from flashar_cli.config.recipe import load_recipe
+from flashar_cli.machine.processes import gather_objects
 from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.nn.shards import own
 from flashar_cli.training import validation
-from flashar_cli.training.parallel import gather_objects
 from tests.training.test_loop import drawn_set
 
 RECIPE = ("steps=4", "stage1_fraction=0.5", "optim.batch_size=4", "stage1.lr=3e-3", "stage2.lr=3e-3")

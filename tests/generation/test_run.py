@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -215,15 +216,16 @@ def test_arrays_have_the_bytes_that_numpy_writes(tmp_path, shape, dtype):
     assert (tmp_path / "b.npz").read_bytes() == zipped.getvalue()
 
 
-def start(place: Path, total: int) -> subprocess.Popen[str]:
+def start(place: Path, total: int, *more: object) -> subprocess.Popen[str]:
     command = ("generate", "llamagen-tiny-flashar", "--num-images", total, "--cfg-scale", 1, "--batch-size", 25)
     outputs = ("--out", place / "out", "--npz", place / "samples.npz", "--tokens-out", place / "tokens.npy")
     return subprocess.Popen(
-        [sys.executable, "-m", "flashar_cli", *map(str, (*command, *outputs, "--json"))],
+        [sys.executable, "-m", "flashar_cli", *map(str, (*command, *outputs, *more, "--json"))],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -236,11 +238,58 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def kill(process: subprocess.Popen[str], rng: random.Random) -> None:
+    """kill -9 of all processes of a run, or of one of those that another one has started."""
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if workers and rng.random() < 0.5:
+        os.kill(int(rng.choice(workers)), signal.SIGKILL)
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_two_processes_make_the_bytes_of_one(tmp_path):
+    for name, more in (("one", ()), ("two", ("--nproc", 2))):
+        out, error = (process := start(tmp_path / name, 110, *more)).communicate()
+        assert process.returncode == 0, error
+        made = json.loads(out)
+        assert made["num_made"] == 110 and made["written"][0] == str(tmp_path / name / "out")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["out", "samples.npz", "tokens.npy"]
+
+
+def test_one_of_two_processes_makes_what_is_missing(tmp_path):
+    """Fewer batches than processes: the rest of an interrupted run."""
+    process = start(tmp_path / "cut", 75)
+    while process.poll() is None and finished(tmp_path / "cut") < 2:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    out, error = start(tmp_path / "cut", 75, "--nproc", 2).communicate()
+    assert json.loads(out)["num_made"] <= 25, error
+    start(tmp_path / "whole", 75).communicate()
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_others_are_refused_while_a_process_of_a_run_lives(generate):
+    Path("a/out.part").mkdir(parents=True)
+    held = lock(Path("a/out.part"), shared=True)
+    other = lock(Path("a/out.part"), shared=True)
+    assert held is not None and other is not None
+    os.close(held)
+    result = generate("a")
+    assert result.code == 2 and "is in use" in result.err
+    os.close(other)
+    assert generate("a").code == 0
+
+
 @pytest.mark.slow
-def test_2000_images_killed_five_times(tmp_path):
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_2000_images_killed_five_times(tmp_path, nproc):
     total, rng = 2000, random.Random()
+    more = () if nproc == 1 else ("--nproc", nproc)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process, levels = start(whole, total), []
+    process, levels = start(whole, total), []  # undisturbed, by one process
     while process.poll() is None:
         if (done := finished(whole)) >= 8:  # after what the first batches set up
             levels.append((done, rss_bytes(process.pid)))
@@ -252,17 +301,16 @@ def test_2000_images_killed_five_times(tmp_path):
     figures = [f"undisturbed: {json.loads(out)['time_s']} s; RSS {early / 2**20:.0f} to {late / 2**20:.0f} MiB"]
     # The images alone are 24 MB, of which nothing may stay.
     assert late - early < 12 * 2**20, levels
-    for kill in range(5):
-        reached = rng.randint(1 + 14 * kill, 14 + 14 * kill)
-        process = start(cut, total)
+    for number in range(5):
+        reached = rng.randint(1 + 14 * number, 14 + 14 * number)
+        process = start(cut, total, *more)
         while process.poll() is None and finished(cut) < reached:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
         assert process.poll() is None, process.communicate()
-        process.kill()
-        process.communicate()
+        kill(process, rng)
         figures.append(f"killed at {finished(cut)} batches of 80")
-    process = start(cut, total)
+    process = start(cut, total, *more)
     out, error = process.communicate()
     assert process.returncode == 0, error
     made = json.loads(out)["num_made"]

@@ -16,8 +16,8 @@ import torch
 from flashar_cli.checkpoints.sharded import weights_of
 from flashar_cli.config import BranchConfig, default_gate_dim
 from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
+from flashar_cli.machine.processes import process_group
 from flashar_cli.training.loop import TrainingRun, run_stages
-from flashar_cli.training.parallel import process_group
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.state import TrainingState
 from tests.tiny_models import build_model, random_config
