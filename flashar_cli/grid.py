@@ -38,9 +38,11 @@ the sequence and no cell::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.bounds import SIDE, decimal
@@ -95,6 +97,30 @@ class Grid:
         """One anti-diagonal a step; the cells of a step are in order of their rows."""
         return _diagonal_order(self)
 
+    def naive(self) -> Order:
+        """The steps of ``diagonal``, every cell by the horizontal head: from the cell at its left, and in column 0 from
+        the cell above.
+        """
+        return _naive_order(self)
+
+    def zipped(self, window: int) -> Order:
+        """Row by row, each row after the first of them beginning once the row above has ``window`` tokens; the
+        horizontal head predicts every cell. Where a row begins before the one above has ended, a filler stands for the
+        last token of that one. 2W + (H - 2) * window steps. Source: ZipAR (arXiv 2412.04062), as in ThisisBillhe/ZipAR
+        LlamaGen-ZipAR/autoregressive/models/generate_zipar.py.
+        """
+        return _zipped_order(self, min(window, self.width))
+
+
+class Filler(NamedTuple):
+    """A token that is fed with those of a ``step`` in the place of ``cell``, which is not sampled yet: a copy of the
+    token of another cell.
+    """
+
+    step: int
+    cell: int
+    copied: int
+
 
 @dataclass(frozen=True)
 class Order:
@@ -104,6 +130,9 @@ class Order:
     tokens that follow the steps in ``line_ends``; without any a slot is a position. ``horizontal_source[k]`` and
     ``vertical_source[k]`` say whose hidden state predicts the cell at position k: 0 is the last prefix token, ``1 + s``
     the token in slot s; ``NO_SOURCE`` means that this head does not predict it.
+
+    With ``fillers`` a token attends to what stands before it in raster order alone, and to a filler until the token
+    that it stands for is fed. A model is not trained in such an order.
     """
 
     name: str
@@ -112,6 +141,7 @@ class Order:
     horizontal_source: tuple[int, ...]
     vertical_source: tuple[int, ...]
     line_ends: frozenset[int] = frozenset()
+    fillers: tuple[Filler, ...] = ()
 
     def __hash__(self) -> int:
         # Orders are keys of caches that every step looks up; hashing all fields would hash thousands of numbers.
@@ -149,11 +179,49 @@ class Order:
 
     @cached_property
     def slot_starts(self) -> list[int]:
-        """[num_steps + 1] first slot of each step, then S. An end-of-line token is in the step that it follows."""
+        """[num_steps + 1] first slot of each step, then S. An end-of-line token is in the step that it follows, fillers
+        are behind the other tokens of theirs.
+        """
+        fillers = Counter(filler.step for filler in self.fillers)
         starts = [0]
         for index, step in enumerate(self.steps):
-            starts.append(starts[-1] + len(step) + (index in self.line_ends))
+            starts.append(starts[-1] + len(step) + (index in self.line_ends) + fillers[index])
         return starts
+
+    @cached_property
+    def fed(self) -> list[list[int]]:
+        """For each step the positions of the tokens that are fed with it, fillers behind the others."""
+        found = [list(range(first, last)) for first, last in pairwise(self.step_starts)]
+        for filler in self.fillers:
+            found[filler.step].append(self.positions[filler.copied])
+        return found
+
+    def visible(self, step: int) -> list[list[bool]] | None:
+        """Which of the slots up to its own each token that is fed with a step attends to; None: to all."""
+        if not self.fillers:
+            return None
+        last, shown = self.slot_starts[step + 1], []
+        for query in range(self.slot_starts[step], last):
+            own = self.slot_cells[query]
+            shown.append([self.slot_cells[key] <= own and self._lasts[key] >= step for key in range(last)])
+        return shown
+
+    @cached_property
+    def slot_cells(self) -> list[int]:
+        """[S] the cell in whose place each slot's token is, of an order without end-of-line tokens."""
+        found = [list(step) for step in self.steps]
+        for filler in self.fillers:
+            found[filler.step].append(filler.cell)
+        return [cell for step in found for cell in step]
+
+    @cached_property
+    def _lasts(self) -> list[int]:
+        """[S] the last step at which each slot is attended to."""
+        step_of = {cell: index for index, step in enumerate(self.steps) for cell in step}
+        found = [[self.num_steps] * len(step) for step in self.steps]
+        for filler in self.fillers:
+            found[filler.step].append(step_of[filler.cell] - 1)
+        return [last for step in found for last in step]
 
     @cached_property
     def ranks(self) -> list[int]:
@@ -170,11 +238,11 @@ class Order:
         """[S] place of each slot's token in the text that the model was trained on: row by row, with end-of-line tokens
         where this order has them.
         """
-        return list(range(self.num_slots)) if self.line_ends else self.cells
+        return list(range(self.num_slots)) if self.line_ends else self.slot_cells
 
     @property
     def num_slots(self) -> int:
-        """S = N and the number of end-of-line tokens."""
+        """S = N and the number of end-of-line tokens and fillers."""
         return self.slot_starts[-1]
 
     @cached_property
@@ -227,3 +295,29 @@ def _diagonal_order(grid: Grid) -> Order:
         horizontal.append(0 if corner else left)
         vertical.append(0 if corner else above)
     return Order("diagonal", grid, steps, tuple(horizontal), tuple(vertical))
+
+
+@lru_cache(maxsize=64)
+def _naive_order(grid: Grid) -> Order:
+    diagonal = grid.diagonal()
+    sources = zip(diagonal.horizontal_source, diagonal.vertical_source, strict=True)
+    left_or_above = tuple(above if left == NO_SOURCE else left for left, above in sources)
+    return Order("naive", grid, diagonal.steps, left_or_above, (NO_SOURCE,) * grid.num_cells)
+
+
+@lru_cache(maxsize=64)
+def _zipped_order(grid: Grid, window: int) -> Order:
+    height, width = grid.height, grid.width
+    first = [0, *(width + row * window for row in range(height - 1))]  # steps in which the rows begin
+    num_steps = first[-1] + width
+    begun = [[row for row in range(height) if first[row] <= step < first[row] + width] for step in range(num_steps)]
+    steps = tuple(tuple(row * width + step - first[row] for row in rows) for step, rows in enumerate(begun))
+    fillers = []
+    for row in range(2, height):
+        if first[row] < first[row - 1] + width:
+            latest = min(width, first[row] - first[row - 2]) - 1  # of two rows above
+            fillers.append(Filler(first[row] - 1, row * width - 1, (row - 2) * width + latest))
+    order = Order(f"zipped-{window}", grid, steps, (), (NO_SOURCE,) * grid.num_cells, fillers=tuple(fillers))
+    behind = {filler.cell: order.slot_starts[filler.step + 1] - 1 for filler in fillers}
+    slots = dict(zip(order.cells, order.slots, strict=True)) | behind
+    return replace(order, horizontal_source=tuple(0 if cell == 0 else 1 + slots[cell - 1] for cell in order.cells))

@@ -14,7 +14,7 @@ from flashar_cli.benchmarking.arms import engine_of, our_arms
 from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.reports.document import Agreement, PixelAgreement
 from flashar_cli.benchmarking.subject import BenchModel, dtype_name
-from flashar_cli.decoding.decoders import DECODERS
+from flashar_cli.decoding.decoders import get_decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.pixels import pixel_decoder_of
 from flashar_cli.decoding.quantize import is_quantized
@@ -111,12 +111,12 @@ def pixel_agreement(dtype: torch.dtype, images: NDArray[np.uint8], expected: NDA
 
 def _greedy_tokens(engine: Engine, plan: Plan, decoder: str) -> Tensor:
     batch = _greedy(engine, plan)
-    return engine.decode(DECODERS[decoder], batch.conditions, batch.sampling, batch.uniform_BN, grid=batch.grid)
+    return engine.decode(get_decoder(decoder), batch.conditions, batch.sampling, batch.uniform_BN, grid=batch.grid)
 
 
 def _logits(engine: Engine, plan: Plan, decoder: str, tokens: Tensor) -> Tensor | None:
     batch = _greedy(engine, plan)
-    logits = engine.teacher_forced(DECODERS[decoder], batch.conditions, batch.sampling, tokens, batch.grid)
+    logits = engine.teacher_forced(get_decoder(decoder), batch.conditions, batch.sampling, tokens, batch.grid)
     return None if logits is None else logits.cpu()
 
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend
 from flashar_cli.benchmarking.plan import Batch
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.config import ModelConfig, RasterConfig
-from flashar_cli.decoding.decoders import DECODERS, decoders_of
+from flashar_cli.decoding.decoders import decoder_names, decoders_of, get_decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.levels import LEVELS
 from flashar_cli.decoding.static import FLASHAR, RASTER
@@ -39,11 +39,6 @@ class Sampler:
     marks_steps: bool = False
 
 
-def known_arms() -> list[str]:
-    """Our arms on any device, from the slowest level to the fastest, of the default decoder last."""
-    return [f"{decoder}-{level}" for level in LEVELS for decoder in reversed(DECODERS)]
-
-
 def split_arm(name: str) -> tuple[str, str | None]:
     """``raster-eager`` -> (``raster``, ``eager``); ``upstream`` has no level."""
     if name == UPSTREAM:
@@ -62,12 +57,14 @@ def check_arms(names: tuple[str, ...], device: torch.device, with_upstream: bool
 
     Raises FlasharError for an unknown arm, one that this device can't have, and one named twice.
     """
-    known = known_arms()
     for name in names:
         if name == UPSTREAM and not with_upstream:
             raise FlasharError(f"--arms names {UPSTREAM}; say with --upstream DIR where its clone is")
-        if name != UPSTREAM and name not in known:
-            raise FlasharError(f"--arms names '{name}'; expected some of {', '.join([*known, UPSTREAM])}")
+        if name != UPSTREAM and not is_known_arm(name):
+            raise FlasharError(
+                f"--arms names '{name}'; expected {UPSTREAM} or DECODER-LEVEL, of the decoders "
+                f"{', '.join(decoder_names())} and the levels {', '.join(LEVELS)}"
+            )
     for name, _, level in our_arms(names):
         kind = LEVELS[level].device
         if kind is not None and kind != device.type:
@@ -75,6 +72,16 @@ def check_arms(names: tuple[str, ...], device: torch.device, with_upstream: bool
     if len(set(names)) < len(names):
         raise FlasharError(f"--arms is '{','.join(names)}'; expected each arm once")
     return names if UPSTREAM in names or not with_upstream else (UPSTREAM, *names)
+
+
+def is_known_arm(name: str) -> bool:
+    """Whether an arm is one of ours, on any device."""
+    decoder, level = split_arm(name)
+    try:
+        get_decoder(decoder)
+    except FlasharError:
+        return False
+    return level in LEVELS
 
 
 def default_arms(config: ModelConfig) -> tuple[str, ...]:
@@ -104,7 +111,7 @@ def engine_of(subject: BenchModel, level: str, kernels: Sequence[SDPBackend] = D
 def prepare(subject: BenchModel, name: str, batch: Batch, kernels: Sequence[SDPBackend] = DECODING_KERNELS) -> Sampler:
     """An arm of ours, compiled and captured; SDPA may run ``kernels``. Raises FlasharError as ``engine_of``."""
     ((_, decoder_name, level),) = our_arms([name])
-    engine, decoder = engine_of(subject, level, kernels), DECODERS[decoder_name]
+    engine, decoder = engine_of(subject, level, kernels), get_decoder(decoder_name)
     counted = subject.model.every_forward
     on_gpu = subject.model.device.type == "cuda"
 

@@ -14,7 +14,7 @@ from flashar_cli.benchmarking.plan import Batch, Plan
 from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.reports.tables import Table, short
 from flashar_cli.benchmarking.subject import BenchModel
-from flashar_cli.decoding.decoders import DECODERS, decoders_of
+from flashar_cli.decoding.decoders import decoders_of, get_decoder
 from flashar_cli.decoding.failures import is_out_of_memory
 from flashar_cli.decoding.pixels import pixel_decoder_of
 from flashar_cli.decoding.plan import DecodePlan
@@ -74,7 +74,7 @@ def _arms_s(subject: BenchModel, batch: Batch, arms: Iterable[str]) -> float:
 
 
 def _decode_s(subject: BenchModel, batch: Batch, name: str) -> float:
-    model, decoder = subject.model, DECODERS[name]
+    model, decoder = subject.model, get_decoder(name)
     key = decoder.key(model, batch.conditions, batch.sampling, batch.grid)
     plan = decoder.plan(model, subject.tokenizer, key)
     plan.load(batch.conditions, batch.sampling, batch.uniform_BN)

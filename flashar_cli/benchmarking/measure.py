@@ -10,14 +10,14 @@ from statistics import median
 
 import torch
 
-from flashar_cli.benchmarking.arms import UPSTREAM, Sampler, prepare, split_arm
+from flashar_cli.benchmarking.arms import UPSTREAM, Sampler, our_arms, prepare, split_arm
 from flashar_cli.benchmarking.plan import Batch
 from flashar_cli.benchmarking.published import decoder_of
 from flashar_cli.benchmarking.published.base import Upstream
 from flashar_cli.benchmarking.reports.document import ArmReport, Seconds, Speedup
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.decoding.costs import Floor, Workload
-from flashar_cli.decoding.decoders import DECODERS
+from flashar_cli.decoding.decoders import get_decoder
 from flashar_cli.decoding.levels import LEVELS
 from flashar_cli.machine.launches import Launches, count_launches, counted_calls
 from flashar_cli.machine.peaks import ArmMemory
@@ -108,7 +108,7 @@ def run_once(sampler: Sampler, device: torch.device) -> Run:
 
 def floor_of(model: TokenModel, arm: str, work: Workload, rates: Rates) -> Floor:
     """The least time that an arm needs for one batch, and why."""
-    return Floor.of(DECODERS[decoder_of(arm, model.config.family)].costs(model.config, work), rates)
+    return Floor.of(get_decoder(decoder_of(arm, model.config.family)).costs(model.config, work), rates)
 
 
 def arm_report(name: str, arm: Measured, batch_size: int, floor: Floor, rates: Rates) -> ArmReport:
@@ -145,7 +145,8 @@ def arm_report(name: str, arm: Measured, batch_size: int, floor: Floor, rates: R
 def speedups_of(reports: tuple[ArmReport, ...], arms: Mapping[str, Measured]) -> Iterator[Speedup]:
     """Decoders over their baselines at the same level, from the worst level on; then everything over upstream."""
     named = {report.name: report for report in reports}
-    compared = [(name, slow) for name, decoder in DECODERS.items() for slow in decoder.baselines if slow != name]
+    decoders = dict.fromkeys(decoder for _, decoder, _ in our_arms(list(named)))
+    compared = [(name, slow) for name in decoders for slow in get_decoder(name).baselines if slow != name]
     pairs = [(f"{fast}-{level}", f"{slow}-{level}") for level in LEVELS for fast, slow in compared]
     pairs += [(name, UPSTREAM) for name in named if name != UPSTREAM]
     for fast, slow in pairs:

@@ -106,6 +106,7 @@ class Decoder(ABC):
 
     name: str
     baselines: tuple[str, ...] = ()  # decoders of the same models, over which a bench gives its speed-up
+    trained = True  # whether models that have this decoder are trained for it
     timed_by_step = False  # whether a bench times each step: where they are few and differ much
 
     @abstractmethod

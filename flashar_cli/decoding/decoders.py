@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from flashar_cli.config import ModelConfig
 from flashar_cli.decoding.decoder import Decoder
+from flashar_cli.decoding.jacobi import JacobiDecoder
 from flashar_cli.decoding.next_scale.decoder import FASTVAR, SCALE, TRUNCATE
-from flashar_cli.decoding.static import FLASHAR, RASTER
+from flashar_cli.decoding.static import FLASHAR, NAIVE, RASTER, zipar
 from flashar_cli.errors import FlasharError
+from flashar_cli.inputs.bounds import WINDOW, decimal
+
+
+class Sized(NamedTuple):
+    """Decoders that differ by a number, which stands behind their name: ``zipar:4``."""
+
+    make: Callable[[int], Decoder]
+    default: int
+
 
 # The first that a model has is its default.
-_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, RASTER)
+_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, RASTER, NAIVE)
 DECODERS = {decoder.name: decoder for decoder in _DECODERS}
+# Windows are the defaults of the released samplers for LlamaGen.
+SIZED = {"zipar": Sized(zipar, 8), "jacobi": Sized(JacobiDecoder, 16)}
+
+
+def decoder_names() -> list[str]:
+    """As help texts and messages show them."""
+    return [*DECODERS, *(f"{name}[:N]" for name in SIZED)]
 
 
 def decoders_of(config: ModelConfig) -> list[Decoder]:
-    """The decoders that a model has, its default first."""
-    return [decoder for decoder in DECODERS.values() if decoder.obstacle(config) is None]
+    """The decoders that a model has and was trained for, its default first."""
+    return [decoder for decoder in DECODERS.values() if decoder.trained and decoder.obstacle(config) is None]
 
 
 def get_decoder(name: str) -> Decoder:
     """Raises FlasharError for a name that is not registered."""
-    if name not in DECODERS:
-        raise FlasharError(f"--decoder is {name}; expected one of {', '.join(DECODERS)}")
-    return DECODERS[name]
+    kind, _, size = name.partition(":")
+    if name in DECODERS:
+        return DECODERS[name]
+    if kind in SIZED:
+        number = decimal(size) if ":" in name else SIZED[kind].default
+        if number is not None and number in WINDOW:
+            return SIZED[kind].make(number)
+    raise FlasharError(f"--decoder is {name}; expected one of {', '.join(decoder_names())}")
 
 
 def choose_decoder(config: ModelConfig, name: str | None = None) -> Decoder:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.config import Sampling
@@ -54,6 +55,8 @@ class DecodePlan(StaticPlan):
         self.targets = [step_targets(order, step, device) for step in range(order.num_steps)]
         self.bounds = list(pairwise(order.step_starts))
         self.slot_bounds = list(pairwise(order.slot_starts))
+        self.fed = [_index(positions, bounds, device) for positions, bounds in zip(order.fed, self.bounds, strict=True)]
+        self.hidden_keys = [self._hidden_keys(step) for step in range(order.num_steps)]
         self.cells = torch.tensor(order.cells, device=device)
         self.positions = torch.tensor(order.positions, device=device)
         self.key_mask: Tensor | None = None
@@ -110,9 +113,11 @@ class DecodePlan(StaticPlan):
         model, targets = self.model, self.targets[step]
         first, last = self.slot_bounds[step - 1]
         start, end = self.key.prefix_length + first, self.key.prefix_length + last
-        line_end = step - 1 in self.order.line_ends
-        # Every key stored so far is of this step or an earlier one, so image tokens need no mask.
+        line_end, hidden_keys = step - 1 in self.order.line_ends, self.hidden_keys[step - 1]
+        # Every key stored so far is of this step or an earlier one, so image tokens need no mask in most orders.
         mask = None if self.key_mask is None else self.key_mask[..., :end]
+        if hidden_keys is not None:
+            mask = hidden_keys if mask is None else mask + hidden_keys
         if line_end and mask is not None:  # but the token before an end-of-line token must not see it
             mask = mask.repeat(1, 1, 2, 1)
             mask[..., 0, -1] = -math.inf
@@ -141,8 +146,20 @@ class DecodePlan(StaticPlan):
         return self.tokens_BN.index_select(1, self.positions).unflatten(1, (grid.height, grid.width))
 
     def _fed(self, step: int, tokens_BN: Tensor) -> Tensor:
+        """The tokens [R, C] that predict the cells of ``step``."""
         first, last = self.bounds[step - 1]
-        return tokens_BN[:, first:last].repeat(2, 1) if self.key.kind.guided else tokens_BN[:, first:last]
+        index = self.fed[step - 1]
+        tokens_BC = tokens_BN[:, first:last] if index is None else tokens_BN.index_select(1, index)
+        return tokens_BC.repeat(2, 1) if self.key.kind.guided else tokens_BC
+
+    def _hidden_keys(self, step: int) -> Tensor | None:
+        """What is added to the scores of the tokens that are fed with a step, [C, P + slots so far]; None: nothing."""
+        visible = self.order.visible(step)
+        if visible is None:
+            return None
+        shown = torch.tensor(visible, device=self.key.device)
+        added = torch.zeros(shown.shape, dtype=self.model.dtype, device=self.key.device).masked_fill(~shown, -math.inf)
+        return F.pad(added, (self.key.prefix_length, 0))
 
     def _predict(self, step: int, hidden: HiddenStates) -> Tensor:
         scale = self.cfg_scales[step] if self.key.kind.guided else None
@@ -152,3 +169,8 @@ class DecodePlan(StaticPlan):
         own = [self.uniform_BN, self.tokens_BN, *self.values, self.cfg_scales, self.cache.memory]
         own += self.conditions.tensors.values()
         return own if self.key_mask is None else [*own, self.key_mask, self.prefix_mask, self.rope]
+
+
+def _index(positions: list[int], bounds: tuple[int, int], device: torch.device) -> Tensor | None:
+    """Positions as a tensor; None where they are all between the bounds."""
+    return None if positions == list(range(*bounds)) else torch.tensor(positions, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from flashar_cli.config import ModelConfig, RasterConfig, Sampling
@@ -14,6 +15,7 @@ from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.grid import Grid, Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import attention_kernels
 from flashar_cli.nn.sampling import SamplingKind
 
 
@@ -56,8 +58,9 @@ class StaticDecoder(RasterDecoder):
         name: str,
         order: Callable[[RasterConfig, Grid], Order],
         why_not: Callable[[RasterConfig], str | None] = lambda config: None,
+        trained: bool = True,
     ) -> None:
-        self.name, self.order, self._why_not = name, order, why_not
+        self.name, self.order, self._why_not, self.trained = name, order, why_not, trained
 
     def obstacle(self, config: ModelConfig) -> str | None:
         return self._why_not(config) if isinstance(config, RasterConfig) else super().obstacle(config)
@@ -72,7 +75,16 @@ class StaticDecoder(RasterDecoder):
         self, model: FlasharModel, tokenizer: object, tokens: Tensor, conditions: Conditions, grid: Grid
     ) -> Tensor:
         order = self.order(model.config, grid)
+        if order.fillers:  # known step by step alone
+            return self._step_by_step(model, tokens, conditions, grid)
         return order.to_raster(model(order.from_raster(tokens), conditions, order).logits, trailing=1)
+
+    def _step_by_step(self, model: FlasharModel, tokens: Tensor, conditions: Conditions, grid: Grid) -> Tensor:
+        plan = self.plan(model, None, self.key(model, conditions, Sampling(), grid))
+        plan.load(conditions, Sampling(), torch.zeros(len(tokens), grid.num_cells))
+        with attention_kernels():
+            logits_BNV = torch.cat(list(plan.teacher_forced(tokens)), dim=1)
+        return plan.order.to_raster(logits_BNV, trailing=1)
 
     def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
         return forward_costs(config, self.order(config, work.grid), work)
@@ -84,5 +96,19 @@ def _needs_branch(config: RasterConfig) -> str | None:
     return "this model has no vertical branch; use --decoder raster, or adapt it with `flashar adapt`"
 
 
+def no_line_ends(config: RasterConfig) -> str | None:
+    """Why a raster model can't be decoded in other orders, if it can't."""
+    if not config.raster(config.order_grid).line_ends:
+        return None
+    return "this model ends each row with a token of its own, which orders of other decoders than raster don't have"
+
+
 RASTER = StaticDecoder("raster", RasterConfig.raster)
 FLASHAR = StaticDecoder("flashar", lambda config, grid: grid.diagonal(), _needs_branch)
+# Training-free: the horizontal head of a raster model, in orders that it was not trained in.
+NAIVE = StaticDecoder("naive", lambda config, grid: grid.naive(), no_line_ends, trained=False)
+
+
+def zipar(window: int) -> StaticDecoder:
+    """ZipAR with this window."""
+    return StaticDecoder(f"zipar:{window}", lambda config, grid: grid.zipped(window), no_line_ends, trained=False)

@@ -1,6 +1,6 @@
 """Rotary positions.
 
-Letters: B batch, R rows, S sequence, or slots of the image, A heads, E head dim, P prefix tokens, N = H*W cells.
+Letters: B batch, R rows, S sequence, or slots of the image, A heads, E head dim, P prefix tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from flashar_cli.grid import Grid, Order
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # shared with training, and autograd refuses inference tensors
 def rope_table_2d(order: Order, prefix_length: int, head_dim: int, base: float, device: torch.device) -> Tensor:
-    """Rotations by row and column of a sequence ``[prefix, cells in the given order]`` as (cos, sin) pairs, float32
-    [P + N, E // 2, 2]: the first half of the head dim is rotated by the row, the second by the column.
+    """Rotations by row and column of a sequence ``[prefix, image in the given order]`` as (cos, sin) pairs, float32
+    [P + S, E // 2, 2]: the first half of the head dim is rotated by the row, the second by the column.
     """
-    cells = torch.tensor(order.cells)
+    cells = torch.tensor(order.slot_cells)
     angles = _angles_2d(cells // order.grid.width, cells % order.grid.width, head_dim, base)
     # Kept for parity: FoundationVision/LlamaGen autoregressive/models/gpt.py precompute_freqs_cis_2d gives the prefix
     # (cos, sin) = (0, 0), which makes its queries and keys exactly zero. The released weights rely on it.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.config import Sampling
@@ -96,11 +97,25 @@ def sample(logits_BCV: Tensor, uniform_BC: Tensor, kind: SamplingKind, values: S
     """
     if kind.greedy:
         return logits_BCV.argmax(dim=-1)
+    return draw(probabilities(logits_BCV, kind, values), uniform_BC)
+
+
+def probabilities(logits_BCV: Tensor, kind: SamplingKind, values: SamplingValues) -> Tensor:
+    """The distributions that ``sample`` draws from, float32 [B, C, V]."""
+    if kind.greedy:
+        return F.one_hot(logits_BCV.argmax(dim=-1), logits_BCV.shape[-1]).float()
     top_p, min_p = values.top_p if kind.nucleus else None, values.min_p if kind.min_p else None
     logits_BCV = logits_BCV.float()
     if kind.tempered:
         logits_BCV = logits_BCV / values.temperature
-    cdf = _cumulative(filter_logits(logits_BCV, kind.top_k, top_p, min_p).softmax(dim=-1))
+    return filter_logits(logits_BCV, kind.top_k, top_p, min_p).softmax(dim=-1)
+
+
+def draw(weights_BCV: Tensor, uniform_BC: Tensor) -> Tensor:
+    """int64 [B, C]: one option for each uniform number, with chances in proportion to weights float32 [B, C, V], of
+    which each cell has some above 0.
+    """
+    cdf = _cumulative(weights_BCV)
     # The search always ends before the last step of the cdf: a float32 u < 1 is at most 1 - 2^-24, so u * total,
     # rounded to nearest, is below total.
     return torch.searchsorted(cdf, uniform_BC[..., None] * cdf[..., -1:], right=True).squeeze(-1)

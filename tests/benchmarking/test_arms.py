@@ -44,9 +44,9 @@ def choose(text: str | None, with_upstream: bool = False, config: ModelConfig | 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("raster-quick", "'raster-quick'; expected some of raster-eager"),
-        ("", "expected some of"),
-        ("raster", "expected some of"),
+        ("raster-quick", "'raster-quick'; expected upstream or DECODER-LEVEL, of the decoders scale, "),
+        ("", "expected upstream or DECODER-LEVEL"),
+        ("raster", "expected upstream or DECODER-LEVEL"),
         ("raster-eager,raster-eager", "each arm once"),
         ("upstream", "--upstream DIR"),
         ("raster-graph", "raster-graph, which is for cuda devices; this one is cpu"),

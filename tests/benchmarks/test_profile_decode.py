@@ -131,8 +131,8 @@ def test_a_machine_without_cuda_is_one_line(tmp_path: Path) -> None:
     ("options", "expected"),
     (
         (("--arm", "flashar-graph", "--device", "cpu"), "which is for cuda devices"),
-        (("--arm", "raster-eager,flashar-eager", "--device", "cpu"), "expected one of raster-eager"),
-        (("--arm", "upstream", "--device", "cpu"), "--arm is 'upstream'; expected one of"),
+        (("--arm", "raster-eager,flashar-eager", "--device", "cpu"), "expected one arm of ours, such as raster-eager"),
+        (("--arm", "upstream", "--device", "cpu"), "--arm is 'upstream'; expected one arm of ours"),
         (("--arm", "flashar-eager", "--device", "gpu"), "--device is gpu; expected auto, cpu, cuda or cuda:I"),
         (("--arm", "flashar-eager", "--device", "cpu", "--batch-size", "0"), "--batch-size is 0; expected"),
         (("--arm", "flashar-eager", "--device", "cpu", "--sdpa", "cudnn"), "--sdpa is cudnn, which is for cuda"),

@@ -142,7 +142,7 @@ def test_res_on_random_weights(run_cli: Callable, write_tiny_checkpoint: Callabl
         (("--res", "16,16", "--random-weights"), "each side once"),
         (("--res", "16,32"), "leave --res out, or bench the speed of that grid"),
         (("--res", "x"), "a whole number from 1"),
-        (("--arms", "raster"), "raster-eager"),
+        (("--arms", "raster"), "expected upstream or DECODER-LEVEL"),
         (("--arms", "upstream"), "--upstream DIR"),
         (("--upstream", "."), "has no autoregressive"),
         (("--report", "a.pdf"), ".md or .html"),

@@ -17,7 +17,7 @@ from flashar_cli.benchmarking.published import PUBLICATIONS, Publication
 from flashar_cli.benchmarking.reports.document import UpstreamReport
 from flashar_cli.benchmarking.subject import BenchModel
 from flashar_cli.config import Sampling
-from flashar_cli.decoding.decoders import DECODERS
+from flashar_cli.decoding.decoders import get_decoder
 from flashar_cli.decoding.engine import Engine
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -77,7 +77,7 @@ class Upstream(ABC):
         own = self.publication
         greedy = replace(batch, sampling=greedy_as(batch.sampling))
         theirs = self.prepare(subject, greedy).sample(lambda: None)
-        engine, decoder = Engine(subject.model, subject.tokenizer), DECODERS[own.decoder]
+        engine, decoder = Engine(subject.model, subject.tokenizer), get_decoder(own.decoder)
         ours = engine.decode(decoder, batch.conditions, greedy.sampling, batch.uniform_BN, grid=batch.grid)
         return UpstreamReport(
             repository=own.repository,
