@@ -16,17 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import flashar_cli
 from flashar_cli.api import ImageModel
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
-from flashar_cli.data.shapes import HELD_OUT_SEED, NUM_CLASSES, draw_batch
-from flashar_cli.tokenizers.pixels import from_uint8
-from scripts.tiny.frechet import frechet_distance
+from flashar_cli.data.shapes import NUM_CLASSES
+from flashar_cli.evaluation.judges.base import Judge
+from flashar_cli.evaluation.judges.shapes import NUM_HELD_OUT, ShapesJudge
 from scripts.tiny.kept_report import keep, open_report
-from scripts.tiny.shape_classifier import ShapeClassifier, load_classifier
 from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
 BATCH = 50
@@ -39,14 +37,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_quality.json"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-images", type=int, default=1000, help="per seed, decoder and guidance")
-    parser.add_argument("--num-held-out", type=int, default=5000)
     parser.add_argument("--metrics", type=Path, default=None, help="metrics.jsonl of the adaptation")
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    classifier = load_classifier()
+    judge = ShapesJudge()
     models = {"raster": flashar_cli.load(args.base), "flashar": flashar_cli.load(args.adapted)}
     default = models["raster"].config.generation.cfg_scale
     subject = {
@@ -56,7 +53,7 @@ def main() -> None:
         },
         "generation": models["raster"].config.generation.model_dump(),
         "num_images": args.num_images,
-        "num_held_out": args.num_held_out,
+        "num_held_out": NUM_HELD_OUT,
     }
     report = open_report(args.out, subject)
     if args.metrics is not None:
@@ -66,8 +63,6 @@ def main() -> None:
         tokenizer = models["raster"].tokenizer
         assert tokenizer is not None
         report["reconstruction"] = asdict(evaluate_tokenizer(tokenizer))
-    reference = held_out_features(classifier, args.num_held_out)
-
     done = {(run["decoder"], run["cfg_scale"], run["seed"]) for run in report["runs"]}
     for seed in range(args.seeds):
         for scale in sorted({default, 1.0}, reverse=True):
@@ -75,7 +70,7 @@ def main() -> None:
                 if (decoder, scale, seed) in done:
                     continue
                 run = {"decoder": decoder, "cfg_scale": scale, "seed": seed}
-                run |= measure(model, decoder, scale, seed, args.num_images, classifier, reference)
+                run |= measure(model, decoder, scale, seed, args.num_images, judge)
                 report["runs"].append(run)
                 keep(report, args.out)
                 print(json.dumps(run), flush=True)
@@ -84,38 +79,15 @@ def main() -> None:
     print(json.dumps(report["summary"], indent=2))
 
 
-def held_out_features(classifier: ShapeClassifier, count: int) -> NDArray[np.float32]:
-    """Features [count, F] of held-out images as drawn."""
-    images = (draw_batch(HELD_OUT_SEED, start, min(BATCH, count - start))[0] for start in range(0, count, BATCH))
-    return np.concatenate([features(classifier, batch)[0] for batch in images])
-
-
-@torch.inference_mode()
-def features(classifier: ShapeClassifier, images: NDArray[np.uint8]) -> tuple[NDArray, NDArray]:
-    """Features [B, F] and predicted labels [B] of uint8 images [B, 64, 64, 3]."""
-    hidden = classifier.features(from_uint8(images))
-    return hidden.numpy(), classifier.head(hidden).argmax(dim=-1).numpy()
-
-
 def measure(
-    model: ImageModel,
-    decoder: str,
-    scale: float,
-    seed: int,
-    num_images: int,
-    classifier: ShapeClassifier,
-    reference: NDArray,
+    model: ImageModel, decoder: str, scale: float, seed: int, num_images: int, judge: Judge
 ) -> dict[str, float]:
-    """Accuracy and Frechet distance of ``num_images`` samples, classes in turn."""
+    """The figures of ``num_images`` samples, classes in turn."""
     labels = [index % NUM_CLASSES for index in range(num_images)]
-    generated = model.generate(labels, decoder=decoder, seed=seed, batch_size=BATCH, cfg_scale=scale)
-    assert generated.images is not None
-    batches = [features(classifier, generated.images[k : k + BATCH]) for k in range(0, num_images, BATCH)]
-    found = np.concatenate([batch[1] for batch in batches])
-    return {
-        "accuracy": float((found == np.array(labels)).mean()),
-        "frechet_distance": frechet_distance(np.concatenate([batch[0] for batch in batches]), reference),
-    }
+    images = model.generate(labels, decoder=decoder, seed=seed, batch_size=BATCH, cfg_scale=scale).images
+    assert images is not None
+    parts = (images[start : start + BATCH] for start in range(0, num_images, BATCH))
+    return {figure.name: figure.value for figure in judge.figures(parts)}
 
 
 def summarise(runs: list[dict]) -> list[dict[str, float]]:

@@ -20,15 +20,12 @@ import flashar_cli
 from flashar_cli.api import ImageModel
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
-from flashar_cli.data.captioned_shapes import PHRASES, Scene, describe
-from flashar_cli.data.shapes import HELD_OUT_SEED
-from scripts.tiny.judge import judge
+from flashar_cli.evaluation.judges.scenes import judge, scenes
+from flashar_cli.evaluation.shape_classifier import ShapeClassifier, load_classifier
 from scripts.tiny.kept_report import keep, open_report
-from scripts.tiny.shape_classifier import ShapeClassifier, load_classifier
 from scripts.tiny.tokenizer_training import evaluate_tokenizer
 
 BATCH = 50
-COMPLETE = [phrase for phrase in PHRASES if "{ground}" in phrase]
 
 
 def main() -> None:
@@ -70,12 +67,6 @@ def main() -> None:
     report["summary"] = [mean_of(name, report["runs"]) for name in models]
     keep(report, args.out)
     print(json.dumps(report["summary"], indent=2))
-
-
-def scenes(count: int) -> tuple[list[Scene], list[str]]:
-    """Held-out scenes, shapes in turn, and their prompts."""
-    found = [describe(HELD_OUT_SEED, index)[0] for index in range(count)]
-    return found, [scene.caption(COMPLETE[index // 10 % len(COMPLETE)]) for index, scene in enumerate(found)]
 
 
 def measure(

@@ -20,10 +20,10 @@ from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.config import Pruning
 from flashar_cli.config.pruning_presets import pruned_layers
-from scripts.evaluate_tiny import held_out_features, measure
+from flashar_cli.evaluation.judges.shapes import ShapesJudge
+from scripts.evaluate_tiny import measure
 from scripts.tiny.kept_report import keep, open_report
 from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
-from scripts.tiny.shape_classifier import load_classifier
 from scripts.tiny.tokenizer_training import held_out_images
 
 NUM_SCALES = 7
@@ -58,25 +58,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tiny_var_quality.json"))
     parser.add_argument("--seeds", default="0,1,2", help="with commas between")
     parser.add_argument("--num-images", type=int, default=1000, help="per seed and setting")
-    parser.add_argument("--num-held-out", type=int, default=5000)
     parser.add_argument("--cfg-scale", type=float, default=None, help="default: the model's")
     parser.add_argument("--temperature", type=float, default=None, help="default: the model's")
     parser.add_argument("--only", default=None, help="settings to measure, with semicolons between; default: all")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    classifier, base = load_classifier(), flashar_cli.load(args.model)
+    judge, base = ShapesJudge(), flashar_cli.load(args.model)
     sampling = base.sampling(cfg_scale=args.cfg_scale, temperature=args.temperature)
     subject = {
         "weights_sha256": weights_sha256(hub.resolve(args.model)),
         "sampling": sampling.model_dump(mode="json"),
         "num_images": args.num_images,
-        "num_held_out": args.num_held_out,
     }
     report = open_report(args.out, subject)
     if "reconstruction" not in report:
         report["reconstruction"] = asdict(evaluate_scale_tokenizer(base.tokenizer, held_out_images(1000, False)))
-    reference = held_out_features(classifier, args.num_held_out)
     done = {(run["setting"], run["seed"]) for run in report["runs"]}
     names = list(SETTINGS) if args.only is None else args.only.split(";")
     for seed in map(int, args.seeds.split(",")):
@@ -86,7 +83,7 @@ def main() -> None:
             decoder, pruning = SETTINGS[name]
             model = flashar_cli.load(args.model, fastvar=pruning)
             model.model.config = model.config.model_copy(update={"generation": sampling})
-            found = measure(model, decoder, sampling.cfg_scale, seed, args.num_images, classifier, reference)
+            found = measure(model, decoder, sampling.cfg_scale, seed, args.num_images, judge)
             run = {"setting": name, "pruning": pruning and pruning.model_dump(mode="json"), "seed": seed, **found}
             report["runs"].append(run)
             report["summary"] = summarise(report["runs"])

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from flashar_cli.evaluation.shape_classifier import ShapeClassifier
 from scripts.tiny.classifier_training import ClassifierTraining, evaluate_classifier, train_classifier
-from scripts.tiny.shape_classifier import ShapeClassifier
 from scripts.tiny.tokenizer_training import load_trained_tokenizer
 
 

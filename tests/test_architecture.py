@@ -35,6 +35,7 @@ LAYERS = (
     "api",
     "reporting",
     "generation",
+    "evaluation",
     "probing",
     "benchmarking",
     "adaptation",
@@ -54,7 +55,7 @@ ACROSS = {
     "input",
     "scales",
 }
-OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard", "torchao", "tiktoken", "peft")
+OPTIONAL = ("transformers", "datasets", "matplotlib", "tensorboard", "torchao", "tiktoken", "peft", "torch_fidelity")
 
 
 def modules() -> list[Path]:

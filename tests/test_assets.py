@@ -10,11 +10,10 @@ import flashar_cli
 from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import read_config
 from flashar_cli.data.shapes import CLASS_NAMES, HELD_OUT_SEED, draw_batch
+from flashar_cli.evaluation.judges.scenes import judge, scenes
+from flashar_cli.evaluation.shape_classifier import load_classifier
 from flashar_cli.tokenizers.pixels import from_uint8
-from scripts.evaluate_tiny_emu import scenes
-from scripts.tiny.judge import judge
 from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
-from scripts.tiny.shape_classifier import load_classifier
 from scripts.tiny.tokenizer_training import evaluate_tokenizer, held_out_images
 
 PROMPTED = [name for name in hub.EMBEDDED if name.startswith("emu")]

@@ -13,7 +13,12 @@ from flashar_cli.cli.main import COMMANDS, app
 from flashar_cli.config.recipe import recipes_dir
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(recipes_dir().glob("*.toml")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "methods.md",
+    *sorted(recipes_dir().glob("*.toml")),
+)
 
 
 def shown_commands() -> list[str]:

@@ -177,7 +177,7 @@ def _samples(report: AdaptReport) -> str:
         f"same random numbers (seed {report.seed}), same settings ({settings})."
     )
     sides = ("raster decoder of the base", "diagonal decoder")
-    return html.paragraph(text) + html.image_pairs(raster, diagonal, report.sample_names, sides, MOST_PIXELS)
+    return html.paragraph(text) + html.image_groups((raster, diagonal), report.sample_names, sides, MOST_PIXELS)
 
 
 def _settings(report: AdaptReport) -> str:

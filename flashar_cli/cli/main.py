@@ -17,7 +17,7 @@ from flashar_cli.inputs.text import plain, shown
 from flashar_cli.training.signals import Terminated, raise_terminated
 
 # Each command is a function of the module of its name; torch is imported inside it.
-COMMANDS = ("ls", "inspect", "convert", "encode", "probe", "adapt", "generate", "bench", "compare")
+COMMANDS = ("ls", "inspect", "convert", "encode", "probe", "adapt", "generate", "eval", "bench", "compare")
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM
 # Typer brings its own click or uses an installed one; either way this is its usage error.

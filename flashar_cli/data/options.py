@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 DATA_HELP = (
-    "shapes[:N], a folder of images, .parquet or .tar files (also of .pt tokens), a .jsonl manifest, a `datasets` id"
+    "shapes[:N], held-out-shapes[:N], a folder of images, .parquet or .tar files (also of .pt tokens), "
+    "a .jsonl manifest, a `datasets` id"
 )
 
 

@@ -48,7 +48,7 @@ figure svg { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .9rem; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr)); gap: 1rem .9rem;
   margin-top: .75rem; }
-.pairs figure { display: grid; grid-template-columns: 1fr 1fr; gap: 3px; }
+.pairs figure { display: grid; gap: 3px; }
 .pairs img { display: block; width: 100%; }
 .pairs img.small { image-rendering: pixelated; }
 .pairs figcaption { grid-column: 1 / -1; text-align: center; font-size: .8rem; }
@@ -132,16 +132,17 @@ def figure(svg_html: str, title: str, caption: str = "", narrow: bool = False) -
     return f"<figure{kind}><h3>{escape(title)}</h3>{svg_html}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def image_pairs(
-    left: NDArray[np.uint8], right: NDArray[np.uint8], names: Sequence[str], sides: tuple[str, str], most_pixels: int
+def image_groups(
+    groups: Sequence[NDArray[np.uint8]], names: Sequence[str], sides: Sequence[str], most_pixels: int
 ) -> str:
-    """uint8 [B, h, w, 3] each, side by side, ``names`` [B] below; ``sides`` say what left and right are. Images wider
-    than ``most_pixels`` are made smaller.
+    """Images uint8 [B, h, w, 3] of each side, those of one name beside each other, ``names`` [B] below; ``sides`` say
+    whose images they are. Images wider than ``most_pixels`` are made smaller.
     """
     figures = []
-    for name, *pair in zip(names, left, right, strict=True):
-        images = [_image(pixels, f"{name}, {side}", most_pixels) for pixels, side in zip(pair, sides, strict=True)]
-        figures.append(f"<figure>{''.join(images)}<figcaption>{escape(name)}</figcaption></figure>")
+    for name, *together in zip(names, *groups, strict=True):
+        images = [_image(pixels, f"{name}, {side}", most_pixels) for pixels, side in zip(together, sides, strict=True)]
+        columns = f"grid-template-columns: repeat({len(images)}, 1fr)"
+        figures.append(f'<figure style="{columns}">{"".join(images)}<figcaption>{escape(name)}</figcaption></figure>')
     return '<div class="pairs">' + "\n".join(figures) + "</div>"
 
 

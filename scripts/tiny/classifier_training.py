@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashar_cli.data.shapes import HELD_OUT_SEED, TRAINING_SEED, draw_batch
+from flashar_cli.evaluation.shape_classifier import ShapeClassifier
 from flashar_cli.tokenizers import ImageTokenizer
 from flashar_cli.tokenizers.pixels import from_uint8
-from scripts.tiny.shape_classifier import ShapeClassifier
 
 
 @dataclass(frozen=True)

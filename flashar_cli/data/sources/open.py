@@ -10,7 +10,7 @@ from flashar_cli.data.sources import manifest, parquet, tar
 from flashar_cli.data.sources.base import ImageSource, Wanted, files_below, refuse_columns
 from flashar_cli.data.sources.folder import CaptionedFolder, ImageFolder
 from flashar_cli.data.sources.hub import HubDataset
-from flashar_cli.data.sources.shapes import SHAPES, parse_shapes
+from flashar_cli.data.sources.shapes import SEEDS, parse_shapes
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.reading import check_file
 
@@ -34,7 +34,7 @@ def open_images(data: str, wanted: Wanted, settings: DataSettings = DATA_DEFAULT
 
 def _open(data: str, wanted: Wanted, settings: DataSettings) -> ImageSource:
     path = Path(data).expanduser()
-    if data.partition(":")[0] == SHAPES and not path.exists():
+    if data.partition(":")[0] in SEEDS and not path.exists():
         refuse_columns(settings, data, "drawn shapes")
         return parse_shapes(data, wanted)
     if path.is_file():

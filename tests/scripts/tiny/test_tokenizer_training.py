@@ -9,6 +9,7 @@ import torch
 from flashar_cli.config import MultiScaleVQConfig, TokenizerConfig, VQConfig
 from flashar_cli.data.shapes import TRAINING_SEED, draw_batch
 from flashar_cli.errors import FlasharError
+from flashar_cli.evaluation.shape_classifier import ShapeClassifier
 from flashar_cli.tokenizers import build_tokenizer
 from flashar_cli.tokenizers.codebook import CodebookTokenizer
 from flashar_cli.tokenizers.ibq import IBQTokenizer
@@ -18,7 +19,6 @@ from scripts.tiny.classifier_training import ClassifierTraining, evaluate_classi
 from scripts.tiny.codebook import merge_codes
 from scripts.tiny.codebook_average import CodebookAverage
 from scripts.tiny.scale_tokenizer import SCALES, ScaleTraining, evaluate_scale_tokenizer
-from scripts.tiny.shape_classifier import ShapeClassifier
 from scripts.tiny.tokenizer_training import (
     TINY_CONFIG,
     TokenizerTraining,

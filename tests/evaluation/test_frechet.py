@@ -1,10 +1,17 @@
-"""Frechet distance against closed forms."""
+"""Frechet distance against closed forms and against another implementation."""
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from flashar_cli.errors import FlasharError
-from scripts.tiny.frechet import frechet_distance
+from flashar_cli.evaluation import frechet
+from flashar_cli.evaluation.moments import Moments
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    return frechet.frechet_distance(Moments.of(a), Moments.of(b))
 
 
 def with_moments(mean: np.ndarray, covariance: np.ndarray, num: int = 400) -> np.ndarray:
@@ -61,7 +68,8 @@ def test_it_is_symmetric_and_takes_singular_covariances_and_one_dimension() -> N
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (np.zeros((1, 3)), np.zeros((4, 3)), "at least two rows"),
+        (np.zeros((1, 3)), np.zeros((4, 3)), "1 and 4 images"),
+        (np.zeros((0, 3)), np.zeros((4, 3)), "at least one row"),
         (np.zeros((4, 3)), np.zeros((4, 2)), "3 and 2 dimensions"),
         (np.full((4, 3), np.nan), np.zeros((4, 3)), "not finite"),
         (np.zeros(4), np.zeros((4, 3)), r"\[num, dims\]"),
@@ -70,3 +78,15 @@ def test_it_is_symmetric_and_takes_singular_covariances_and_one_dimension() -> N
 def test_bad_features_are_refused(a: np.ndarray, b: np.ndarray, message: str) -> None:
     with pytest.raises(FlasharError, match=message):
         frechet_distance(a, b)
+
+
+@pytest.mark.parametrize(("num_a", "num_b", "dims"), [(300, 500, 24), (2000, 1500, 192), (40, 60, 64)])
+def test_it_is_what_torchmetrics_finds(num_a: int, num_b: int, dims: int) -> None:
+    """Random features, correlated, of different scales; the last ones with singular covariances."""
+    rng = np.random.default_rng(dims)
+    mix = rng.standard_normal((dims, dims)) * np.geomspace(0.01, 3, dims)
+    a, b = rng.standard_normal((num_a, dims)) @ mix, rng.standard_normal((num_b, dims)) @ mix.T + 0.1
+    metric = FrechetInceptionDistance(feature=torch.nn.Flatten(), input_img_size=(dims, 1, 1)).set_dtype(torch.float64)
+    metric.update(torch.from_numpy(a)[:, :, None, None], real=False)
+    metric.update(torch.from_numpy(b)[:, :, None, None], real=True)
+    assert frechet_distance(a, b) == pytest.approx(metric.compute().item(), rel=1e-6)

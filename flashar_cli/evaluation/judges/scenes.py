@@ -1,4 +1,4 @@
-"""Judges text-to-image models on the drawn shapes: does an image show the shape and the two colours it was asked for?
+"""Judges images of prompts about the drawn shapes: does an image show the shape and the two colours it was asked for?
 
 Letters: B images, K colours.
 """
@@ -12,16 +12,55 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flashar_cli.data.captioned_shapes import COLOURS, GROUNDS, INKS, Scene
-from flashar_cli.data.shapes import CLASS_NAMES, PALETTE
+from flashar_cli.config import ModelConfig, TextPrefix
+from flashar_cli.data.captioned_shapes import COLOURS, GROUNDS, INKS, PHRASES, Scene, describe
+from flashar_cli.data.conditions import Given
+from flashar_cli.data.shapes import CLASS_NAMES, HELD_OUT_SEED, PALETTE, SIZE
+from flashar_cli.data.sources.shapes import HELD_OUT_SHAPES
+from flashar_cli.evaluation.judges.base import Figure, Images, Judge
+from flashar_cli.evaluation.shape_classifier import ShapeClassifier, load_classifier
 from flashar_cli.tokenizers.pixels import from_uint8
-from scripts.tiny.shape_classifier import ShapeClassifier
 
 BORDER = 3  # pixels at each side, which no shape reaches
 LEAST_INK = 40  # pixels; the smallest shape has several times as many
 CLASSIFIED = ("white", "navy")  # background and shape, as the classifier sees every image
 PARTS = ("shape", "ink", "ground")
 APART = 50.0  # in RGB, half of what any two colours are apart: beyond it a pixel is no background
+
+
+class ScenesJudge(Judge):
+    """Shares of images with the right shape, the right colours, and all of them."""
+
+    name = "the shape classifier and the colours"
+    data = HELD_OUT_SHAPES
+    side, num_images = SIZE, 2000
+
+    def __init__(self) -> None:
+        self._classifier = load_classifier()
+
+    def obstacle(self, config: ModelConfig) -> str | None:
+        if isinstance(config.prefix, TextPrefix) and config.order_grid.height * config.pixels_per_token == SIZE:
+            return None
+        return f"prompts about drawn shapes are for models that read text and make images of {SIZE} pixels"
+
+    def asked(self, config: ModelConfig, num_images: int) -> Given:
+        return Given(prompts=scenes(num_images)[1])
+
+    def figures(self, images: Images) -> list[Figure]:
+        found = [scene for batch in images for scene in see(self._classifier, batch)]
+        verdict = compare(found, scenes(len(found))[0])
+        shares = {"all_right": verdict.all, "shape": verdict.shape, "ink": verdict.ink, "ground": verdict.ground}
+        return [
+            Figure(name, share, float(np.sqrt(share * (1 - share) / len(found))), "higher")
+            for name, share in shares.items()
+        ]
+
+
+def scenes(count: int) -> tuple[list[Scene], list[str]]:
+    """Held-out scenes, shapes in turn, and prompts that name both colours, in four lengths."""
+    found = [describe(HELD_OUT_SEED, index)[0] for index in range(count)]
+    phrases = [phrase for phrase in PHRASES if "{ground}" in phrase]
+    return found, [scene.caption(phrases[index // 10 % len(phrases)]) for index, scene in enumerate(found)]
 
 
 @dataclass(frozen=True)

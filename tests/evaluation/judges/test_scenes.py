@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 
 from flashar_cli.data.captioned_shapes import draw_captioned_batch
 from flashar_cli.data.shapes import HELD_OUT_SEED
-from scripts.tiny.judge import compare, judge, see
-from scripts.tiny.shape_classifier import load_classifier
+from flashar_cli.evaluation.judges.scenes import compare, judge, see
+from flashar_cli.evaluation.shape_classifier import load_classifier
 
 COUNT = 100
 IMAGES, SCENES = draw_captioned_batch(HELD_OUT_SEED, 0, COUNT)

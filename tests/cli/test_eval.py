@@ -1,0 +1,91 @@
+"""`flashar eval`, from models to report and page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flashar_cli.evaluation import samples
+from flashar_cli.evaluation.judges.shapes import ShapesJudge
+
+QUICK = ("--num-images", 60, "--num-validation", 20, "--batch-size", 30)
+
+
+@pytest.fixture(autouse=True)
+def _few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flashar_cli.evaluation.judges.shapes.NUM_HELD_OUT", 100)
+
+
+def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
+    out = tmp_path / "eval"
+    command = ("eval", "llamagen-tiny", "llamagen-tiny-flashar", *QUICK, "--out", out)
+    done = run_cli(*command, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report == json.loads((out / "eval.json").read_text())
+    raster, flashar = report["arms"]
+    assert (raster["decoder"], flashar["decoder"]) == ("raster", "flashar")
+    for arm in report["arms"]:
+        accuracy, distance = arm["figures"]
+        images = np.load(out / f"{arm['name']}.npz")["arr_0"]
+        assert images.shape == (60, 64, 64, 3) and arm["num_images"] == 60
+        judged = {figure.name: figure for figure in ShapesJudge().figures([images])}
+        assert accuracy["value"] == judged["accuracy"].value > 0.75
+        assert accuracy["error"] == pytest.approx((accuracy["value"] * (1 - accuracy["value"]) / 60) ** 0.5)
+        assert distance["value"] == pytest.approx(judged["frechet_distance"].value) and distance["error"] > 0
+    lengths = {(arm["name"], each["head"]): each for arm in report["arms"] for each in arm["code_lengths"]}
+    assert set(lengths) == {
+        ("llamagen-tiny-raster", "raster"),
+        *(("llamagen-tiny-flashar-flashar", head) for head in ("fused", "horizontal", "vertical")),
+    }
+    assert 0.1 < lengths["llamagen-tiny-raster", "raster"]["total"] < 0.5
+    assert len(lengths["llamagen-tiny-raster", "raster"]["by_row"]) == 16
+    page = (out / "eval.html").read_text()
+    assert page.count("<img") == 2 * 40 and "60" in page and "http" not in page.replace("http://www.w3.org", "")
+    before = {path.name: path.read_bytes() for path in out.glob("*.npz")}
+    monkeypatch.setattr(samples, "generate", lambda *given: pytest.fail("the samples are there"))
+    again = run_cli(*command)
+    assert again.code == 0 and "llamagen-tiny-raster" in again.out + again.err
+    assert {path.name: path.read_bytes() for path in out.glob("*.npz")} == before
+
+
+def test_other_settings_make_other_samples(run_cli, tmp_path):
+    out = tmp_path / "eval"
+    quick = ("eval", "llamagen-tiny-flashar", "--num-images", 20, "--num-validation", 10, "--out", out, "--json")
+    first, second = (json.loads(run_cli(*quick, "--seed", seed).out) for seed in (0, 1))
+    assert first["arms"][0]["samples_sha256"] != second["arms"][0]["samples_sha256"]
+    np.savez(out / "llamagen-tiny-flashar-flashar.npz", arr_0=np.zeros((20, 64, 64, 3), np.uint8))
+    third = json.loads(run_cli(*quick, "--seed", 1).out)
+    assert third["arms"][0]["samples_sha256"] == second["arms"][0]["samples_sha256"]
+
+
+def test_several_decoders_of_a_model(run_cli, tmp_path):
+    done = run_cli(
+        *("eval", "llamagen-tiny", "--decoder", "raster", "--decoder", "zipar:8", "--decoder", "jacobi:8"),
+        *("--num-images", 10, "--num-validation", 10, "--out", tmp_path / "eval", "--json"),
+    )
+    assert done.code == 0, done.err
+    arms = json.loads(done.out)["arms"]
+    assert [arm["decoder"] for arm in arms] == ["raster", "zipar:8", "jacobi:8"]
+    assert [len(arm["code_lengths"]) for arm in arms] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    (
+        (("llamagen-tiny", "--decoder", "flashar"), "no vertical branch"),
+        (("llamagen-tiny", "--decoder", "nothing"), "--decoder is nothing"),
+        (("llamagen-tiny", "llamagen-tiny"), "asked for twice"),
+        (("llamagen-tiny", "--reference", "missing.npz"), "missing.npz"),
+        (("llamagen-tiny", "--num-images", "1"), "--num-images is 1"),
+        (("nowhere",), "nowhere"),
+    ),
+)
+def test_bad_input_is_one_line(run_cli, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("eval", *arguments)
+    assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+    assert list(Path().iterdir()) == []
