@@ -84,6 +84,6 @@ def _decode_s(subject: BenchModel, batch: Batch, name: str) -> float:
     middle = order.num_steps // 2
     if middle == 0:
         return 0.0
-    tokens_RC = torch.zeros(plan.num_rows, len(order.steps[middle - 1]), dtype=torch.int64, device=model.device)
+    tokens_RC = torch.zeros(plan.num_rows, len(order.fed[middle - 1]), dtype=torch.int64, device=model.device)
     # The cache is empty, which changes the values but not the work.
     return order.num_steps * best_s(partial(plan.step, middle, tokens_RC), model.device, repeats=2)

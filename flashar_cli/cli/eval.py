@@ -31,7 +31,8 @@ Decoders = Annotated[
     typer.Option("--decoder", help="May be repeated. Default: flashar or scale where a model has it, else raster."),
 ]
 NumImages = Annotated[
-    int | None, options.number(bounds.TWO_IMAGES, help="Samples of each. Default: 10000; with --reference 50000.")
+    int | None,
+    options.number(bounds.TWO_IMAGES, help="Samples of each. Default: 10000; prompts 2000, --reference 50000."),
 ]
 ReferenceFile = Annotated[
     Path | None, typer.Option("--reference", metavar="FILE.npz", help="Of ADM's evaluator, for FID and the like.")

@@ -142,3 +142,17 @@ def test_a_bench_leaves_the_model_as_it_is() -> None:
     before = benched.model.config
     report = run.bench(benched, replace(plan(repeats=1), grids=(Grid(4, 2), Grid(2, 2))), RATES)
     assert [batch.grid for batch in report.batches] == ["4x2", "2x2"] and benched.model.config is before
+
+
+def test_decoders_without_training_are_arms(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path]) -> None:
+    """On a grid whose middle step, by which the time is estimated, feeds one of ZipAR's fillers."""
+    arms = "raster-eager,naive-eager,zipar:2-eager,jacobi:4-eager"
+    report = bench(run_cli, write_tiny_checkpoint(height=4, width=4), "--arms", arms, "--agreement")
+    raster, naive, zipped, drafted = report.batches[0].arms
+    assert [arm.decoder for arm in (raster, naive, zipped, drafted)] == ["raster", "naive", "zipar:2", "jacobi:4"]
+    assert [arm.forwards_per_image for arm in (raster, naive, zipped)] == [16, 7, 2 * 4 + 2 * 2]
+    assert 1 + 4 <= drafted.forwards_per_image <= 16
+    assert {(ratio.arm, ratio.over) for ratio in report.batches[0].speedups} == {
+        (f"{decoder}-eager", "raster-eager") for decoder in ("naive", "zipar:2", "jacobi:4")
+    }
+    assert all(found.drawn_agreement == 1.0 for found in report.agreements)
