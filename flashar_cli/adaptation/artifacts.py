@@ -88,8 +88,10 @@ def write_samples(
     samples.write_sheet(sheet_path(job, name), images, settings)
 
 
-def draw_gates(job: AdaptJob, model: FlasharModel, validation: TokenSet) -> NDArray[np.float64]:
-    """The mean gate of every cell, [H, W]."""
+def draw_gates(job: AdaptJob, model: FlasharModel, validation: TokenSet) -> NDArray[np.float64] | None:
+    """The mean gate of every cell, [H, W]; None where there is no gate."""
+    if model.branch is None:
+        return None
     with torch.compiler.set_stance("force_eager"):
         return gates.gate_map(model, validation, job.recipe.engine.micro_batch_size, job.dtype)
 
@@ -101,10 +103,10 @@ def write_report(
     validation: TokenSet,
     fingerprint: str,
     last_stage: str,
-    gates_HW: NDArray[np.float64],
+    gates_HW: NDArray[np.float64] | None,
 ) -> None:
     """Writes ``report.html`` and ``gate-map.png``, from the adapted model's config and gates and the run's files."""
-    if has_matplotlib():
+    if gates_HW is not None and has_matplotlib():
         text = {"flashar": json.dumps({"gate_mean": gates_HW.round(6).tolist()})}
         (job.run_dir / GATE_MAP_FILE).write_bytes(to_png(gates.gate_figure(gates_HW), text))
     images, names = None, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.checkpoints.checkpoint import Loaded
-from flashar_cli.config import BranchConfig, ModelConfig, RasterConfig, raster_only, read_config
+from flashar_cli.config import BranchConfig, DiffusionConfig, ModelConfig, RasterConfig, raster_only, read_config
 from flashar_cli.config.recipe import AdaptRecipe, BranchSettings, load_recipe, shipped_recipes
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import get_family
@@ -44,10 +45,10 @@ class AdaptJob:
     sharded: bool = False
     probe: dict[str, Any] | None = None
 
-    @property
-    def branch(self) -> BranchConfig:
-        """The branch to add. Raises FlasharError."""
-        return choose_branch(self.recipe.branch, self.recommended_layer, self.loaded.config)
+    @cached_property
+    def config(self) -> RasterConfig:
+        """That of the adapted model. Raises FlasharError."""
+        return adapted_config(self.loaded.config, self.recipe, self.recommended_layer)
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -94,8 +95,9 @@ def load_job(
     if current_world().size == 1:  # before anything is read
         checkpoint.refuse_too_large(base, str(directory), device, torch.bfloat16 if lora.rank else torch.float32)
     stored = checkpoint.stored_dtype(directory)
-    if base.branch is not None:
-        raise FlasharError(f"{Path(name).name} has a vertical branch already; adapt its raster base")
+    if base.branch is not None or base.diffusion is not None:
+        what = "has a vertical branch" if base.branch is not None else "draws blocks by diffusion"
+        raise FlasharError(f"{Path(name).name} {what} already; adapt its raster base")
     if lora.rank:
         peft_config(lora)  # refused now rather than after the data is read
     sha256 = checkpoint.weights_sha256(directory)
@@ -103,11 +105,15 @@ def load_job(
     if probe is not None:
         recommended = read_recommendation(probe, base, sha256, recipe.branch.depth)
         probed = read_probe(probe)
-    config = base.model_copy(update={"branch": choose_branch(recipe.branch, recommended, base)})
+    config = adapted_config(base, recipe, recommended)
     frozen, num_processes = frozen_dtype(lora, stored, dtype), current_world().size
     sharded = num_processes > 1 and chooses_sharding(recipe.engine, model_bytes(config, lora, frozen), device)
     if sharded and base.adapter:
         raise FlasharError(f"{directory} has adapters apart from its weights, which can't be sharded; merge them first")
+    if sharded and config.diffusion is not None:
+        raise FlasharError(
+            "the method block-diffusion can't shard a model; expected one that each device can hold whole"
+        )
     loaded = checkpoint.load_outline(directory, device) if sharded else checkpoint.load(directory, device, frozen)
     if device.type == "cpu":  # there the system kills a process that runs out of memory
         batch_size = recipe.optim.batch_size
@@ -129,6 +135,16 @@ def load_job(
         sharded=sharded,
         probe=probed,
     )
+
+
+def adapted_config(base: RasterConfig, recipe: AdaptRecipe, recommended: int | None = None) -> RasterConfig:
+    """What a base becomes by a recipe, and the layer that a probe recommends. Raises FlasharError."""
+    if recipe.method == "flashar":
+        return base.model_copy(update={"branch": choose_branch(recipe.branch, recommended, base)})
+    if base.prefix.has_line_ends:
+        raise FlasharError("the method block-diffusion has no place for the tokens that end this model's rows")
+    diffusion = DiffusionConfig(block=recipe.diffusion.block or base.grid.width)
+    return base.model_copy(update={"diffusion": diffusion})
 
 
 def choose_branch(wanted: BranchSettings, recommended: int | None, base: RasterConfig) -> BranchConfig:

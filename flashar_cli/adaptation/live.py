@@ -10,11 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flashar_cli.adaptation.records import flops_per_s, flops_text, peak_share, remaining_s
+from flashar_cli.adaptation.records import VALIDATION_LOSSES, flops_per_s, flops_text, peak_share, remaining_s
 from flashar_cli.training.metrics import Record
 
 LOSSES = ("total", "fused", "vertical", "horizontal", "distill", "gate_entropy")
-VALIDATION_LOSSES = ("raster", "fused", "horizontal", "vertical")
 
 
 class LiveView:

@@ -1,5 +1,5 @@
-"""The model that a run trains: the base, with a new branch, adapters where the recipe asks for them, and sharded where
-no process shall hold it whole.
+"""The model that a run trains: the base with what its method adds, adapters where the recipe asks for them, and sharded
+where no process shall hold it whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ def prepare_model(job: AdaptJob) -> FlasharModel:
     if job.sharded:
         return _sharded(job)
     model = job.loaded.model
-    model.add_branch(job.branch, job.seed, torch.float32)
+    if job.config.branch is not None:
+        model.add_branch(job.config.branch, job.seed, torch.float32)
+    if job.config.diffusion is not None:
+        model.add_diffusion(job.config.diffusion, torch.float32)
     if lora.rank:
         add_adapters(model, lora)
         initialise_adapters(model, lora, job.seed)
@@ -31,7 +34,7 @@ def prepare_model(job: AdaptJob) -> FlasharModel:
 def _sharded(job: AdaptJob) -> FlasharModel:
     """Made without data, sharded, and then filled: every process reads its own part of the checkpoint."""
     lora = job.recipe.lora
-    model = model_on_meta(job.loaded.config.model_copy(update={"branch": job.branch}))
+    model = model_on_meta(job.loaded.config.model_copy(update={"branch": job.config.branch}))
     branch = model.branch
     assert branch is not None
     model.prefix.to(job.frozen_dtype)

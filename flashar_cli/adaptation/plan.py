@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flashar_cli.config import BranchConfig, RasterConfig
+from flashar_cli.config import RasterConfig
 from flashar_cli.config.recipe import AdaptRecipe
 from flashar_cli.machine.rates import matmul_flops_per_s
 from flashar_cli.training.flops import training_flops
@@ -22,20 +22,19 @@ EXPECTED_UTILISATION = 0.4
 
 def describe(
     base: RasterConfig,
-    branch: BranchConfig,
+    config: RasterConfig,
     recipe: AdaptRecipe,
     num_processes: int,
     device: torch.device,
     dtype: torch.dtype,
     stored_dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """The JSON of ``--dry-run``: on CUDA for this device, whose rate is measured, else for an assumed GPU.
-    ``stored_dtype`` is that of the base's files, None where they are not at hand: ``dtype``.
+    """The JSON of ``--dry-run``, for a base that becomes ``config``: on CUDA for this device, whose rate is measured,
+    else for an assumed GPU. ``stored_dtype`` is that of the base's files, None where they are not at hand: ``dtype``.
     """
     on_cuda = device.type == "cuda"
     device_bytes = torch.cuda.mem_get_info(device)[1] if on_cuda else ASSUMED_DEVICE_BYTES
     rate = matmul_flops_per_s(device, dtype) if on_cuda else ASSUMED_FLOPS_PER_S
-    config = base.model_copy(update={"branch": branch})
     before, after = base.num_weights, config.num_weights
     optim, engine = recipe.optim, recipe.engine
     share = math.ceil(optim.batch_size / num_processes)
@@ -43,12 +42,18 @@ def describe(
     memory = estimate_memory(
         config, engine, optim.batch_size, num_processes, device_bytes, dtype, lora, stored_dtype, measured
     )
-    ways = ways_that_fit(config, engine, optim.batch_size, device_bytes, dtype, lora, stored_dtype, measured)
+    ways = []
+    if config.diffusion is None:  # which is neither sharded nor trained by adapters
+        ways = ways_that_fit(config, engine, optim.batch_size, device_bytes, dtype, lora, stored_dtype, measured)
     flops = sum(
         stage.steps * optim.batch_size * training_flops(config, stage.settings, lora) for stage in recipe.stages
     )
     return {
-        "branch": branch.model_dump(),
+        **{
+            name: part.model_dump()
+            for name, part in (("branch", config.branch), ("diffusion", config.diffusion))
+            if part
+        },
         "parameters": {"base": before, "branch": after - before, "adapters": lora.num_weights(config.backbone)},
         "steps": {stage.name: stage.steps for stage in recipe.stages},
         "images_per_step": optim.batch_size,

@@ -20,6 +20,15 @@ from flashar_cli.machine.world import current_world
 from flashar_cli.training.flops import training_flops
 from flashar_cli.training.metrics import Record
 
+ADAPTED_LOSSES = ("fused", "diffusion")
+VALIDATION_LOSSES = ("raster", *ADAPTED_LOSSES, "horizontal", "vertical")
+VALIDATION_COLUMNS = (*VALIDATION_LOSSES, "gate_mean", "gate_std")
+
+
+def validation_columns(validations: Sequence[Record]) -> list[str]:
+    """Those that any of them has."""
+    return [name for name in VALIDATION_COLUMNS if any(name in record for record in validations)]
+
 
 def stamped(record: Record, device: torch.device) -> Record:
     """The record with the time and the peak memory so far: of the device, or of the process on a CPU."""
@@ -59,13 +68,16 @@ def check_run(records: Sequence[Record], path: Path) -> None:
     elif any(record["stage"] not in stages for record in steps):
         problem = f"has steps of other stages than {', '.join(sorted(stages))}"
     elif not validations or any(
-        name not in record
-        for index, record in enumerate(validations)
-        for name in (("raster", "fused") if index else ("raster",))
+        "raster" not in record or (index and adapted_loss(record) is None) for index, record in enumerate(validations)
     ):
-        problem = "lacks the losses raster or fused of a validation"
+        problem = "lacks the losses raster, or fused or diffusion, of a validation"
     if problem is not None:
         raise FlasharError(f"{path} {problem}; restore it, or delete {path.parent} to start anew")
+
+
+def adapted_loss(record: Record) -> tuple[str, float] | None:
+    """The name and value of a validation's loss that an adaptation is for; None where it has none."""
+    return next(((name, record[name]) for name in ADAPTED_LOSSES if name in record), None)
 
 
 def training_s(records: Sequence[Record]) -> float:

@@ -10,23 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashar_cli.adaptation import gates
-from flashar_cli.adaptation.records import flops_per_s, flops_text, peak_share, training_s
-from flashar_cli.config import BranchConfig, RasterConfig
+from flashar_cli.adaptation.records import (
+    adapted_loss,
+    flops_per_s,
+    flops_text,
+    peak_share,
+    training_s,
+    validation_columns,
+)
+from flashar_cli.config import RasterConfig
+from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.machine.environment import Hardware, Software
 from flashar_cli.reporting import curves, html
 from flashar_cli.reporting.figures import has_matplotlib, to_svg
 from flashar_cli.training.metrics import Record
 
 MOST_PIXELS = 192
-VALIDATION_COLUMNS = ("raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std")
 SECTIONS = ("Validation", "Curves", "Probe", "Gate map", "Samples", "Settings")
 
 
 @dataclass(frozen=True)
 class AdaptReport:
     """The content of the report. ``config`` is that of the adapted model; ``probe`` the content of a ``probe.json``;
-    ``samples`` are uint8 [B, h, w, 3] by the base's raster decoder and by the adapted model's diagonal decoder, named
-    ``sample_names`` [B].
+    ``samples`` are uint8 [B, h, w, 3] by the base's raster decoder and by the adapted model's own, named
+    ``sample_names`` [B]; ``gates_HW`` is None where there is no gate.
     """
 
     base_name: str
@@ -41,15 +48,10 @@ class AdaptReport:
     hardware: Hardware
     software: Software
     records: list[Record]
-    gates_HW: NDArray[np.float64]
+    gates_HW: NDArray[np.float64] | None
     probe: dict[str, Any] | None = None
     samples: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
     sample_names: Sequence[str] = ()
-
-    @property
-    def branch(self) -> BranchConfig:
-        assert self.config.branch is not None
-        return self.config.branch
 
     @property
     def validations(self) -> list[Record]:
@@ -62,21 +64,34 @@ class AdaptReport:
 
 def render(report: AdaptReport) -> str:
     """The HTML document."""
-    branch, grid = report.branch, report.config.order_grid
-    title = f"{report.base_name}, adapted to diagonal decoding"
-    blocks = "block" if branch.depth == 1 else "blocks"
+    grid, decoder = report.config.order_grid, choose_decoder(report.config)
+    way = "diagonal decoding" if report.config.branch is not None else "block diffusion"
     subtitle = (
-        f"Branch of {branch.depth} {blocks} from before block {branch.layer} of {report.config.backbone.num_layers}, "
-        f"gate “{branch.gate}”. {grid} tokens: {grid.num_diagonals} forwards an image instead of {grid.num_cells}."
+        f"{_added(report.config)} {grid} tokens: {decoder.num_forwards(report.config, grid)} forwards an image instead "
+        f"of {grid.num_cells}."
     )
+    title = f"{report.base_name}, adapted to {way}"
     return html.page(title, subtitle, [html.facts(_headline(report)), *_sections(report)])
+
+
+def _added(config: RasterConfig) -> str:
+    """What the base was given, in a sentence."""
+    if config.branch is None:
+        assert config.diffusion is not None
+        return f"Blocks of {config.diffusion.block} tokens are drawn by diffusion."
+    branch, blocks = config.branch, "block" if config.branch.depth == 1 else "blocks"
+    return (
+        f"Branch of {branch.depth} {blocks} from before block {branch.layer} of {config.backbone.num_layers}, "
+        f"gate “{branch.gate}”."
+    )
 
 
 def _sections(report: AdaptReport) -> list[str]:
     found = {"Validation": _validation(report), "Settings": _settings(report)}
     if has_matplotlib():
         found["Curves"] = _curves(report.records)
-        found["Gate map"] = _gate_map(report.gates_HW)
+        if report.gates_HW is not None:
+            found["Gate map"] = _gate_map(report.gates_HW)
         if report.probe is not None:
             found["Probe"] = _probe(report.probe)
     else:
@@ -95,17 +110,22 @@ def _headline(report: AdaptReport) -> list[tuple[str, str, str]]:
     count = len(curves.resumptions(report.records))
     pauses = f"resumed {count} times" if count > 1 else "resumed once" if count else "without a pause"
     rate = f"{flops_text(flops_per_s(start, steps[-1]))}, {peak_share(start, steps[-1]):.0%} of the measured peak"
-    return [
+    found = adapted_loss(last)
+    assert found is not None, "checked when the run began"
+    name, loss = found
+    facts = [
         ("raster loss before", f"{first['raster']:.3f}", "nats per token, of the base"),
-        ("fused loss after", f"{last['fused']:.3f}", f"{last['fused'] - first['raster']:+.3f} to raster before"),
+        (f"{name} loss after", f"{loss:.3f}", f"{loss - first['raster']:+.3f} to raster before"),
         ("raster loss after", f"{last['raster']:.3f}", f"{last['raster'] - first['raster']:+.3f} to before"),
-        ("gate after", f"{last['gate_mean']:.3f}", f"± {last['gate_std']:.3f}; 1 = horizontal"),
         ("steps", f"{len(steps):,}", f"of {batch_size:,} images"),
         ("training images", f"{report.num_train:,}", f"{len(steps) * batch_size / report.num_train:.2f} epochs"),
         ("time", _duration(training_s(report.records)), pauses),
         ("speed", f"{steps[-1]['images_per_s']:.4g}/s", f"images; {rate}"),
         ("peak memory", f"{memory / 2**30:.2f} GiB", "of the GPU" if report.hardware.gpu else "of the process"),
     ]
+    if "gate_mean" in last:
+        facts.insert(3, ("gate after", f"{last['gate_mean']:.3f}", f"± {last['gate_std']:.3f}; 1 = horizontal"))
+    return facts
 
 
 def _duration(seconds: float) -> str:
@@ -115,9 +135,10 @@ def _duration(seconds: float) -> str:
 
 
 def _validation(report: AdaptReport) -> str:
-    header = ["after", *(name.replace("_", " ") for name in VALIDATION_COLUMNS)]
+    columns = validation_columns(report.validations)
+    header = ["after", *(name.replace("_", " ") for name in columns)]
     rows = [
-        [f"{v['stage']}, step {v['step']:,}", *(f"{v[key]:.4f}" if key in v else "–" for key in VALIDATION_COLUMNS)]
+        [f"{v['stage']}, step {v['step']:,}", *(f"{v[key]:.4f}" if key in v else "–" for key in columns)]
         for v in report.validations
     ]
     table = html.number_table(header, rows)
@@ -170,19 +191,22 @@ def _probe(probe: dict[str, Any]) -> str:
 
 def _samples(report: AdaptReport) -> str:
     assert report.samples is not None
-    raster, diagonal = report.samples
+    raster, adapted = report.samples
+    side = "diagonal decoder" if report.config.branch is not None else f"decoder {choose_decoder(report.config).name}"
     settings = ", ".join(f"{name} {_numbers(value)}" for name, value in report.config.generation.model_dump().items())
     text = (
-        f"Left: the base before adaptation, raster decoder. Right: the adapted model, diagonal decoder. Same subjects, "
+        f"Left: the base before adaptation, raster decoder. Right: the adapted model, {side}. Same subjects, "
         f"same random numbers (seed {report.seed}), same settings ({settings})."
     )
-    sides = ("raster decoder of the base", "diagonal decoder")
-    return html.paragraph(text) + html.image_groups((raster, diagonal), report.sample_names, sides, MOST_PIXELS)
+    sides = ("raster decoder of the base", side)
+    return html.paragraph(text) + html.image_groups((raster, adapted), report.sample_names, sides, MOST_PIXELS)
 
 
 def _settings(report: AdaptReport) -> str:
     # The recipe may leave the layer to the probe; the config has the actual one.
-    recipe = report.recipe | {"branch": report.branch.model_dump()}
+    added = {"branch": report.config.branch, "diffusion": report.config.diffusion}
+    recipe = {key: value for key, value in report.recipe.items() if key not in added}
+    recipe |= {key: value.model_dump() for key, value in added.items() if value is not None}
     run = [(key, _value(value)) for key, value in recipe.items() if not isinstance(value, dict)]
     origin = [
         ("base", report.base_name),

@@ -19,6 +19,7 @@ from flashar_cli.checkpoints import adapters, checkpoint
 from flashar_cli.checkpoints.sharded import weights_of
 from flashar_cli.config import Provenance, Subset
 from flashar_cli.data.tokens import TokenSet, ids_sha256, split_validation
+from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.files.writing import remove_folder
 from flashar_cli.machine.processes import barrier, from_first, process_group
 from flashar_cli.machine.world import current_world
@@ -40,6 +41,7 @@ def adapt(
     """
     train, validation = split_validation(data, job.recipe.data.num_validation)
     recipe, stages = job.recipe, job.recipe.stages
+    decoder = choose_decoder(job.config).name
     with process_group(job.device) as world:
         model = prepare_model(job)
         draws = world.is_main or job.sharded  # all parts of a sharded model are needed to decode
@@ -84,14 +86,14 @@ def adapt(
                 save_every=recipe.save_every,
                 validate_every=recipe.validate_every,
                 report=recorder or (lambda kind, values: None),
-                stage_done=lambda name: draw_samples(name, "flashar", artifacts.SHEET_IMAGES),
+                stage_done=lambda name: draw_samples(name, decoder, artifacts.SHEET_IMAGES),
             )
         )
         last = stages[-1].name
         if not from_first(
             artifacts.has_samples(job, validation, last)
         ):  # made before an interruption, and removed since
-            draw_samples(last, "flashar", artifacts.SHEET_IMAGES)
+            draw_samples(last, decoder, artifacts.SHEET_IMAGES)
         if draws:
             with callable_parts(model):
                 gates_HW = artifacts.draw_gates(job, model, validation)
@@ -130,7 +132,7 @@ def _identity(job: AdaptJob, fingerprint: str) -> dict[str, Any]:
     return {
         "base": job.base_sha256,
         "recipe": job.recipe.model_dump_json(exclude={"engine", "save_every", "keep_states"}),
-        "branch": job.branch.model_dump_json(),
+        "config": job.config.model_dump_json(include={"branch", "diffusion"}),
         "data": fingerprint,
         "seed": job.seed,
         "dtype": str(job.dtype),

@@ -28,8 +28,6 @@ EXAMPLES = """Examples:  flashar adapt llamagen-tiny --data shapes:20000 --out a
 flashar adapt --base llamagen-xl --data ./imagenet/train --probe probe.json --out llamagen-xl-flashar  |
 flashar adapt llamagen-tiny --recipe llamagen-tiny --set stage2.lr=1e-3 --dry-run"""
 
-VALIDATION_COLUMNS = ("raster", "fused", "horizontal", "vertical", "gate_mean", "gate_std")
-
 Data = Annotated[str | None, typer.Option(help=f"{DATA_HELP}, or a folder of token shards. Default: the recipe's.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Checkpoint to write. Default: ./NAME-flashar.")]
 Recipe = Annotated[str | None, typer.Option(help="A shipped recipe or a TOML file. Default: the preset's or family's.")]
@@ -43,6 +41,9 @@ Probe = Annotated[Path | None, typer.Option(metavar="FILE", help="probe.json tha
 class RecipeOptions:
     """Values of a recipe that have an option of their own; None keeps the recipe's."""
 
+    method: Annotated[
+        str | None, typer.Option(help="flashar; block-diffusion: blocks of a row, unknown tokens a few at a time.")
+    ] = None
     branch_layer: Annotated[
         int | None, options.number(bounds.LAYER, metavar="M", help="Default: the probe's, else L - depth.")
     ] = None
@@ -57,6 +58,7 @@ class RecipeOptions:
     def values(self, data: str | None) -> dict[str, Any]:
         """What was passed, by key of the recipe."""
         keys = {
+            "method": self.method,
             "branch.layer": self.branch_layer,
             "branch.depth": self.branch_depth,
             "branch.gate": self.gate,
@@ -142,26 +144,26 @@ def _plan(
     """What ``--dry-run`` prints. Without a GPU the plan is for bfloat16 on an assumed one."""
     import torch
 
-    from flashar_cli.adaptation.job import choose_branch
+    from flashar_cli.adaptation.job import adapted_config
     from flashar_cli.adaptation.plan import describe
 
     where, precision = machine.prepare()
     if where.type != "cuda" and machine.dtype == "auto":
         precision = torch.bfloat16
-    branch = choose_branch(settings.branch, recommended, base)
-    return describe(base, branch, settings, nproc or current_world().size, where, precision, stored_dtype)
+    config = adapted_config(base, settings, recommended)
+    return describe(base, config, settings, nproc or current_world().size, where, precision, stored_dtype)
 
 
 def _run(job: AdaptJob, tokens: TokenSet, overwrite: bool) -> list[dict[str, Any]]:
     """Adapts, with progress on the terminal; returns all validations."""
+    from flashar_cli.adaptation.records import validation_columns
     from flashar_cli.adaptation.run import adapt
 
-    layers = job.loaded.config.backbone.num_layers
-    output.note(f"{len(tokens)} images; branch before block {job.branch.layer} of {layers}")
+    output.note(f"{len(tokens)} images; {job.config.structure}")
 
     def tell(kind: str, record: dict[str, Any]) -> None:
         if kind == "validation":
-            losses = ", ".join(f"{key} {record[key]:.4f}" for key in VALIDATION_COLUMNS if key in record)
+            losses = ", ".join(f"{key} {record[key]:.4f}" for key in validation_columns([record]))
             output.note(f"{record['stage']} step {record['step']}: {losses}")
 
     console = output.terminal()
@@ -180,6 +182,7 @@ def _run(job: AdaptJob, tokens: TokenSet, overwrite: bool) -> list[dict[str, Any
 
 def _show(job: AdaptJob, validations: list[dict[str, Any]], json: bool) -> None:
     from flashar_cli.adaptation.artifacts import REPORT_FILE
+    from flashar_cli.adaptation.records import adapted_loss, validation_columns
 
     if not current_world().is_main:
         return
@@ -187,10 +190,13 @@ def _show(job: AdaptJob, validations: list[dict[str, Any]], json: bool) -> None:
     if json:
         output.document({"out": str(job.out), "report": str(report), "validation": last})
         return
+    columns = validation_columns(validations)
     rows = [
-        [f"{v['stage']} {v['step']}", *(f"{v[key]:.4f}" if key in v else "-" for key in VALIDATION_COLUMNS)]
-        for v in validations
+        [f"{v['stage']} {v['step']}", *(f"{v[key]:.4f}" if key in v else "-" for key in columns)] for v in validations
     ]
-    output.table("validation, nats per token", ["after", *VALIDATION_COLUMNS], rows)
-    output.result(f"wrote {job.out}: fused loss {last['fused']:.4f}, raster base {validations[0]['raster']:.4f}")
+    output.table("validation, nats per token", ["after", *columns], rows)
+    found = adapted_loss(last)
+    assert found is not None, "checked when the run began"
+    name, loss = found
+    output.result(f"wrote {job.out}: {name} loss {loss:.4f}, raster base {validations[0]['raster']:.4f}")
     output.note(f"the report is {report}")

@@ -28,7 +28,7 @@ Models = Annotated[
 ]
 Decoders = Annotated[
     list[str] | None,
-    typer.Option("--decoder", help="May be repeated. Default: flashar or scale where a model has it, else raster."),
+    typer.Option("--decoder", help="May be repeated. Default: what a model is trained for."),
 ]
 NumImages = Annotated[
     int | None,
@@ -121,7 +121,7 @@ def command(
     validation = Validation(against.data, against.num_validation, batch_size, EncodeOptions())
     output.set_resume_command(["flashar", *sys.argv[1:]])
     with process_group(where, PATIENCE), output.later_progress("images") as begin:
-        report = evaluate(arms, validation, seed, out, ["flashar", *sys.argv[1:]], begin, output.note)
+        report = evaluate(arms, validation, seed, out, overwrite, ["flashar", *sys.argv[1:]], begin, output.note)
     if report is not None:
         pages.write(report, out)
         output.document(report.model_dump(mode="json")) if json else _show(report, out)

@@ -109,7 +109,8 @@ DecoderName = Annotated[
     str | None,
     typer.Option(
         callback=options.known_decoder,
-        help="raster, flashar, naive, zipar[:W], jacobi[:W]; scale, truncate, fastvar. Default: flashar or scale.",
+        help="raster, flashar, naive, zipar[:W], jacobi[:W], block-diffusion[:S]; scale, truncate, fastvar. Default: "
+        "what the model is trained for.",
     ),
 ]
 ImageSize = Annotated[

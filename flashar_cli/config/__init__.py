@@ -5,6 +5,7 @@
 from flashar_cli.config.backbone import BackboneConfig
 from flashar_cli.config.base import Config, Count, Text, explain, validated
 from flashar_cli.config.branch import GATES, BranchConfig, GateKind, default_gate_dim
+from flashar_cli.config.diffusion import DiffusionConfig
 from flashar_cli.config.model import FLOAT_BYTES, GridConfig, Layout, ModelConfig, Provenance, Subset
 from flashar_cli.config.next_scale import NextScaleConfig, ScaleTransformerConfig, SchedulesConfig
 from flashar_cli.config.prefix import CaptionMemory, CaptionPrefix, ClassPrefix, Prefix, PrefixConfig, TextPrefix

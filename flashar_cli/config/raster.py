@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from flashar_cli.config.backbone import BackboneConfig
 from flashar_cli.config.branch import GATES, BranchConfig
+from flashar_cli.config.diffusion import DiffusionConfig
 from flashar_cli.config.model import GridConfig, ModelConfig
 from flashar_cli.config.prefix import Prefix
 from flashar_cli.config.tokenizer import TokenizerConfig
@@ -18,12 +19,15 @@ from flashar_cli.inputs import bounds
 
 
 class RasterConfig(ModelConfig):
-    """The ``config.json`` of a raster model."""
+    """The ``config.json`` of a raster model: of a base, or of one that was adapted with a ``branch`` or to block
+    ``diffusion``.
+    """
 
     kind: Literal["raster"] = "raster"
     backbone: BackboneConfig
     prefix: Prefix
     branch: BranchConfig | None = None
+    diffusion: DiffusionConfig | None = None
     tokenizer: TokenizerConfig | None = None
     raster_loss: Annotated[float, bounds.LOSS] | None = Field(
         None, description="validation cross-entropy of the raster base, nats per token, where it was measured"
@@ -33,6 +37,10 @@ class RasterConfig(ModelConfig):
     def _check_parts(self) -> RasterConfig:
         if self.branch and self.branch.layer > self.backbone.num_layers:
             raise ValueError(f"branch.layer {self.branch.layer} is beyond the last block {self.backbone.num_layers}")
+        if self.branch and self.diffusion:
+            raise ValueError("a model has a branch or diffusion, not both")
+        if self.diffusion and self.prefix.has_line_ends:
+            raise ValueError("blocks of diffusion have no place for the token that ends each row")
         if self.tokenizer and self.tokenizer.codebook_size != self.backbone.vocab_size:
             raise ValueError(
                 f"the tokenizer has {self.tokenizer.codebook_size} tokens, the model {self.backbone.vocab_size}"
@@ -62,9 +70,10 @@ class RasterConfig(ModelConfig):
 
     @property
     def num_weights(self) -> int:
-        """Weights of prefix, backbone and branch: all that a checkpoint stores except those of the tokenizer."""
+        """Weights of all parts but the tokenizer, as a checkpoint stores them."""
         backbone, num_heads = self.backbone, 2 if self.branch else 1
         count = self.num_blocks * backbone.block_weights + num_heads * backbone.head_weights + self.gate_weights
+        count += backbone.dim if self.diffusion else 0
         return count + backbone.embedding_weights + self.prefix.num_weights(backbone.dim)
 
     @property
@@ -77,8 +86,9 @@ class RasterConfig(ModelConfig):
 
     @property
     def structure(self) -> str:
-        branch = self.branch
-        return "raster" if branch is None else f"branch {branch.layer}/{self.num_layers}"
+        if self.diffusion is not None:
+            return f"blocks of {self.diffusion.block}"
+        return "raster" if self.branch is None else f"branch {self.branch.layer}/{self.num_layers}"
 
     @property
     def forwards(self) -> dict[str, int]:

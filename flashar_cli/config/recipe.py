@@ -23,6 +23,7 @@ Share = Annotated[float, bounds.SHARE]
 Steps = Annotated[int, bounds.STEPS]
 Images = Annotated[int, bounds.IMAGES]
 Batch = Annotated[int, bounds.BATCH]
+Method = Literal["flashar", "block-diffusion"]
 LoraTarget = Literal["wqkv", "wo", "w1", "w2", "w3"]  # nn/layers.py has these layers
 
 
@@ -134,6 +135,14 @@ class BranchSettings(Config):
     gate: GateKind = "hidden"
 
 
+class DiffusionSettings(Config):
+    """The blocks to draw by diffusion."""
+
+    block: Annotated[int, bounds.WINDOW] | None = Field(
+        None, description="tokens in raster order; null: those of a row of the grid"
+    )
+
+
 class DataSettings(Config):
     """What to train on."""
 
@@ -158,14 +167,18 @@ DATA_DEFAULTS = DataSettings()
 
 class AdaptRecipe(Config):
     """Two-stage adaptation (paper: section 4). Stage 1 trains branch and gate, stage 2 everything, or with
-    ``lora`` adapters in place of the backbone.
+    ``lora`` adapters in place of the backbone. The method block-diffusion has no part to train first, so that stage 2
+    takes all steps.
     """
 
+    method: Method = Field("flashar", description="what the model learns: flashar, or block-diffusion to compare with")
+
     steps: Annotated[int, bounds.STAGED_STEPS] = Field(10_000, description="optimizer steps of both stages together")
-    stage1_fraction: Annotated[float, bounds.PART] = Field(0.2, description="share of the steps that stage 1 takes")
+    stage1_fraction: Rate = Field(0.2, description="share of the steps that stage 1 takes; 0: no stage 1")
     stage1: StageSettings = StageSettings(backbone_lr_factor=0.0, distill_weight=0.2)
     stage2: StageSettings = StageSettings(backbone_lr_factor=0.2)
     branch: BranchSettings = BranchSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
     lora: LoraSettings = NO_LORA
     data: DataSettings = DATA_DEFAULTS
     optim: OptimSettings = OptimSettings()
@@ -174,11 +187,21 @@ class AdaptRecipe(Config):
     keep_states: Annotated[int, bounds.REPEATS] = Field(2, description="training states kept; older ones are deleted")
     validate_every: Steps = Field(1000, description="steps between validations inside a stage")
 
+    @model_validator(mode="after")
+    def _check_method(self) -> AdaptRecipe:
+        if self.method == "block-diffusion" and self.lora.rank:
+            raise ValueError("lora.rank is for the method flashar; block-diffusion trains all weights")
+        if self.method == "block-diffusion" and self.engine.attention == "flex":
+            raise ValueError("engine.attention flex is for the method flashar; use sdpa with block-diffusion")
+        return self
+
     @property
     def stages(self) -> list[Stage]:
-        """Both stages with their numbers of steps."""
-        first = max(1, round(self.steps * self.stage1_fraction))
-        return [Stage("stage1", first, self.stage1), Stage("stage2", self.steps - first, self.stage2)]
+        """The stages with their numbers of steps."""
+        has_first = self.method == "flashar" and self.stage1_fraction > 0
+        first = max(1, round(self.steps * self.stage1_fraction)) if has_first else 0
+        stages = [Stage("stage1", first, self.stage1), Stage("stage2", self.steps - first, self.stage2)]
+        return [stage for stage in stages if stage.steps]
 
 
 def recipes_dir() -> Path:

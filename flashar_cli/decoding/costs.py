@@ -6,6 +6,7 @@ Letters: B images, R rows (B, or 2B with guidance), C cells of a step, D model d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from flashar_cli.config import RasterConfig
 from flashar_cli.grid import Grid, Order
@@ -48,27 +49,52 @@ def forward_costs(config: RasterConfig, order: Order, work: Workload) -> list[Fo
     not, as a step reads only a few of their rows. The blocks run on the cells of the step before (step 0: on the
     prefix), the heads on the cells of the step itself.
     """
-    backbone = config.backbone
     with_branch = order.uses_branch
-    if with_branch:
+    inputs = [last - first for first, last in pairwise(order.slot_starts)]
+    fed = zip(inputs[:-1], order.steps[1:], strict=True)
+    return [
+        prefix_cost(config, work, len(order.steps[0]), with_branch),
+        *(forward_cost(config, work, num_inputs, len(cells), with_branch) for num_inputs, cells in fed),
+    ]
+
+
+def prefix_cost(config: RasterConfig, work: Workload, num_targets: int = 1, with_branch: bool = False) -> ForwardCost:
+    """Of the forward that reads the prefix and predicts so many cells."""
+    sees_prefix = config.branch is None or config.branch.sees_prefix
+    embedding = config.prefix.read_weights(config.backbone.dim)
+    return _cost(config, work, work.prefix_length, num_targets, embedding, with_branch, sees_prefix)
+
+
+def forward_cost(
+    config: RasterConfig, work: Workload, num_inputs: int, num_targets: int, with_branch: bool = False
+) -> ForwardCost:
+    """Of a forward that is fed so many tokens of each image and predicts so many cells."""
+    return _cost(config, work, num_inputs, num_targets, config.backbone.embedding_mlp_weights, with_branch, with_branch)
+
+
+def _cost(
+    config: RasterConfig,
+    work: Workload,
+    num_inputs: int,
+    num_targets: int,
+    embedding: int,
+    branch_head: bool,
+    branch_blocks: bool,
+) -> ForwardCost:
+    backbone = config.backbone
+    if branch_head:
         assert config.branch is not None, "the order needs a vertical branch"
-    num_heads = 2 if with_branch else 1
-    heads = backbone.head_weights * num_heads + (config.gate_weights if with_branch else 0)
-    costs = []
-    for step in range(order.num_steps):
-        embedding = backbone.embedding_mlp_weights if step > 0 else config.prefix.read_weights(backbone.dim)
-        inputs = order.slot_starts[step] - order.slot_starts[step - 1] if step > 0 else work.prefix_length
-        in_branch = with_branch and (step > 0 or config.branch is None or config.branch.sees_prefix)
-        num_blocks = config.num_blocks if in_branch else backbone.num_layers
-        blocks = num_blocks * backbone.block_weights
-        products = (blocks + embedding) * inputs + heads * len(order.steps[step])
-        read_bytes = (blocks + heads + embedding) * work.weight_bytes
-        if work.quantized:
-            weights = num_blocks * backbone.block_linear_weights + num_heads * backbone.head_linear_weights
-            outputs = num_blocks * backbone.block_linear_outputs + num_heads * backbone.head_linear_outputs
-            read_bytes -= weights * (work.weight_bytes - QUANTIZED_BYTES) - outputs * SCALE_BYTES
-        costs.append(ForwardCost(read_bytes, 2 * products * work.rows))
-    return costs
+    num_heads = 2 if branch_head else 1
+    heads = backbone.head_weights * num_heads + (config.gate_weights if branch_head else 0)
+    num_blocks = config.num_blocks if branch_head and branch_blocks else backbone.num_layers
+    blocks = num_blocks * backbone.block_weights
+    products = (blocks + embedding) * num_inputs + heads * num_targets
+    read_bytes = (blocks + heads + embedding) * work.weight_bytes
+    if work.quantized:
+        weights = num_blocks * backbone.block_linear_weights + num_heads * backbone.head_linear_weights
+        outputs = num_blocks * backbone.block_linear_outputs + num_heads * backbone.head_linear_outputs
+        read_bytes -= weights * (work.weight_bytes - QUANTIZED_BYTES) - outputs * SCALE_BYTES
+    return ForwardCost(read_bytes, 2 * products * work.rows)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
 from flashar_cli.models.base import TokenModel
 from flashar_cli.models.prefix import Conditions
+from flashar_cli.nn.attention import attention_kernels
 from flashar_cli.nn.sampling import SamplingKind
 
 StepHook = Callable[[int, Tensor], None]
@@ -90,6 +91,15 @@ class StaticPlan(ABC):
     @abstractmethod
     def teacher_forced(self, tokens: Tensor) -> Iterator[Tensor]:
         """Each step's logits [B, C, V] after guidance when these tokens, as ``tokens`` returns them, are fed."""
+
+    def logits(self, tokens: Tensor, conditions: Conditions) -> Tensor:
+        """Logits of all steps [B, .., V], one step after the other in decoding order, when these tokens are fed without
+        guidance.
+        """
+        num_draws = self.model.config.num_draws(self.key.grid)
+        self.load(conditions, Sampling(), torch.zeros(len(tokens), num_draws, device=self.key.device))
+        with attention_kernels():
+            return torch.cat(list(self.teacher_forced(tokens)), dim=1)
 
     @abstractmethod
     def tokens(self) -> Tensor: ...

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from flashar_cli.config import ModelConfig
 from flashar_cli.decoding.decoder import Decoder
+from flashar_cli.decoding.diffusion import DiffusionDecoder
 from flashar_cli.decoding.jacobi import JacobiDecoder
 from flashar_cli.decoding.next_scale.decoder import FASTVAR, SCALE, TRUNCATE
 from flashar_cli.decoding.static import FLASHAR, NAIVE, RASTER, zipar
@@ -21,16 +22,21 @@ class Sized(NamedTuple):
     default: int
 
 
+# Windows are the defaults of the released samplers for LlamaGen; four forwards for a row of 16 tokens make the 64
+# forwards of an image with which FlashAR's authors compare.
+SIZED = {
+    "zipar": Sized(zipar, 8),
+    "jacobi": Sized(JacobiDecoder, 16),
+    "block-diffusion": Sized(DiffusionDecoder, 4),
+}
 # The first that a model has is its default.
-_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, RASTER, NAIVE)
+_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, DiffusionDecoder(4), RASTER, NAIVE)
 DECODERS = {decoder.name: decoder for decoder in _DECODERS}
-# Windows are the defaults of the released samplers for LlamaGen.
-SIZED = {"zipar": Sized(zipar, 8), "jacobi": Sized(JacobiDecoder, 16)}
 
 
 def decoder_names() -> list[str]:
     """As help texts and messages show them."""
-    return [*DECODERS, *(f"{name}[:N]" for name in SIZED)]
+    return [*(name for name in DECODERS if ":" not in name), *(f"{name}[:N]" for name in SIZED)]
 
 
 def decoders_of(config: ModelConfig) -> list[Decoder]:

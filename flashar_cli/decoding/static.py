@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from flashar_cli.config import ModelConfig, RasterConfig, Sampling
@@ -15,7 +14,6 @@ from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.grid import Grid, Order
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.attention import attention_kernels
 from flashar_cli.nn.sampling import SamplingKind
 
 
@@ -76,15 +74,11 @@ class StaticDecoder(RasterDecoder):
     ) -> Tensor:
         order = self.order(model.config, grid)
         if order.fillers:  # known step by step alone
-            return self._step_by_step(model, tokens, conditions, grid)
-        return order.to_raster(model(order.from_raster(tokens), conditions, order).logits, trailing=1)
-
-    def _step_by_step(self, model: FlasharModel, tokens: Tensor, conditions: Conditions, grid: Grid) -> Tensor:
-        plan = self.plan(model, None, self.key(model, conditions, Sampling(), grid))
-        plan.load(conditions, Sampling(), torch.zeros(len(tokens), grid.num_cells))
-        with attention_kernels():
-            logits_BNV = torch.cat(list(plan.teacher_forced(tokens)), dim=1)
-        return plan.order.to_raster(logits_BNV, trailing=1)
+            plan = self.plan(model, tokenizer, self.key(model, conditions, Sampling(), grid))
+            logits_BNV = plan.logits(tokens, conditions)
+        else:
+            logits_BNV = model(order.from_raster(tokens), conditions, order).logits
+        return order.to_raster(logits_BNV, trailing=1)
 
     def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
         return forward_costs(config, self.order(config, work.grid), work)

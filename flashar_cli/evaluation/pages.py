@@ -33,7 +33,7 @@ def tables(report: EvalReport) -> list[Table]:
     found = []
     if names := list(dict.fromkeys(figure.name for arm in report.arms for figure in arm.figures)):
         rows = [[arm.name, str(arm.num_images), *(_figure(arm, name) for name in names)] for arm in report.arms]
-        found.append(("samples", ["arm", "images", *(name.replace("_", " ") for name in names)], rows))
+        found.append(("figures of samples", ["arm", "images", *(name.replace("_", " ") for name in names)], rows))
     rows = [
         [arm.name, length.head, f"{length.total:.4f}", str(arm.validation)]
         for arm in report.arms
@@ -57,7 +57,7 @@ def page(report: EvalReport, out: Path) -> str:
         html.section(title.capitalize(), html.number_table(header, rows)) for title, header, rows in tables(report)
     ]
     if sampled := [arm for arm in report.arms if arm.num_images]:
-        sections.append(html.section("Samples", *_samples(sampled, out)))
+        sections.append(html.section("Side by side", *_samples(sampled, out)))
     if has_matplotlib() and any(arm.code_lengths for arm in report.arms):
         sections.append(html.section("Nats per token by place", html.columns(*_curves(report), broad=True)))
     sections.append(html.section("Settings", *(html.value_table(arm.name, _settings(arm)) for arm in report.arms)))

@@ -15,7 +15,7 @@ from flashar_cli.decoding.static import StaticDecoder
 from flashar_cli.evaluation.arms import Arm
 from flashar_cli.evaluation.code_length import CodeLength, code_lengths
 from flashar_cli.evaluation.report import ArmReport, CodeLengthReport, EvalReport, FigureReport
-from flashar_cli.evaluation.samples import Samples, make_samples
+from flashar_cli.evaluation.samples import Samples, check_samples, make_samples
 from flashar_cli.machine.environment import hardware, software
 from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
@@ -41,14 +41,22 @@ def evaluate(
     validation: Validation,
     seed: int,
     out: Path,
+    overwrite: bool,
     command: Sequence[str],
     begin: Begin,
     note: Callable[[str], None],
 ) -> EvalReport | None:
-    """Makes the samples of every arm, with all processes, and measures them with the first, which gets the report."""
+    """Makes the samples of every arm, with all processes, and measures them with the first, which gets the report.
+
+    Raises FlasharError where there are samples of other settings, unless they are to be overwritten.
+    """
     reports = []
+    if current_world().is_main and not overwrite:
+        for arm in arms:
+            if arm.job is not None:
+                check_samples(arm.job, _archive(arm, out))
     for arm in arms:
-        samples = None if arm.job is None else make_samples(arm.job, out / f"{arm.name}.npz", begin, note)
+        samples = None if arm.job is None else make_samples(arm.job, _archive(arm, out), overwrite, begin, note)
         if current_world().is_main:
             note(f"measuring {arm.name}")
             reports.append(_measure(arm, samples, validation, seed))
@@ -62,6 +70,10 @@ def evaluate(
         software=software(),
         arms=tuple(reports),
     )
+
+
+def _archive(arm: Arm, out: Path) -> Path:
+    return out / f"{arm.name}.npz"
 
 
 def _measure(arm: Arm, samples: Samples | None, validation: Validation, seed: int) -> ArmReport:

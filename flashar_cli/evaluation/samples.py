@@ -31,9 +31,20 @@ class Samples:
     sha256: str
 
 
+def check_samples(job: GenerateJob, archive: Path) -> None:
+    """Raises FlasharError where an archive is there that is not of these settings."""
+    wanted = _wanted(job, archive)
+    if archive.exists() and not _is_unfinished(archive, wanted) and _made(archive, wanted) is None:
+        raise FlasharError(
+            f"{archive} has samples of other settings or weights, or was changed; pass --overwrite to replace it, or "
+            "another --out"
+        )
+
+
 def make_samples(
     job: GenerateJob,
     archive: Path,
+    overwrite: bool,
     begin: Callable[[int], Callable[[int], None]],
     note: Callable[[str], None],
 ) -> Samples | None:
@@ -41,29 +52,56 @@ def make_samples(
     are. All processes of a process group call this; the first gets the samples. ``begin`` and ``note`` as in
     ``generation.run.generate``.
     """
-    record = archive.with_suffix(".json")
-    targets = Targets(None, None, archive, with_images=True, layout=Layout())
-    wanted = json.loads(json.dumps(identity(job, targets)))
-    is_main = current_world().is_main
-    sha256 = _made(archive, record, wanted) if is_main else None
+    is_main, wanted = current_world().is_main, _wanted(job, archive)
+    sha256 = _made(archive, wanted) if is_main else None
     if from_first(sha256) is None:
-        generate(job, targets, True, begin, note)
+        if is_main:
+            overwrite |= archive.exists() and _is_unfinished(archive, wanted)
+            _write_record(archive, wanted, None)
+        generate(job, _targets(archive), overwrite, begin, note)
         if is_main:
             sha256 = _sha256(archive)
-            with atomic_file(record) as file:
-                file.write(json.dumps({"samples": wanted, "sha256": sha256}, indent=2).encode())
+            _write_record(archive, wanted, sha256)
         barrier()
     return Samples(NpzArray(archive, "arr_0"), sha256) if sha256 is not None else None
 
 
-def _made(archive: Path, record: Path, wanted: dict[str, Any]) -> str | None:
+def _targets(archive: Path) -> Targets:
+    return Targets(None, None, archive, with_images=True, layout=Layout())
+
+
+def _wanted(job: GenerateJob, archive: Path) -> dict[str, Any]:
+    """What samples follow from, as the record has it."""
+    wanted: dict[str, Any] = json.loads(json.dumps(identity(job, _targets(archive))))
+    return wanted
+
+
+def _write_record(archive: Path, wanted: dict[str, Any], sha256: str | None) -> None:
+    """``sha256`` None: the archive is not finished."""
+    with atomic_file(archive.with_suffix(".json")) as file:
+        file.write(json.dumps({"samples": wanted, "sha256": sha256}, indent=2).encode())
+
+
+def _recorded(archive: Path, wanted: dict[str, Any]) -> list[str | None]:
+    """The SHA-256 in the record of an archive of these settings; empty where there is none."""
+    try:
+        known = read_json(archive.with_suffix(".json"))
+        return [known["sha256"]] if known["samples"] == wanted else []
+    except (FlasharError, KeyError, TypeError):
+        return []
+
+
+def _is_unfinished(archive: Path, wanted: dict[str, Any]) -> bool:
+    return _recorded(archive, wanted) == [None]
+
+
+def _made(archive: Path, wanted: dict[str, Any]) -> str | None:
     """The SHA-256 of an archive that is there and of these settings; else None."""
     try:
-        known = read_json(record)
-        same = archive.is_file() and known["samples"] == wanted and known["sha256"] == _sha256(archive)
-    except (FlasharError, KeyError, TypeError, OSError):
+        found = _sha256(archive)
+    except OSError:
         return None
-    return known["sha256"] if same else None
+    return found if [found] == _recorded(archive, wanted) else None
 
 
 def _sha256(path: Path) -> str:

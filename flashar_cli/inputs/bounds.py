@@ -134,6 +134,5 @@ SCALE = real(1e-6, 1e6)
 LEARNING_RATE = real(1e-12, 1e3)
 WEIGHT = real(1e-12, 1e6, zero="off")
 RATE = real(1e-12, 0.999999, zero="off")  # a share below 1
-PART = real(1e-6, 0.999999)
 LOSS = real(0.0, 1e6)  # nats per token
 SOFTNESS = real(1e-3, 1e3)  # temperature of a distillation

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flashar_cli.config import BranchConfig, RasterConfig
+from flashar_cli.config import BranchConfig, DiffusionConfig, RasterConfig
 from flashar_cli.grid import Order
 from flashar_cli.models.base import TokenModel
 from flashar_cli.models.branch import VerticalBranch
+from flashar_cli.models.diffusion import BlockDiffusion, diffusion_inputs
 from flashar_cli.models.prefix import Conditions, build_prefix
 from flashar_cli.models.targets import Targets, grid_targets
 from flashar_cli.models.transformer import Transformer, run_blocks
@@ -80,7 +81,9 @@ class Prediction(NamedTuple):
 
 
 class FlasharModel(TokenModel):
-    """A raster-scan autoregressive image model, with a vertical branch or without one (``branch`` is None)."""
+    """A raster-scan autoregressive image model. ``branch`` is None where it has no vertical branch, ``diffusion`` where
+    it was not adapted to block diffusion.
+    """
 
     config: RasterConfig
 
@@ -91,6 +94,7 @@ class FlasharModel(TokenModel):
         self.prefix = build_prefix(config.prefix, config.backbone.dim)
         self.backbone = Transformer(config.backbone)
         self.branch = VerticalBranch(config.branch, config.backbone) if config.branch else None
+        self.diffusion = BlockDiffusion(config.diffusion, config.backbone.dim) if config.diffusion else None
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +143,17 @@ class FlasharModel(TokenModel):
         generator = torch.Generator(self.device).manual_seed(seed)
         module.initialise_from(self.backbone.state_dict(), self.config.backbone.num_layers, generator)
         self.branch = module
+
+    def add_diffusion(self, diffusion: DiffusionConfig, dtype: torch.dtype | None = None) -> None:
+        """Makes a model of block diffusion, which puts it into ``config``: a token that is not known begins as the mean
+        of all. ``dtype``: not the model's.
+        """
+        self.config = RasterConfig.model_validate({**self.config.model_dump(), "diffusion": diffusion.model_dump()})
+        module = BlockDiffusion(diffusion, self.config.backbone.dim).to(self.device, dtype or self.dtype)
+        every = torch.arange(self.config.backbone.vocab_size, device=self.device)
+        with torch.no_grad():
+            module.unknown.copy_(self.backbone.embedding(every).mean(dim=0))
+        self.diffusion = module
 
     def rope(self, order: Order, prefix_length: int, valid_RP: Tensor | None, starts_R: Tensor | None = None) -> Tensor:
         """Rotation table of a sequence in this order, [P + M, E // 2, 2] or [R, P + M, E // 2, 2]. ``valid_RP`` bool
@@ -301,16 +316,21 @@ class FlasharModel(TokenModel):
         blank_BN: Tensor | None = None,
         read: Reader | None = None,
         paired: bool = False,
+        unknown_BN: Tensor | None = None,
     ) -> Any:
         """Teacher-forced prediction of all N cells in the given order, or what ``read`` returns for the hidden states
         that predict them. ``read`` is called in here because sharded heads are whole only during a forward.
+        ``unknown_BN`` bool [B, N]: tokens in raster order that block diffusion does not know.
 
         ``tokens_BN`` int64 [B, N] are in that order already; ``drop`` bool [B] marks rows to make unconditional,
         ``blank_BN`` bool [B, N] marks context tokens whose embedding is set to zero. ``paired``: the rows are halves of
         guidance pairs, whose images start at the same place of the text.
         """
-        given = self.inputs(tokens_BN, conditions, order, drop, blank_BN, paired)
-        targets = grid_targets(order, given.x_BSD.device)
+        if unknown_BN is None:
+            given = self.inputs(tokens_BN, conditions, order, drop, blank_BN, paired)
+            targets = grid_targets(order, given.x_BSD.device)
+        else:
+            given, targets = diffusion_inputs(self, tokens_BN, conditions, order, unknown_BN, drop, blank_BN)
         hidden = self.hidden_states(
             given.x_BSD,
             given.rope,

@@ -35,6 +35,8 @@ def training_flops(config: RasterConfig, stage: StageSettings, lora: LoraSetting
 
     head = 2 * backbone.head_weights * num_cells
     raster = base(config.raster(grid).num_slots)
+    if config.diffusion is not None:  # the image twice, the first time without its last token and the last block
+        return FORWARD_AND_BACKWARD * base(1 + config.diffusion.num_context(num_cells) + num_cells)
     if branch is None:
         return FORWARD_AND_BACKWARD * raster
     branch_positions = num_cells - 1 + (prefix if branch.sees_prefix else 0)

@@ -30,10 +30,17 @@ from flashar_cli.nn.attention import check_backend
 from flashar_cli.nn.layers import Block
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.interrupt import DeferredInterrupt
-from flashar_cli.training.losses import SCALARS, Losses, losses_of
+from flashar_cli.training.losses import SCALARS, Losses, drawn_in_blocks, losses_of
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from flashar_cli.training.parallel import Parallel
-from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_tokens, token_drop
+from flashar_cli.training.randomness import (
+    batch_rows,
+    choose_view,
+    condition_drop,
+    corrupt_tokens,
+    token_drop,
+    unknown_cells,
+)
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
 
@@ -201,14 +208,18 @@ def batch_losses(
         noisy = corrupt_tokens(flat, optim.corruption, vocab_size, run.seed, epochs, rows)
         inputs_BN = torch.from_numpy(noisy[:, order.cells]).to(model.device)
     with torch.autocast(model.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        teacher_BND = None
+        unknown_BN = teacher_BND = None
+        if model.diffusion is not None:
+            unknown = unknown_cells(grid.num_cells, model.diffusion.config.block, run.seed, epochs, rows)
+            unknown_BN = torch.from_numpy(unknown).to(model.device)
+            tokens_BN = drawn_in_blocks(tokens_BN, unknown_BN, model.diffusion.config.block)
         if model.branch is not None and stage.distill_weight:
             teacher_BND = _teacher_states(parallel, tokens_BHW, conditions, drop, order)
 
         def read(hidden: HiddenStates, targets: Targets) -> Losses:
             return losses_of(model, hidden, targets, tokens_BN, stage, teacher_BND, run.engine.compile)
 
-        losses: Losses = parallel(inputs_BN, conditions, order, drop, blank_BN, read, True)
+        losses: Losses = parallel(inputs_BN, conditions, order, drop, blank_BN, read, True, unknown_BN)
         return losses
 
 

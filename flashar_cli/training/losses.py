@@ -56,7 +56,8 @@ def losses_of(
     """Cross-entropy of the next token; with the branch, of the fused prediction plus the weighted auxiliary terms
     (paper: training objective).
 
-    The model's forward calls this as its ``read``. ``teacher_BND`` are the normed hidden states from which the frozen
+    The model's forward calls this as its ``read``. Cells whose token is ``NOT_COUNTED`` count in no loss; with a branch
+    there are none. ``teacher_BND`` are the normed hidden states from which the frozen
     base predicts the same cells in raster order. Nothing waits for the device.
     """
     h_BND, v_BND = hidden.sources(targets)
@@ -64,7 +65,7 @@ def losses_of(
     corner = None if targets.corner is None else targets.corner[None, :, 0]
     tensors = (h_BND, v_BND, tokens_BN, across, below, corner, teacher_BND)
     modules: list[nn.Module] = [model.backbone.head]
-    counts, weights = [torch.full((), tokens_BN.numel(), device=tokens_BN.device)], [1.0]
+    counts, weights = [(tokens_BN != NOT_COUNTED).sum().clamp(min=1)], [1.0]
     if model.branch is not None and targets.uses_branch:
         modules += [model.branch.head, model.branch.gate]
         counted_below = _of_branch(model, below, corner)
@@ -148,6 +149,15 @@ def cross_entropy(logits_BCV: Tensor, tokens_BC: Tensor, counted_1C: Tensor | No
     if counted_1C is not None:
         tokens_BC = tokens_BC.masked_fill(~counted_1C, NOT_COUNTED)
     return F.cross_entropy(logits_BCV.flatten(0, 1), tokens_BC.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
+
+
+def drawn_in_blocks(tokens_BN: Tensor, unknown_BN: Tensor, block: int) -> Tensor:
+    """The targets of block diffusion, the others ``NOT_COUNTED``: unknown tokens, and the first of each block, which is
+    predicted from what is before the block. The mean over unknown tokens, of whatever number, is the objective of
+    MaskGIT (arXiv 2202.04200: equation 1).
+    """
+    is_first = torch.arange(tokens_BN.shape[1], device=tokens_BN.device) % block == 0
+    return tokens_BN.masked_fill(~(unknown_BN | is_first), NOT_COUNTED)
 
 
 def gate_statistics(gate_BN: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:

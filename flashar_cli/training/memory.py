@@ -41,14 +41,14 @@ def needs_sharding(num_bytes: int, device_bytes: int) -> bool:
 
 
 def model_bytes(config: RasterConfig, lora: LoraSettings, frozen: torch.dtype) -> int:
-    """``held_bytes`` of a model with a branch: all trained, or with ``lora`` all but its base, which is ``frozen``."""
+    """``held_bytes`` of an adapted model: all trained, or with ``lora`` all but its base, which is ``frozen``."""
     base, added = _base_weights(config), lora.num_weights(config.backbone)
     new = config.num_weights - base + added
     return held_bytes(base, frozen, not lora.rank) + held_bytes(new, torch.float32, True)
 
 
 def _base_weights(config: RasterConfig) -> int:
-    return config.model_copy(update={"branch": None}).num_weights
+    return config.model_copy(update={"branch": None, "diffusion": None}).num_weights
 
 
 def frozen_dtype(lora: LoraSettings, stored: torch.dtype, trained: torch.dtype) -> torch.dtype:
@@ -123,13 +123,12 @@ def estimate_memory(
     stored_dtype: torch.dtype | None = None,
     measured: Measured | None = None,
 ) -> MemoryEstimate:
-    """The estimate for a model with a branch, and ``batch_size`` images a step over ``num_processes`` such devices.
+    """The estimate for an adapted model, and ``batch_size`` images a step over ``num_processes`` such devices.
     With ``lora`` the backbone is frozen, and its weights are stored in ``stored_dtype`` (None: ``dtype``). Adapters'
     activations are those of the layers they are added to, near enough. ``measured`` None: it is measured.
     """
     measured = measured or Measured.of(config, engine, dtype)
-    branch, own = config.branch, _base_weights(config)
-    assert branch is not None, "adaptation trains a branch"
+    own = _base_weights(config)
     frozen = frozen_dtype(lora, stored_dtype or dtype, dtype)
     size, block = config.num_weights + lora.num_weights(config.backbone), config.backbone.block_weights
     rest = config.num_weights - block * config.num_blocks
@@ -141,7 +140,7 @@ def estimate_memory(
     if sharded:
         # While one block is computed, the next is gathered; a block's gradient is whole until it is reduced. With
         # adapters such gradients are those of the branch.
-        rest_trained = rest if not lora.rank else config.num_weights - own - block * branch.depth
+        rest_trained = rest if not lora.rank else config.num_weights - own - block * _branch_depth(config)
         copies = (narrow or WEIGHT_BYTES) * (2 * block + rest) + WEIGHT_BYTES * (block + rest_trained)
     else:
         copies = narrow * (size if frozen == torch.float32 else size - own)
@@ -193,13 +192,15 @@ def activation_bytes(config: RasterConfig, recompute: bool, dtype: torch.dtype) 
     Measured on small models on a 4x4 grid, with one and two images. Everything is linear in blocks, widths, heads,
     tokens and images, as no attention kernel stores its scores.
     """
-    branch = config.branch
-    assert branch is not None
+    prefix, depth = config.prefix.longest, _branch_depth(config)
     image = config.order_grid.num_cells - 1
-    tokens = config.prefix.longest + image
+    if config.diffusion is not None:  # a second image, less the last block of the first
+        image += 1 + config.diffusion.num_context(config.order_grid.num_cells)
+    tokens = prefix + image
     one, two = (_extrapolated_bytes_per_token(config, layers, dtype) for layers in (1, 2))
-    block, rest = two - one, one - (two - one) * (1 + branch.depth)
-    in_blocks = config.backbone.num_layers * tokens + branch.depth * (tokens if branch.sees_prefix else image)
+    block, rest = two - one, one - (two - one) * (1 + depth)
+    sees_prefix = config.branch is None or config.branch.sees_prefix
+    in_blocks = config.backbone.num_layers * tokens + depth * (tokens if sees_prefix else image)
     stored = block * in_blocks
     if recompute:  # the input of every block, and one block at a time in full
         stored = config.backbone.dim * dtype.itemsize * in_blocks + block * tokens
@@ -224,16 +225,20 @@ def _loss_bytes_per_target(config: RasterConfig, vocab_size: int, dtype: torch.d
 
 
 def _shallow(config: RasterConfig, num_layers: int) -> RasterConfig:
-    """A model of so few layers, whose branch runs on all tokens, so that all of them store the same."""
+    """A model of so few layers, whose branch, if any, runs on all tokens, so that all of them store the same."""
     branch = config.branch
-    assert branch is not None
     return config.model_copy(
         update={
             "backbone": BackboneConfig(**{**config.backbone.model_dump(), "num_layers": num_layers}),
-            "branch": BranchConfig(**{**branch.model_dump(), "layer": num_layers, "sees_prefix": True}),
+            "branch": branch and BranchConfig(**{**branch.model_dump(), "layer": num_layers, "sees_prefix": True}),
+            "diffusion": None,
             "grid": GridConfig(height=4, width=4),
         }
     )
+
+
+def _branch_depth(config: RasterConfig) -> int:
+    return 0 if config.branch is None else config.branch.depth
 
 
 def _zeros(config: RasterConfig) -> FlasharModel:
@@ -274,7 +279,8 @@ def _stored_bytes_per_token(config: RasterConfig, sizes: dict[str, int], num_lay
 
 def _stored_bytes(model: FlasharModel, num_images: int, dtype: torch.dtype) -> int:
     """Bytes that a forward keeps for its backward, and its outputs with their gradients, without weights."""
-    order = model.config.order_grid.diagonal()
+    grid = model.config.order_grid
+    order = grid.raster() if model.branch is None else grid.diagonal()
     tokens = torch.zeros(num_images, order.grid.num_cells, dtype=torch.int64)
 
     def forward() -> HiddenStates:
@@ -291,7 +297,7 @@ def _stored_by_loss(model: FlasharModel, num_targets: int, dtype: torch.dtype) -
     h_BCD, v_BCD = (torch.zeros(1, num_targets, model.config.backbone.dim, dtype=dtype) for _ in range(2))
     h_BCD.requires_grad_(), v_BCD.requires_grad_()
     tokens, counted = torch.zeros(1, num_targets, dtype=torch.int64), torch.ones(1, num_targets, dtype=torch.bool)
-    tensors = (h_BCD, v_BCD, tokens, counted, counted, None, None)
+    tensors = (h_BCD, None if model.branch is None else v_BCD, tokens, counted, counted, None, None)
     return _kept(model, lambda: part_sums(model, StageSettings(), *tensors), dtype)[0]
 
 

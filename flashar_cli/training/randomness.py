@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flashar_cli.nn.hashing import hash_bits, hash_uniform
 
-_CLASS_DROP, _CORRUPT, _CORRUPT_TOKEN, _VIEW, _TOKEN_DROP, _ADAPTER = 1, 2, 3, 4, 5, 6
+_CLASS_DROP, _CORRUPT, _CORRUPT_TOKEN, _VIEW, _TOKEN_DROP, _ADAPTER, _NUM_UNKNOWN, _UNKNOWN = range(1, 9)
 
 
 def batch_rows(num_samples: int, batch_size: int, seed: int, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -60,6 +60,26 @@ def corrupt_tokens(
     keys = (epochs[:, None], rows[:, None], cells)
     replacement = (hash_bits(seed, _CORRUPT_TOKEN, *keys) % np.uint64(vocab_size)).astype(np.int64)
     return np.where(hash_uniform(seed, _CORRUPT, *keys) < probability, replacement, tokens_BN)
+
+
+def unknown_cells(
+    num_cells: int, block: int, seed: int, epochs: NDArray[np.int64], rows: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """bool [B, N]: which cells of an image in raster order block diffusion does not know: of each block any number from
+    one to all of them, equally often, and of that number any cells, equally often, but the first cell of a block only
+    together with all others, as it is drawn first.
+    """
+    cells = np.arange(num_cells)
+    first = cells // block * block
+    sizes = np.minimum(block, num_cells - first)
+    keys = (epochs[:, None], rows[:, None])
+    counts = 1 + (hash_bits(seed, _NUM_UNKNOWN, *keys, first) % sizes.astype(np.uint64)).astype(np.int64)
+    scores = np.where(cells == first, 2.0, hash_uniform(seed, _UNKNOWN, *keys, cells))  # the lowest are unknown
+    unknown = np.empty(scores.shape, bool)
+    for begin in range(0, num_cells, block):
+        part = slice(begin, begin + block)
+        unknown[:, part] = scores[:, part].argsort(axis=1).argsort(axis=1) < counts[:, part]
+    return unknown
 
 
 def adapter_start(number: int, rank: int, num_inputs: int, seed: int) -> NDArray[np.float32]:

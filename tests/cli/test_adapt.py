@@ -83,6 +83,34 @@ def test_adapt_writes_a_model_that_decodes(run_cli, tmp_path):
     assert run_cli("generate", out, "--labels", "heart", "--tokens-out", tmp_path / "t.npy").code == 0
 
 
+def test_block_diffusion_writes_a_model_that_every_command_reads(run_cli, tmp_path, small_base):
+    out = tmp_path / "blocks"
+    command = ("adapt", small_base, *SMALL_RUN, "--method", "block-diffusion", "--steps", 4)
+    plan = json.loads(run_cli(*command, "--out", out, "--dry-run").out)
+    assert plan["diffusion"] == {"block": 4} and "branch" not in plan and plan["steps"] == {"stage2": 4}
+    assert plan["parameters"]["branch"] == 64 and plan["ways"] == []
+    result = run_cli(*command, "--out", out, "--json")
+    assert result.code == 0, result.err
+    assert set(json.loads(result.out)["validation"]) >= {"raster", "diffusion"}
+    assert "blocks of 4" in result.err and "branch" not in result.err
+    report = (out / "report.html").read_text()
+    assert "adapted to block diffusion" in report and "17 forwards an image instead of 16" in report
+    assert "diffusion loss after" in report and "Gate" not in report and "decoder block-diffusion:4" in report
+    assert not (out / "gate-map.png").exists() and read_config(out).diffusion is not None
+    for number, decoder in enumerate(((), ("--decoder", "block-diffusion:2"), ("--decoder", "raster"))):
+        made = run_cli("generate", out, "--num-images", 2, *decoder, "--tokens-out", tmp_path / f"{number}.npy")
+        assert made.code == 0, made.err
+    assert "blocks of 4" in run_cli("inspect", out).out
+    for command, words in (
+        (("adapt", out, *SMALL_RUN, "--out", tmp_path / "again"), "draws blocks by diffusion already"),
+        (("convert", out, "--to", "upstream", "--out", tmp_path / "upstream"), "no name in the upstream layout"),
+        (("generate", out, "--decoder", "flashar"), "no vertical branch"),
+        (("bench", small_base, "--arms", "block-diffusion:4-eager"), "knows no block diffusion"),
+    ):
+        refused = run_cli(*command)
+        assert refused.code == 2 and words in refused.err and refused.err.count("\n") == 1, refused.err
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monkeypatch, small_base):
     command = ("adapt", small_base, *SMALL_RUN, "--steps", 5, "--set", "save_every=1", "--out")
     assert run_cli(*command, tmp_path / "whole").code == 0
@@ -132,6 +160,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
         (("--set", "lora.targets=['w1', 'w1']"), "targets has a layer twice"),
         (("--set", "lora.targets=['w9']"), "lora.targets"),
         (("--set", "lora.rank=-1"), "lora.rank: expected a whole number"),
+        (("--method", "diffusion"), "method"),
+        (("--method", "block-diffusion", "--set", "lora.rank=4"), "block-diffusion trains all weights"),
+        (("--method", "block-diffusion", "--set", "engine.attention=flex"), "use sdpa with block-diffusion"),
+        (("--method", "block-diffusion", "--set", "diffusion.block=0"), "diffusion.block"),
     ),
 )
 def test_bad_options_write_nothing(run_cli, tmp_path, monkeypatch, arguments, words):

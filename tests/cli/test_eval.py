@@ -52,13 +52,19 @@ def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in out.glob("*.npz")} == before
 
 
-def test_other_settings_make_other_samples(run_cli, tmp_path):
+def test_samples_of_other_settings_are_replaced_only_when_asked(run_cli, tmp_path):
     out = tmp_path / "eval"
     quick = ("eval", "llamagen-tiny-flashar", "--num-images", 20, "--num-validation", 10, "--out", out, "--json")
-    first, second = (json.loads(run_cli(*quick, "--seed", seed).out) for seed in (0, 1))
+    first = json.loads(run_cli(*quick, "--seed", 0).out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = run_cli(*quick, "--seed", 1)
+    assert refused.code == 2 and "pass --overwrite to replace it" in refused.err and refused.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    second = json.loads(run_cli(*quick, "--seed", 1, "--overwrite").out)
     assert first["arms"][0]["samples_sha256"] != second["arms"][0]["samples_sha256"]
     np.savez(out / "llamagen-tiny-flashar-flashar.npz", arr_0=np.zeros((20, 64, 64, 3), np.uint8))
-    third = json.loads(run_cli(*quick, "--seed", 1).out)
+    assert run_cli(*quick, "--seed", 1).code == 2
+    third = json.loads(run_cli(*quick, "--seed", 1, "--overwrite").out)
     assert third["arms"][0]["samples_sha256"] == second["arms"][0]["samples_sha256"]
 
 
@@ -89,3 +95,16 @@ def test_bad_input_is_one_line(run_cli, tmp_path, monkeypatch, arguments, words)
     done = run_cli("eval", *arguments)
     assert done.code == 2 and words in done.err and done.err.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_samples_whose_run_was_killed_while_they_were_put_in_place_are_made_again(run_cli, tmp_path):
+    out = tmp_path / "eval"
+    quick = ("eval", "llamagen-tiny-flashar", "--num-images", 20, "--num-validation", 10, "--out", out, "--json")
+    first = json.loads(run_cli(*quick).out)
+    archive, record = out / "llamagen-tiny-flashar-flashar.npz", out / "llamagen-tiny-flashar-flashar.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": None}))
+    np.savez(archive, arr_0=np.zeros((20, 64, 64, 3), np.uint8))
+    again = run_cli(*quick)
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["arms"] == first["arms"]
+    assert json.loads(record.read_text())["sha256"] == first["arms"][0]["samples_sha256"]

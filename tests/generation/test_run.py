@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -248,10 +249,17 @@ def kill(process: subprocess.Popen[str], rng: random.Random) -> None:
     process.communicate()
 
 
-def test_two_processes_make_the_bytes_of_one(tmp_path):
+def test_two_processes_make_the_bytes_of_one_and_no_batch_twice(tmp_path):
     for name, more in (("one", ()), ("two", ("--nproc", 2))):
-        out, error = (process := start(tmp_path / name, 110, *more)).communicate()
+        process, batches = start(tmp_path / name, 110, *more), []
+        while process.poll() is None:  # the record of what is done goes with the work folder
+            with suppress(FileNotFoundError):
+                text = (tmp_path / name / "out.part" / "done.jsonl").read_text()
+                batches = [json.loads(line)["batch"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            time.sleep(0.002)
+        out, error = process.communicate()
         assert process.returncode == 0, error
+        assert len(batches) >= 4 and len(set(batches)) == len(batches), batches
         made = json.loads(out)
         assert made["num_made"] == 110 and made["written"][0] == str(tmp_path / name / "out")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

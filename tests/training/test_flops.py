@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from flashar_cli.config import DiffusionConfig
 from flashar_cli.config.recipe import LoraSettings, StageSettings
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.training.flops import training_flops
@@ -59,6 +60,14 @@ def test_adapters_need_no_gradients_of_the_frozen_weights() -> None:
     adapters = 2 * 2 * 4 * (128 + 112) * 15
     assert training_flops(config, STAGE2, lora) == frozen + base + 3 * adapters
     assert training_flops(config, STAGE1, lora) == frozen
+
+
+def test_block_diffusion_sees_the_image_twice_but_for_its_last_block() -> None:
+    """The numbers of the first test; blocks of 4 in 3x5 cells leave 3 for the last: 1 + 12 + 15 positions."""
+    block_weights = 64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 48 + 2 * 64
+    block = 2 * block_weights * 28 + 2 * (2 * 28 * 28 * 64)
+    config = random_config(3, 5, branch=False).model_copy(update={"diffusion": DiffusionConfig(block=4)})
+    assert training_flops(config, STAGE2) == 3 * (2 * block + 2 * (64 * 32 + 64) * 15)
 
 
 @pytest.mark.parametrize("branch", (True, False))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from flashar_cli.config import BranchConfig, default_gate_dim
+from flashar_cli.config import BranchConfig, DiffusionConfig, default_gate_dim
 from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.data.conditions.by_class import Labels
 from flashar_cli.data.tokens import TokenSet
@@ -20,7 +20,7 @@ from flashar_cli.training import loop
 from flashar_cli.training.loop import TrainingRun, batch_losses, run_stages
 from flashar_cli.training.losses import losses_of
 from flashar_cli.training.parallel import Parallel
-from flashar_cli.training.randomness import choose_view, condition_drop, corrupt_tokens, token_drop
+from flashar_cli.training.randomness import choose_view, condition_drop, corrupt_tokens, token_drop, unknown_cells
 from flashar_cli.training.signals import Terminated
 from flashar_cli.training.state import TrainingState
 from flashar_cli.training.validation import validation_losses
@@ -207,6 +207,35 @@ def test_a_batch_of_a_base_by_hand(tmp_path):
     drop, raster = torch.from_numpy(condition_drop(0.5, run.seed, epochs, rows)), run.model.config.order_grid.raster()
     logits = run.model(noisy, conditions, raster, drop).logits
     torch.testing.assert_close(losses.total, torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
+
+
+def test_a_batch_of_block_diffusion_by_hand(tmp_path):
+    """Unknown cells and the first of each block are targets, as they were before they were replaced."""
+    run = make_run(tmp_path, TWO_STAGES, branch=False, class_drop=0.5, corruption=0.3, dropout=0.0)
+    run.model.add_diffusion(DiffusionConfig(block=4))
+    rows, epochs = np.array([7, 0, 3, 12]), np.array([0, 0, 1, 1])
+    losses = batch_losses(run, Parallel(run.model, run.engine, run.dtype), TWO_STAGES[1].settings, rows, epochs)
+    tokens, conditions = run.train.take(rows).tensors(run.model.device)
+    tokens = tokens.flatten(1)
+    noisy = torch.from_numpy(corrupt_tokens(tokens.numpy(), 0.3, 32, run.seed, epochs, rows))
+    drop, raster = torch.from_numpy(condition_drop(0.5, run.seed, epochs, rows)), run.model.config.order_grid.raster()
+    unknown = torch.from_numpy(unknown_cells(12, 4, run.seed, epochs, rows))
+    logits = run.model(noisy, conditions, raster, drop, unknown_BN=unknown).logits
+    counted = unknown | (torch.arange(12) % 4 == 0)
+    assert 0 < counted.sum() < counted.numel()
+    expected = torch.nn.functional.cross_entropy(logits[counted], tokens[counted])
+    torch.testing.assert_close(losses.total, expected)
+    assert losses.vertical is None and losses.gate_mean is None
+
+
+def test_block_diffusion_trains_all_weights_and_learns(tmp_path):
+    run = make_run(tmp_path, [Stage("stage2", 60, StageSettings(lr=1e-2))], branch=False, corruption=0.0, dropout=0.0)
+    run.model.add_diffusion(DiffusionConfig(block=4))
+    before, found = weights(run.model), []
+    run.report = lambda kind, record: found.append(record) if kind == "validation" else None
+    run_stages(run)
+    assert not [name for name, tensor in run.model.state_dict().items() if torch.equal(tensor, before[name])]
+    assert found[-1]["diffusion"] < found[0]["diffusion"] - 1
 
 
 def test_the_first_step_moves_each_weight_by_its_rate(tmp_path):

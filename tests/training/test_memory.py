@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from flashar_cli.config import BackboneConfig, BranchConfig, TextPrefix
+from flashar_cli.config import BackboneConfig, BranchConfig, DiffusionConfig, TextPrefix
 from flashar_cli.config.recipe import EngineSettings, LoraSettings
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training import memory
@@ -45,6 +45,26 @@ def test_extrapolation_of_a_branch_that_does_not_see_the_prompt(dtype):
     model.initialise(0)
     per_image = memory._stored_bytes(model, 3, dtype) - memory._stored_bytes(model, 2, dtype)
     assert memory.activation_bytes(config, False, dtype) == pytest.approx(per_image, rel=0.05)
+
+
+def test_extrapolation_of_block_diffusion():
+    """Three images against two, as above, in a forward with unknown tokens."""
+    config = config_of(5, 8, 8).model_copy(update={"branch": None, "diffusion": DiffusionConfig(block=8)})
+    model = FlasharModel(config).train()
+    model.initialise(0)
+
+    def stored(count: int) -> int:
+        tokens, unknown = torch.zeros(count, 64, dtype=torch.int64), torch.ones(count, 64, dtype=torch.bool)
+        conditions, raster = model.prefix.example(count, seed=0), config.order_grid.raster()
+
+        def forward():
+            read = lambda hidden, targets: hidden.sources(targets)  # noqa: E731
+            return model(tokens, conditions, raster, read=read, unknown_BN=unknown)
+
+        kept, sources = memory._kept(model, forward, torch.float32)
+        return kept + 2 * sources.horizontal.nbytes
+
+    assert memory.activation_bytes(config, False, torch.float32) == pytest.approx(stored(3) - stored(2), rel=0.1)
 
 
 @pytest.mark.parametrize("num_kv_heads", (6, 3))

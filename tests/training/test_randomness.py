@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from flashar_cli.nn.hashing import hash_uniform
-from flashar_cli.training.randomness import batch_rows, choose_view, condition_drop, corrupt_tokens, token_drop
+from flashar_cli.training.randomness import (
+    batch_rows,
+    choose_view,
+    condition_drop,
+    corrupt_tokens,
+    token_drop,
+    unknown_cells,
+)
 
 ROWS = np.arange(4000)
 TOKENS = np.zeros((4000, 6), np.int64)
@@ -69,3 +76,21 @@ def test_views_follow_from_seed_epoch_and_sample():
     assert np.array_equal(first[7:30], choose_view(10, 0, *at(0, ROWS[7:30])))
     assert not np.array_equal(first, choose_view(10, 1, *at(0)))
     assert not choose_view(1, 0, *at(0)).any()
+
+
+def test_unknown_cells_are_of_every_number_as_often():
+    """Blocks of 4, and the last of 2: 1 to 4 (1 or 2) cells, the first one only with all others."""
+    unknown = unknown_cells(10, 4, 0, *at(0))
+    for first, size in ((0, 4), (4, 4), (8, 2)):
+        block = unknown[:, first : first + size]
+        counts = block.sum(axis=1)
+        deviation = (4000 / size * (1 - 1 / size)) ** 0.5
+        assert abs(np.bincount(counts, minlength=size + 1)[1:] - 4000 / size).max() < 5 * deviation
+        assert np.array_equal(block[:, 0], counts == size)
+        if size == 4:
+            one = block[counts == 1, 1:].mean(axis=0)  # of one unknown cell, which
+            assert abs(one - 1 / 3).max() < 5 * (2 / 9 / 1000) ** 0.5
+    assert not np.array_equal(unknown[:, :4], unknown[:, 4:8])
+    for other in (unknown_cells(10, 4, 1, *at(0)), unknown_cells(10, 4, 0, *at(1))):
+        assert not np.array_equal(unknown, other)
+    assert np.array_equal(unknown[7:30], unknown_cells(10, 4, 0, *at(0, ROWS[7:30])))

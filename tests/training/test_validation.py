@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from flashar_cli.config import DiffusionConfig
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.decoding.static import RASTER, RasterDecoder
+from flashar_cli.training.randomness import unknown_cells
 from flashar_cli.training.validation import validation_losses
 from tests.tiny_models import build_model, random_config
 from tests.training.test_loop import drawn_set
@@ -60,3 +62,20 @@ def test_losses_are_means_over_all_images_by_hand():
     assert validation_losses(model, mirrored, 3) == losses  # of the first view alone
     with_others = [RASTER, DataDependent()]  # which has no losses of its own
     assert validation_losses(model, data, 3, decoders=with_others) == pytest.approx({"raster": expected["raster"]})
+
+
+def test_block_diffusion_is_over_the_unknown_cells_of_all_images():
+    model, data = build_model(random_config(3, 4, branch=False)), drawn_set(7)
+    model.add_diffusion(DiffusionConfig(block=5))
+    losses = validation_losses(model, data, 3)
+    assert set(losses) == {"raster", "diffusion"}
+    tokens_BHW, conditions = data.tensors(model.device)
+    unknown = torch.from_numpy(unknown_cells(12, 5, 0, np.zeros(7, np.int64), np.arange(7)))
+    with torch.no_grad():
+        raster = model.config.order_grid.raster()
+        logits = model(tokens_BHW.flatten(1), conditions, raster, unknown_BN=unknown).logits
+    counted = unknown.clone()
+    counted[:, [0, 5, 10]] = True
+    assert counted.sum(dim=1).unique().numel() > 1
+    expected = F.cross_entropy(logits[counted], tokens_BHW.flatten(1)[counted])
+    assert losses["diffusion"] == pytest.approx(float(expected), rel=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from flashar_cli.config import ModelConfig, NextScaleConfig, Pruning, Sampling
@@ -16,7 +15,6 @@ from flashar_cli.decoding.next_scale.plan import ScaleKey, ScalePlan
 from flashar_cli.grid import Grid
 from flashar_cli.models.next_scale.model import NextScaleModel
 from flashar_cli.models.prefix import Conditions
-from flashar_cli.nn.attention import attention_kernels
 
 
 class ScaleDecoder(Decoder):
@@ -72,10 +70,7 @@ class ScaleDecoder(Decoder):
         self, model: NextScaleModel, tokenizer: Any, tokens: Tensor, conditions: Conditions, grid: Grid
     ) -> Tensor:
         plan = self.plan(model, tokenizer, self.key(model, conditions, Sampling(), grid))
-        plan.load(conditions, Sampling(), torch.zeros(len(tokens), model.config.num_draws(grid), device=model.device))
-        with attention_kernels():
-            logits_BCV = torch.cat(list(plan.teacher_forced(tokens)), dim=1)
-        return logits_BCV.reshape(*tokens.shape, -1)
+        return plan.logits(tokens, conditions).reshape(*tokens.shape, -1)
 
     def costs(self, config: NextScaleConfig, work: Workload) -> list[ForwardCost]:
         return scale_costs(config, self.pruning(config), work)

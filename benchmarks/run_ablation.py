@@ -1,0 +1,151 @@
+"""The choices of the method, one at a time, on a small model: python -m benchmarks.run_ablation OUT
+
+A cell is a row of the table and a seed: `flashar adapt` with the row's changes to a recipe, then `flashar eval` of the
+result, each a process of its own. Type the same command again after an interruption: cells that are done are kept, and
+a begun one goes on. Rows of one seed share images, their order, labels and random numbers. OUT/ablation.json and
+OUT/ablation.md have the figures of every cell, and their means and standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cells
+
+BASE = "base"
+# Changes to the recipe, by row. Rows that build the method up as the paper's table does are marked by "ladder".
+ROWS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "layer 3": ("branch.layer=3",),
+    "layer 4": ("branch.layer=4",),
+    "layer 6 (last)": ("branch.layer=6",),
+    "gate logits": ("branch.gate=logits",),
+    "gate scalar": ("branch.gate=scalar",),
+    "gate mean": ("branch.gate=mean",),
+    "one stage": ("stage1_fraction=0",),
+    "depth 2": ("branch.depth=2", "branch.layer=4"),
+    "vertical weight 0": ("stage1.vertical_weight=0", "stage2.vertical_weight=0"),
+    "vertical weight 0.5": ("stage1.vertical_weight=0.5", "stage2.vertical_weight=0.5"),
+    "no distillation": ("stage1.distill_weight=0",),
+    "layer 6, mean, one stage": ("branch.layer=6", "branch.gate=mean", "stage1_fraction=0"),
+    "mean, one stage": ("branch.gate=mean", "stage1_fraction=0"),
+}
+COLUMNS = (("loss", 1, 4), ("right", 100, 1), ("distance", 1, 2))  # name, factor, digits
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = _make_parser().parse_args(arguments)
+    names = args.rows or list(ROWS)
+    settings = {
+        name: getattr(args, name) for name in ("model", "recipe", "steps", "batch_size", "num_train", "num_images")
+    }
+    cells.keep_settings(args.out, settings)
+    tokens = args.out / "tokens"
+    if not tokens.is_dir():
+        data = ["--data", f"shapes:{args.num_train}", "--out", str(tokens)]
+        cells.run(["encode", args.model, *data], args.out, args.threads)
+    wanted = [(row, seed) for seed in range(args.seeds) for row in [BASE, *names]]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for row, seed in pool.map(lambda cell: _make_cell(args, *cell), wanted):
+            print(f"{row}, seed {seed}: {_figures(_folder(args.out, row, seed))}", flush=True)
+    document = _document(args, names)
+    (args.out / "ablation.json").write_text(json.dumps(document, indent=2) + "\n")
+    (args.out / "ablation.md").write_text(table(document["rows"]))
+    print(table(document["rows"]))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path, help="folder of all cells and of the table")
+    parser.add_argument("--model", default="llamagen-tiny")
+    parser.add_argument("--recipe", default="llamagen-tiny")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), metavar="ROW", help="default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=250, help="of an adaptation")
+    parser.add_argument("--batch-size", type=int, default=16, help="of an optimizer step")
+    parser.add_argument("--num-train", type=int, default=10512, help="images")
+    parser.add_argument("--num-images", type=int, default=500, help="samples of a cell")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, which share the threads")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    return parser
+
+
+def _folder(out: Path, row: str, seed: int) -> Path:
+    return out / f"{row.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def _make_cell(args: argparse.Namespace, row: str, seed: int) -> tuple[str, int]:
+    folder = _folder(args.out, row, seed)
+    if not (folder / "eval.json").exists():
+        model, threads = args.model, max(1, args.threads // args.jobs)
+        if row != BASE:
+            model = str(folder / "adapted")
+            changes = [part for change in ROWS[row] for part in ("--set", change)]
+            data = ["--data", str(args.out / "tokens"), "--seed", str(seed)]
+            length = ["--steps", str(args.steps), "--batch-size", str(args.batch_size)]
+            if not Path(model).is_dir():
+                cells.run(
+                    ["adapt", args.model, "--recipe", args.recipe, *data, *length, *changes, "--out", model],
+                    folder,
+                    threads,
+                )
+        asked = ["--num-images", str(args.num_images), "--seed", str(seed)]
+        cells.run(["eval", model, *asked, "--batch-size", "100", "--overwrite", "--out", str(folder)], folder, threads)
+    return row, seed
+
+
+def _figures(folder: Path) -> dict[str, float]:
+    """What was measured of a cell: nats per token of each head, and the judge's figures of its samples. ``loss`` is of
+    what samples are drawn from: the fused prediction, or of the base its only one.
+    """
+    arm = cells.evaluated(folder)
+    nats = {each["head"]: each["total"] for each in arm["code_lengths"]}
+    judged = cells.figures(arm)
+    found = {"right": judged["accuracy"]["value"], "distance": judged["frechet_distance"]["value"]}
+    return {"loss": nats.get("fused", nats.get("raster")), **nats, **found}
+
+
+def _document(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    rows = []
+    for row in [BASE, *names]:
+        found = [_figures(_folder(args.out, row, seed)) for seed in range(args.seeds)]
+        spread = {
+            key: {
+                "mean": statistics.mean(each[key] for each in found),
+                "deviation": statistics.stdev(each[key] for each in found) if len(found) > 1 else None,
+            }
+            for key in found[0]
+        }
+        rows.append({"row": row, "changes": list(ROWS.get(row, ())), "cells": found, "over_seeds": spread})
+    return {
+        **cells.origin(),
+        "settings": json.loads((args.out / "settings.json").read_text()),
+        "seeds": args.seeds,
+        "rows": rows,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: each row's mean over seeds ± standard deviation; the losses of the base are its raster ones."""
+    lines = ["| | validation loss | right | distance |", "| --- | ---: | ---: | ---: |"]
+    for row in rows:
+        values = [(row["over_seeds"][name], factor, digits) for name, factor, digits in COLUMNS]
+        shown = [
+            f"{factor * value['mean']:.{digits}f}"
+            + ("" if value["deviation"] is None else f" ± {factor * value['deviation']:.{digits}f}")
+            for value, factor, digits in values
+        ]
+        shown[1] += " %"
+        lines.append(f"| {row['row']} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

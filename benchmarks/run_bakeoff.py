@@ -1,0 +1,205 @@
+"""Quality against speed of FlashAR and what it competes with, on one base: python -m benchmarks.run_bakeoff OUT
+
+The trained ones are adaptations of the base that lie in OUT already, or are made by `flashar adapt` with one recipe and
+as many steps each; the adaptation that ships with the package is there too. Every decoder draws as many samples with
+the same labels and seeds, with and without guidance (`flashar eval`); its speed is that of `flashar bench`, where it
+takes turns with the raster decoder of the same weights. Type the same command again after an interruption: what is done
+is kept. Results: OUT/bakeoff.json, .md and .svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import cells
+from flashar_cli.checkpoints import hub
+from flashar_cli.config import raster_only, read_config
+from flashar_cli.config.recipe import AdaptRecipe
+from flashar_cli.reporting.figures import COLOURS, new_figure
+from flashar_cli.training.flops import training_flops
+
+BASE, SHIPPED = "base", "shipped"
+
+
+class Way(NamedTuple):
+    """One way to draw: ``trained`` names the model, ``decoders`` are its settings."""
+
+    name: str
+    trained: str
+    decoders: tuple[str, ...]
+
+
+WAYS = (
+    Way("raster", BASE, ("raster",)),
+    Way("FlashAR", "flashar", ("flashar",)),
+    Way("FlashAR as shipped", SHIPPED, ("flashar",)),
+    Way("NAR-style", "nar", ("flashar",)),
+    Way("block diffusion", "blocks", tuple(f"block-diffusion:{turns}" for turns in (1, 2, 4, 8))),
+    Way("naive", BASE, ("naive",)),
+    Way("ZipAR", BASE, ("zipar:2", "zipar:4", "zipar:8")),
+    Way("Jacobi", BASE, ("jacobi:4", "jacobi:16")),
+)
+# Changes to the recipe, by name of the model; all have as many steps.
+CHANGES: dict[str, tuple[str, ...]] = {
+    "flashar": (),
+    "nar": ("--set", "branch.layer=6", "--set", "branch.gate=mean"),
+    "blocks": ("--method", "block-diffusion"),
+}
+BATCH_SIZES = "1,8"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = _make_parser().parse_args(arguments)
+    names = ("model", "shipped", "recipe", "steps", "num_images", "seed", "guidance")
+    cells.keep_settings(args.out, {name: getattr(args, name) for name in names})
+    models = {BASE: args.model, SHIPPED: args.shipped} | {name: _adapted(args, name) for name in CHANGES}
+    rows = []
+    for guidance in args.guidance:
+        speeds = {name: _speeds(args, name, model, guidance) for name, model in models.items()}
+        for way in WAYS:
+            for decoder in way.decoders:
+                row = {"way": way.name, "decoder": decoder, "guidance": guidance, "trained": way.trained}
+                row |= _quality(args, way.trained, models[way.trained], decoder, guidance)
+                rows.append(row | speeds[way.trained][decoder])
+                print(json.dumps(rows[-1]), flush=True)
+    costs = {name: _cost(model) for name, model in models.items()}
+    document = {**cells.origin(), "settings": json.loads((args.out / "settings.json").read_text())}
+    document |= {"training": costs, "rows": rows}
+    (args.out / "bakeoff.json").write_text(json.dumps(document, indent=2) + "\n")
+    (args.out / "bakeoff.md").write_text(table(rows, costs))
+    draw(rows).savefig(args.out / "bakeoff.svg")
+    print(table(rows, costs))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", type=Path, help="folder of models, samples, benches, table and plot")
+    parser.add_argument("--model", default="llamagen-tiny")
+    parser.add_argument("--shipped", default="llamagen-tiny-flashar")
+    parser.add_argument("--recipe", default="llamagen-tiny")
+    parser.add_argument("--steps", type=int, default=2250, help="of each adaptation")
+    parser.add_argument("--num-images", type=int, default=2000, help="samples of each row")
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1.1, 1.0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nproc", type=int, default=1, help="processes that sample")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    return parser
+
+
+def _adapted(args: argparse.Namespace, name: str) -> str:
+    """The checkpoint of this name, made where it is not there."""
+    path = args.out / name
+    if not path.exists():
+        made = ["adapt", args.model, "--recipe", args.recipe, "--steps", str(args.steps)]
+        made += [*CHANGES[name], "--out", str(path)]
+        cells.run(made, args.out / "logs", args.threads)
+    return str(path)
+
+
+def _quality(args: argparse.Namespace, trained: str, model: str, decoder: str, guidance: float) -> dict[str, Any]:
+    folder = args.out / "samples" / f"{trained}-{decoder.replace(':', '-')}-{guidance:g}"
+    if not (folder / "eval.json").exists():
+        asked = ["--decoder", decoder, "--cfg-scale", str(guidance), "--seed", str(args.seed)]
+        asked += ["--num-images", str(args.num_images), "--nproc", str(args.nproc), "--batch-size", "100"]
+        command = ["eval", model, *asked, "--num-validation", "64", "--out", str(folder)]
+        cells.run(command, args.out / "logs", args.threads // args.nproc)
+    found = cells.figures(cells.evaluated(folder))
+    return {"right": found["accuracy"], "distance": found["frechet_distance"]}
+
+
+def _speeds(args: argparse.Namespace, name: str, model: str, guidance: float) -> dict[str, dict[str, Any]]:
+    """For each decoder of a model: forwards, and for each batch size images a second, pixels included, and the speed-up
+    over the raster decoder in the same run.
+    """
+    report = args.out / "benches" / f"{name}-{guidance:g}.json"
+    decoders = dict.fromkeys(["raster", *(each for way in WAYS if way.trained == name for each in way.decoders)])
+    if not report.exists():
+        asked = ["--arms", ",".join(f"{decoder}-eager" for decoder in decoders), "--batch-sizes", BATCH_SIZES]
+        asked += ["--cfg-scale", str(guidance), "--threads", str(args.threads), "--out", str(report)]
+        cells.run(["bench", model, *asked], args.out / "logs", args.threads)
+    found: dict[str, dict[str, Any]] = {decoder: {"images_per_s": {}, "speedup": {}} for decoder in decoders}
+    for batch in json.loads(report.read_text())["batches"]:
+        seconds = {
+            arm["decoder"]: arm["token_generation_s"]["median_s"] + arm["token_decode_s"]["median_s"]
+            for arm in batch["arms"]
+        }
+        for arm in batch["arms"]:
+            decoder, size = arm["decoder"], str(batch["batch_size"])
+            found[decoder]["forwards"] = arm["forwards_per_image"]
+            found[decoder]["images_per_s"][size] = batch["batch_size"] / seconds[decoder]
+            found[decoder]["speedup"][size] = seconds["raster"] / seconds[decoder]
+    return found
+
+
+def _cost(model: str) -> dict[str, Any] | None:
+    """What adapting a model took, as its recipe says: optimizer steps, images and floating-point operations."""
+    config = raster_only(read_config(hub.resolve(model)), "adapt")
+    if config.branch is None and config.diffusion is None:
+        return None
+    assert config.provenance.recipe is not None
+    recipe = AdaptRecipe.model_validate({k: v for k, v in config.provenance.recipe.items() if k != "seed"})
+    size, stages = recipe.optim.batch_size, recipe.stages
+    flops = sum(stage.steps * size * training_flops(config, stage.settings) for stage in stages)
+    return {"steps": recipe.steps, "images": recipe.steps * size, "flops": flops}
+
+
+def table(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any] | None]) -> str:
+    """Markdown: a line for each row."""
+    head = ("decoder", "guidance", "forwards", "right", "distance", "images/s", "over raster", "over raster, batch 8")
+    lines = [f"| {' | '.join((*head, 'training'))} |", f"| --- |{' ---: |' * len(head)}"]
+    for row in rows:
+        right, distance = row["right"], row["distance"]
+        cost = costs[row["trained"]]
+        values = (
+            row["way"] if row["decoder"] == "flashar" else f"`{row['decoder']}`",
+            f"{row['guidance']:g}",
+            f"{row['forwards']:g}",
+            f"{100 * right['value']:.1f} ± {100 * right['error']:.1f} %",
+            f"{distance['value']:.2f} ± {distance['error']:.2f}",
+            f"{row['images_per_s']['1']:.2f}",
+            f"{row['speedup']['1']:.2f}x",
+            f"{row['speedup']['8']:.2f}x",
+            "none" if cost is None else f"{cost['images'] / 1000:.0f} k images, {cost['flops'] / 1e12:.0f} TFLOP",
+        )
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> Any:
+    """Distance, with its standard error, over images a second at batch 1; one line for each way and guidance."""
+    figure, axes = new_figure(7.0, 4.2)
+    colours = dict(zip((way.name for way in WAYS), (*COLOURS.values(), "#c0a030", "#303030"), strict=False))
+    colours |= {"raster": COLOURS["raster"], "FlashAR": COLOURS["fused"]}
+    first = rows[0]["guidance"]
+    for way in WAYS:
+        for guidance in dict.fromkeys(row["guidance"] for row in rows):
+            chosen = [row for row in rows if (row["way"], row["guidance"]) == (way.name, guidance)]
+            chosen.sort(key=lambda row: row["images_per_s"]["1"])
+            axes.errorbar(
+                [row["images_per_s"]["1"] for row in chosen],
+                [row["distance"]["value"] for row in chosen],
+                [row["distance"]["error"] for row in chosen],
+                color=colours[way.name],
+                marker="o",
+                markerfacecolor=colours[way.name] if guidance == first else "white",
+                linewidth=1,
+                capsize=2,
+                label=way.name if guidance == first else None,
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("images a second, batch 1, pixels included")
+    axes.set_ylabel("Frechet distance (lower is better)")
+    others = [f"{row['guidance']:g}" for row in rows if row["guidance"] != first]
+    axes.set_title(f"Filled: guidance {first:g}" + (f"; open: {others[0]}" if others else ""), fontsize=9)
+    axes.legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The ablation, with two rows and a few steps: what a cell measures, and that a second call makes nothing new."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pytest
+
+from benchmarks import cells, run_ablation
+from flashar_cli.config import read_config
+
+pytestmark = pytest.mark.slow
+SMALL = ("--steps", "4", "--batch-size", "4", "--num-train", "560", "--num-images", "20", "--seeds", "2")
+
+
+def test_rows_and_seeds(tmp_path, monkeypatch, capsys):
+    arguments = (str(tmp_path / "out"), *SMALL, "--rows", "gate mean", "one stage")
+    run_ablation.main(arguments)
+    document = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    base, mean, one_stage = document["rows"]
+    assert [row["row"] for row in document["rows"]] == ["base", "gate mean", "one stage"]
+    assert read_config(tmp_path / "out" / "gate-mean-1" / "adapted").branch.gate == "mean"
+    recipe = read_config(tmp_path / "out" / "one-stage-0" / "adapted").provenance.recipe
+    assert recipe["stage1_fraction"] == 0 and recipe["seed"] == 0 and recipe["optim"]["batch_size"] == 4
+    for row in (base, mean, one_stage):
+        first, second = (cell["loss"] for cell in row["cells"])
+        assert row["over_seeds"]["loss"] == {"mean": (first + second) / 2, "deviation": abs(first - second) / 2**0.5}
+    assert base["cells"][0]["loss"] == base["cells"][1]["loss"] == pytest.approx(0.268, abs=0.02)
+    assert "vertical" in mean["cells"][0] and "vertical" not in base["cells"][0]
+    lines = (tmp_path / "out" / "ablation.md").read_text().splitlines()
+    assert len(lines) == 5 and f"{statistics.mean(c['loss'] for c in mean['cells']):.4f}" in lines[3]
+    capsys.readouterr()
+    monkeypatch.setattr(cells, "run", lambda *given: pytest.fail("all cells are there"))
+    run_ablation.main(arguments)
+    with pytest.raises(SystemExit, match="cells of other settings"):
+        run_ablation.main((*arguments, "--num-images", "30"))
+
+
+def test_a_command_that_fails_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="flashar inspect nowhere failed; .*log says why"):
+        cells.run(["inspect", "nowhere"], tmp_path, 1)
+    assert "nowhere" in (tmp_path / "log").read_text()

@@ -1,0 +1,114 @@
+"""Block diffusion with a cache against teacher forcing, and the order in which cells are drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flashar_cli.config import Sampling
+from flashar_cli.decoding.costs import ForwardCost, Workload
+from flashar_cli.decoding.decoders import choose_decoder, decoders_of, get_decoder
+from flashar_cli.decoding.diffusion import DiffusionDecoder
+from flashar_cli.decoding.static import RASTER
+from flashar_cli.errors import FlasharError
+from flashar_cli.grid import Grid
+from flashar_cli.nn.sampling import SamplingKind, SamplingValues, guide, sample, uniform_table
+from tests.decoding.plain import decode
+from tests.decoding.test_decoder import make_conditions
+from tests.models.test_diffusion import diffusion_model
+from tests.tiny_models import build_model, random_config
+
+
+def split(size: int, num_turns: int) -> list[int]:
+    """How many cells of a block each forward draws: as even as can be, the larger numbers first."""
+    turns = min(size, num_turns)
+    return [size // turns + (turn < size % turns) for turn in range(turns)]
+
+
+@torch.no_grad()
+def without_cache(model, conditions, num_turns, sampling, uniform, order):
+    """Tokens [B, N] and all logits, by a teacher-forced forward for every step. ``order`` [B, N]: cells of a block with
+    lower numbers are drawn first.
+    """
+    grid, block = model.config.order_grid, model.diffusion.config.block
+    batch, num_cells = uniform.shape
+    tokens, unknown = torch.zeros(batch, num_cells, dtype=torch.int64), torch.ones(batch, num_cells, dtype=torch.bool)
+    drop, every_logits = torch.zeros(batch, dtype=torch.bool), []
+    for first in range(0, num_cells, block):
+        last = min(first + block, num_cells)
+        for count in split(last - first, num_turns):
+            pair = [model(tokens, conditions, grid.raster(), row, unknown_BN=unknown).logits for row in (drop, ~drop)]
+            logits = (guide(*pair, sampling.cfg_scale) if sampling.guided else pair[0])[:, first:last]
+            every_logits.append(logits)
+            sampled = sample(logits, uniform[:, first:last], SamplingKind.of(sampling), SamplingValues.of(sampling))
+            for row in range(batch):
+                left = [cell for cell in range(first, last) if unknown[row, cell]]
+                left.sort(key=lambda cell: (cell != first, order[row, cell]))
+                for cell in left[:count]:
+                    tokens[row, cell], unknown[row, cell] = sampled[row, cell - first], False
+    assert not unknown.any()
+    return tokens, every_logits
+
+
+@pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
+@pytest.mark.parametrize("scale", (1.0, 2.0))
+@pytest.mark.parametrize(("block", "num_turns"), ((4, 1), (4, 2), (4, 3), (4, 9), (5, 2), (12, 4), (1, 1), (40, 3)))
+def test_cached_decoding_is_teacher_forced(block, num_turns, scale, captions):
+    model, conditions = diffusion_model(3, 4, block, captions), make_conditions(3, captions)
+    sampling, uniform = Sampling(cfg_scale=scale, temperature=0.9, top_k=20), uniform_table(0, 0, 3, 12)
+    decoder, found = DiffusionDecoder(num_turns), []
+    plan = decoder.plan(model, None, decoder.key(model, conditions, sampling))
+    plan.load(conditions, sampling, uniform)
+    plan.run(lambda step, logits: found.append(logits.clone()))
+    expected, logits = without_cache(model, conditions, num_turns, sampling, uniform, plan.order_BN)
+    assert len(found) == len(logits) == decoder.num_forwards(model.config, model.config.order_grid) - 1
+    for one, other in zip(found, logits, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
+    assert torch.equal(plan.tokens().flatten(1), expected)
+
+
+def test_blocks_of_one_token_are_raster_decoding():
+    model, conditions = diffusion_model(3, 4, 1), make_conditions(3, False)
+    sampling, uniform = Sampling(cfg_scale=1.5), uniform_table(0, 0, 3, 12)
+    by_blocks = decode(model, conditions, DiffusionDecoder(4), sampling, uniform)
+    assert torch.equal(by_blocks, decode(model, conditions, RASTER, sampling, uniform))
+
+
+def test_orders_are_random_and_the_same_in_any_batch():
+    model, conditions = diffusion_model(4, 4, 8), make_conditions(3, False)
+    sampling, uniform = Sampling(cfg_scale=1.5), uniform_table(0, 0, 3, 16)
+    together = decode(model, conditions, DiffusionDecoder(3), sampling, uniform)
+    for row in range(3):
+        rows = torch.tensor([row])
+        alone = decode(model, conditions[rows], DiffusionDecoder(3), sampling, uniform[rows])
+        assert torch.equal(alone[0], together[row])
+    many = make_conditions(1, False)[torch.zeros(3000, dtype=torch.int64)]
+    plan = DiffusionDecoder(3).plan(model, None, DiffusionDecoder(3).key(model, many, sampling))
+    plan.load(many, sampling, uniform_table(1, 0, 3000, 16))
+    ranks = plan._ranks(8, 16)
+    assert (ranks[:, 0] == 0).all() and torch.equal(ranks.sort(dim=1).values, torch.arange(8).expand(3000, 8))
+    counts = torch.stack([torch.bincount(ranks[:, cell], minlength=8)[1:] for cell in range(1, 8)])
+    assert (counts - 3000 / 7).abs().max() < 5 * (3000 / 7) ** 0.5  # each place as often, to five deviations
+
+
+def test_forwards_and_floors_by_hand():
+    model = diffusion_model(3, 4, 5)
+    config, decoder, block = model.config, DiffusionDecoder(2), model.config.backbone
+    assert decoder.num_forwards(config, Grid(3, 4)) == 1 + 2 + 2 + 2
+    assert DiffusionDecoder(9).num_forwards(config, Grid(3, 4)) == 1 + 5 + 5 + 2
+    costs = decoder.costs(config, Workload(Grid(3, 4), rows=6, prefix_length=1, weight_bytes=4))
+    blocks, head = 2 * block.block_weights, block.head_weights
+    fed_and_drawn = [(1, 1), (5, 5), (5, 5), (10, 5), (5, 5), (7, 2), (2, 2)]
+    flops = [2 * 6 * (blocks * fed + head * targets) for fed, targets in fed_and_drawn]
+    assert costs == [ForwardCost(4 * (blocks + head), each) for each in flops]
+
+
+def test_which_models_have_it():
+    config = diffusion_model(3, 4, 4).config
+    assert choose_decoder(config).name == "block-diffusion:4"
+    assert [decoder.name for decoder in decoders_of(config)] == ["block-diffusion:4", "raster"]
+    assert get_decoder("block-diffusion").name == "block-diffusion:4"
+    assert choose_decoder(config, "block-diffusion:2").num_forwards(config, Grid(3, 4)) == 7
+    base = build_model(random_config(branch=False, tokenizer=False)).config
+    with pytest.raises(FlasharError, match="adapt a raster base with `flashar adapt --method block-diffusion`"):
+        choose_decoder(base, "block-diffusion")
