@@ -85,10 +85,10 @@ def diffusion_mask(grid: Grid, config: DiffusionConfig, prefix_length: int, devi
     is_noisy = places >= num_seen
     # A token of the second image has the place at which its block begins in the first, and sees what is before it.
     begins = prefix_length + (places - num_seen) // config.block * config.block
-    in_order = places[None, :] <= places[:, None]
+    in_order = places[None, :] <= places[:, None]  # of the first image, behind which all of the second is
     before, same = places[None, :] < begins[:, None], begins[None, :] == begins[:, None]
     noisy_query = torch.where(is_noisy[None, :], same, before)
-    return torch.where(is_noisy[:, None], noisy_query, in_order & ~is_noisy[None, :])
+    return torch.where(is_noisy[:, None], noisy_query, in_order)
 
 
 @lru_cache(maxsize=16)

@@ -18,6 +18,8 @@ from tests.decoding.test_decoder import make_conditions
 from tests.models.test_diffusion import diffusion_model
 from tests.tiny_models import build_model, random_config
 
+GRIDS = ((1, 5), (5, 1), (3, 5), (5, 3), (4, 4))
+
 
 def split(size: int, num_turns: int) -> list[int]:
     """How many cells of a block each forward draws: as even as can be, the larger numbers first."""
@@ -33,12 +35,13 @@ def without_cache(model, conditions, num_turns, sampling, uniform, order):
     grid, block = model.config.order_grid, model.diffusion.config.block
     batch, num_cells = uniform.shape
     tokens, unknown = torch.zeros(batch, num_cells, dtype=torch.int64), torch.ones(batch, num_cells, dtype=torch.bool)
+    scales = torch.tensor(sampling.step_scales(range(num_cells), num_cells))[:, None]  # of each cell, in raster order
     drop, every_logits = torch.zeros(batch, dtype=torch.bool), []
     for first in range(0, num_cells, block):
         last = min(first + block, num_cells)
         for count in split(last - first, num_turns):
             pair = [model(tokens, conditions, grid.raster(), row, unknown_BN=unknown).logits for row in (drop, ~drop)]
-            logits = (guide(*pair, sampling.cfg_scale) if sampling.guided else pair[0])[:, first:last]
+            logits = (guide(*pair, scales) if sampling.guided else pair[0])[:, first:last]
             every_logits.append(logits)
             sampled = sample(logits, uniform[:, first:last], SamplingKind.of(sampling), SamplingValues.of(sampling))
             for row in range(batch):
@@ -51,11 +54,11 @@ def without_cache(model, conditions, num_turns, sampling, uniform, order):
 
 
 @pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
-@pytest.mark.parametrize("scale", (1.0, 2.0))
+@pytest.mark.parametrize("guidance", ({}, {"cfg_scale": 2.0}, {"cfg_scale": 2.0, "cfg_interval": (0.3, 0.8)}), ids=str)
 @pytest.mark.parametrize(("block", "num_turns"), ((4, 1), (4, 2), (4, 3), (4, 9), (5, 2), (12, 4), (1, 1), (40, 3)))
-def test_cached_decoding_is_teacher_forced(block, num_turns, scale, captions):
+def test_cached_decoding_is_teacher_forced(block, num_turns, guidance, captions):
     model, conditions = diffusion_model(3, 4, block, captions), make_conditions(3, captions)
-    sampling, uniform = Sampling(cfg_scale=scale, temperature=0.9, top_k=20), uniform_table(0, 0, 3, 12)
+    sampling, uniform = Sampling(**guidance, temperature=0.9, top_k=20), uniform_table(0, 0, 3, 12)
     decoder, found = DiffusionDecoder(num_turns), []
     plan = decoder.plan(model, None, decoder.key(model, conditions, sampling))
     plan.load(conditions, sampling, uniform)
@@ -65,6 +68,17 @@ def test_cached_decoding_is_teacher_forced(block, num_turns, scale, captions):
     for one, other in zip(found, logits, strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
     assert torch.equal(plan.tokens().flatten(1), expected)
+
+
+@pytest.mark.parametrize("shape", GRIDS)
+def test_every_grid_by_rows(shape):
+    model, conditions, (height, width) = diffusion_model(*shape, shape[1]), make_conditions(2, False), shape
+    sampling, uniform = Sampling(cfg_scale=1.5), uniform_table(0, 0, 2, height * width)
+    plan = DiffusionDecoder(2).plan(model, None, DiffusionDecoder(2).key(model, conditions, sampling))
+    plan.load(conditions, sampling, uniform)
+    plan.run()
+    expected, _ = without_cache(model, conditions, 2, sampling, uniform, plan.order_BN)
+    assert torch.equal(plan.tokens(), expected.view(2, height, width))
 
 
 def test_blocks_of_one_token_are_raster_decoding():
