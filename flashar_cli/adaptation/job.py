@@ -95,7 +95,7 @@ def load_job(
     if current_world().size == 1:  # before anything is read
         checkpoint.refuse_too_large(base, str(directory), device, torch.bfloat16 if lora.rank else torch.float32)
     stored = checkpoint.stored_dtype(directory)
-    if base.branch is not None or base.diffusion is not None:
+    if not base.is_base:
         what = "has a vertical branch" if base.branch is not None else "draws blocks by diffusion"
         raise FlasharError(f"{Path(name).name} {what} already; adapt its raster base")
     if lora.rank:

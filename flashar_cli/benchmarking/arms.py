@@ -85,8 +85,8 @@ def is_known_arm(name: str) -> bool:
 
 
 def default_arms(config: ModelConfig) -> tuple[str, ...]:
-    """Raster and FlashAR, also of a model that gets its branch later; of next-scale models every decoder they have."""
-    if isinstance(config, RasterConfig):
+    """Raster and FlashAR of a base, which gets its branch later; else every decoder that the model was trained for."""
+    if isinstance(config, RasterConfig) and config.diffusion is None:
         return f"{RASTER.name}-eager", f"{FLASHAR.name}-eager"
     return tuple(f"{decoder.name}-eager" for decoder in decoders_of(config))
 

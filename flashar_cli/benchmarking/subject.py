@@ -137,8 +137,8 @@ def random_tokenizer(config: AnyTokenizerConfig, device: torch.device, seed: int
 
 
 def ensure_branch(model: TokenModel, seed: int) -> bool:
-    """Adds a fresh branch, beside the last blocks, to a raster base without one; returns whether it did."""
-    if not isinstance(model, FlasharModel) or model.branch is not None:
+    """Adds a fresh branch, beside the last blocks, to a raster base; returns whether it did."""
+    if not isinstance(model, FlasharModel) or not model.config.is_base:
         return False
     with torch.no_grad():
         model.add_branch(_new_branch(model.config), seed)
@@ -148,7 +148,7 @@ def ensure_branch(model: TokenModel, seed: int) -> bool:
 
 def _whole(config: ModelConfig) -> ModelConfig:
     """The config with the branch that ``ensure_branch`` adds."""
-    if not isinstance(config, RasterConfig) or config.branch is not None:
+    if not isinstance(config, RasterConfig) or not config.is_base:
         return config
     return config.model_copy(update={"branch": _new_branch(config)})
 

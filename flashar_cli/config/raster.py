@@ -64,6 +64,11 @@ class RasterConfig(ModelConfig):
         return self.backbone.num_layers
 
     @property
+    def is_base(self) -> bool:
+        """Whether it was not adapted."""
+        return self.branch is None and self.diffusion is None
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of backbone and branch; each has its own part of the key-value cache."""
         return self.backbone.num_layers + (self.branch.depth if self.branch else 0)

@@ -61,6 +61,8 @@ def diffusion_inputs(
     prefix = whole.num_prefix
     first = prefix + config.num_context(grid.num_cells)
     last_B1D = model.backbone.embedding(tokens_BN[:, -1:]).to(whole.x_BSD.dtype)
+    if blank_BN is not None:
+        last_B1D = last_B1D.masked_fill(blank_BN[:, -1:, None], 0)
     image_BND = torch.cat([whole.x_BSD[:, prefix:], last_B1D], dim=1)
     x_BSD = torch.cat([whole.x_BSD[:, :first], model.diffusion.embed(image_BND, unknown_BN)], dim=1)
     if drop is None:

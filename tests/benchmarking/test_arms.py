@@ -10,7 +10,7 @@ import torch
 from flashar_cli.benchmarking import arms, run
 from flashar_cli.benchmarking.plan import Batch
 from flashar_cli.benchmarking.reports.document import headline_of
-from flashar_cli.config import ModelConfig, Pruning
+from flashar_cli.config import DiffusionConfig, ModelConfig, Pruning
 from flashar_cli.decoding.decoders import DECODERS
 from flashar_cli.errors import FlasharError
 from flashar_cli.grid import Grid
@@ -28,6 +28,8 @@ FOUR_ARMS = ("raster-packed", "flashar-packed", "raster-eager", "flashar-eager")
 def test_without_names_the_decoders_of_the_headline_run_eagerly() -> None:
     assert choose(None) == ("raster-eager", "flashar-eager")
     assert choose(None, with_upstream=True) == ("upstream", "raster-eager", "flashar-eager")
+    blocks = random_config(branch=False).model_copy(update={"diffusion": DiffusionConfig(block=4)})
+    assert choose(None, config=blocks) == ("block-diffusion:4-eager", "raster-eager")
     scales = infinity_like_config()
     assert choose(None, config=scales) == ("scale-eager",)
     pruned = scales.with_fastvar(Pruning(ratios=((3, 0.5),)))

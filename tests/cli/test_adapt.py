@@ -101,6 +101,9 @@ def test_block_diffusion_writes_a_model_that_every_command_reads(run_cli, tmp_pa
         made = run_cli("generate", out, "--num-images", 2, *decoder, "--tokens-out", tmp_path / f"{number}.npy")
         assert made.code == 0, made.err
     assert "blocks of 4" in run_cli("inspect", out).out
+    bench = json.loads(run_cli("bench", out, "--repeats", 1, "--warmup", 1, "--no-pixels", "--json").out)
+    arms = {arm["decoder"]: arm["forwards_per_image"] for arm in bench["batches"][0]["arms"]}
+    assert arms == {"raster": 16, "block-diffusion:4": 17}
     for command, words in (
         (("adapt", out, *SMALL_RUN, "--out", tmp_path / "again"), "draws blocks by diffusion already"),
         (("convert", out, "--to", "upstream", "--out", tmp_path / "upstream"), "no name in the upstream layout"),

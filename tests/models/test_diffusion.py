@@ -87,6 +87,17 @@ def test_an_unknown_token_tells_nothing():
 
 
 @torch.no_grad()
+def test_a_blank_token_tells_nothing_either():
+    model, conditions = diffusion_model(3, 4, 4), make_conditions(1, False)
+    tokens, raster = drawn((1, 12)), model.config.order_grid.raster()
+    blank, known = torch.ones(1, 12, dtype=torch.bool), torch.zeros(1, 12, dtype=torch.bool)
+    logits = [
+        model(each, conditions, raster, blank_BN=blank, unknown_BN=known).logits for each in (tokens, tokens.flip(1))
+    ]
+    assert torch.equal(*logits)
+
+
+@torch.no_grad()
 def test_the_first_cell_of_a_block_is_predicted_as_by_the_base():
     model, conditions = diffusion_model(4, 4, 4), make_conditions(2, False)
     tokens, raster = drawn((2, 16)), model.config.order_grid.raster()
