@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import cells
-from flashar_cli.checkpoints import hub
+from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import raster_only, read_config
-from flashar_cli.config.recipe import AdaptRecipe
-from flashar_cli.reporting.figures import COLOURS, new_figure
+from flashar_cli.config.recipe import AdaptRecipe, load_recipe
+from flashar_cli.reporting.figures import new_figure
 from flashar_cli.training.flops import training_flops
 
 BASE, SHIPPED = "base", "shipped"
@@ -32,23 +33,24 @@ class Way(NamedTuple):
     name: str
     trained: str
     decoders: tuple[str, ...]
+    colour: str
 
 
 WAYS = (
-    Way("raster", BASE, ("raster",)),
-    Way("FlashAR", "flashar", ("flashar",)),
-    Way("FlashAR as shipped", SHIPPED, ("flashar",)),
-    Way("NAR-style", "nar", ("flashar",)),
-    Way("block diffusion", "blocks", tuple(f"block-diffusion:{turns}" for turns in (1, 2, 4, 8))),
-    Way("naive", BASE, ("naive",)),
-    Way("ZipAR", BASE, ("zipar:2", "zipar:4", "zipar:8")),
-    Way("Jacobi", BASE, ("jacobi:4", "jacobi:16")),
+    Way("raster", BASE, ("raster",), "#303030"),
+    Way("FlashAR", "flashar", ("flashar",), "#2e9e73"),
+    Way("FlashAR as shipped", SHIPPED, ("flashar",), "#0b5c3e"),
+    Way("NAR-style", "nar", ("flashar",), "#9a78d0"),
+    Way("block diffusion", "blocks", tuple(f"block-diffusion:{turns}" for turns in (1, 2, 4, 8)), "#d0603f"),
+    Way("naive", BASE, ("naive",), "#8a8a8a"),
+    Way("ZipAR", BASE, ("zipar:2", "zipar:4", "zipar:8"), "#3f7fd0"),
+    Way("Jacobi", BASE, ("jacobi:4", "jacobi:16"), "#c0a030"),
 )
 # Changes to the recipe, by name of the model; all have as many steps.
-CHANGES: dict[str, tuple[str, ...]] = {
-    "flashar": (),
-    "nar": ("--set", "branch.layer=6", "--set", "branch.gate=mean"),
-    "blocks": ("--method", "block-diffusion"),
+CHANGES: dict[str, dict[str, Any]] = {
+    "flashar": {},
+    "nar": {"branch.layer": 6, "branch.gate": "mean"},
+    "blocks": {"method": "block-diffusion"},
 }
 BATCH_SIZES = "1,8"
 
@@ -82,7 +84,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="llamagen-tiny")
     parser.add_argument("--shipped", default="llamagen-tiny-flashar")
     parser.add_argument("--recipe", default="llamagen-tiny")
-    parser.add_argument("--steps", type=int, default=2250, help="of each adaptation")
+    parser.add_argument("--steps", type=int, default=1000, help="of each adaptation")
     parser.add_argument("--num-images", type=int, default=2000, help="samples of each row")
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.1, 1.0])
     parser.add_argument("--seed", type=int, default=0)
@@ -94,11 +96,25 @@ def _make_parser() -> argparse.ArgumentParser:
 def _adapted(args: argparse.Namespace, name: str) -> str:
     """The checkpoint of this name, made where it is not there."""
     path = args.out / name
-    if not path.exists():
+    if path.exists():
+        _refuse_other(path, args)
+    else:
         made = ["adapt", args.model, "--recipe", args.recipe, "--steps", str(args.steps)]
-        made += [*CHANGES[name], "--out", str(path)]
+        made += [part for key, value in CHANGES[name].items() for part in ("--set", f"{key}={value}")]
+        made += ["--out", str(path)]
         cells.run(made, args.out / "logs", args.threads)
     return str(path)
+
+
+def _refuse_other(path: Path, args: argparse.Namespace) -> None:
+    """Exits where a checkpoint is not what ``_adapted`` makes of this name."""
+    made = read_config(path).provenance
+    base = checkpoint.weights_sha256(hub.resolve(args.model))
+    wanted = load_recipe(args.recipe, [], {"steps": args.steps, **CHANGES[path.name]})
+    own = AdaptRecipe.model_validate({key: value for key, value in (made.recipe or {}).items() if key != "seed"})
+    kept = {"engine", "data", "save_every", "keep_states", "validate_every"}  # what may differ
+    if made.source_sha256 != base or own.model_dump(exclude=kept) != wanted.model_dump(exclude=kept):
+        sys.exit(f"{path} was adapted from another base or by another recipe; move it away")
 
 
 def _quality(args: argparse.Namespace, trained: str, model: str, decoder: str, guidance: float) -> dict[str, Any]:
@@ -122,7 +138,9 @@ def _speeds(args: argparse.Namespace, name: str, model: str, guidance: float) ->
         asked = ["--arms", ",".join(f"{decoder}-eager" for decoder in decoders), "--batch-sizes", BATCH_SIZES]
         asked += ["--cfg-scale", str(guidance), "--threads", str(args.threads), "--out", str(report)]
         cells.run(["bench", model, *asked], args.out / "logs", args.threads)
-    found: dict[str, dict[str, Any]] = {decoder: {"images_per_s": {}, "speedup": {}} for decoder in decoders}
+    found: dict[str, dict[str, Any]] = {
+        decoder: {"forwards": {}, "images_per_s": {}, "speedup": {}} for decoder in decoders
+    }
     for batch in json.loads(report.read_text())["batches"]:
         seconds = {
             arm["decoder"]: arm["token_generation_s"]["median_s"] + arm["token_decode_s"]["median_s"]
@@ -130,7 +148,7 @@ def _speeds(args: argparse.Namespace, name: str, model: str, guidance: float) ->
         }
         for arm in batch["arms"]:
             decoder, size = arm["decoder"], str(batch["batch_size"])
-            found[decoder]["forwards"] = arm["forwards_per_image"]
+            found[decoder]["forwards"][size] = arm["forwards_per_image"]
             found[decoder]["images_per_s"][size] = batch["batch_size"] / seconds[decoder]
             found[decoder]["speedup"][size] = seconds["raster"] / seconds[decoder]
     return found
@@ -158,7 +176,7 @@ def table(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any] | None
         values = (
             row["way"] if row["decoder"] == "flashar" else f"`{row['decoder']}`",
             f"{row['guidance']:g}",
-            f"{row['forwards']:g}",
+            f"{row['forwards']['1']:g}",
             f"{100 * right['value']:.1f} ± {100 * right['error']:.1f} %",
             f"{distance['value']:.2f} ± {distance['error']:.2f}",
             f"{row['images_per_s']['1']:.2f}",
@@ -173,8 +191,6 @@ def table(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any] | None
 def draw(rows: Sequence[dict[str, Any]]) -> Any:
     """Distance, with its standard error, over images a second at batch 1; one line for each way and guidance."""
     figure, axes = new_figure(7.0, 4.2)
-    colours = dict(zip((way.name for way in WAYS), (*COLOURS.values(), "#c0a030", "#303030"), strict=False))
-    colours |= {"raster": COLOURS["raster"], "FlashAR": COLOURS["fused"]}
     first = rows[0]["guidance"]
     for way in WAYS:
         for guidance in dict.fromkeys(row["guidance"] for row in rows):
@@ -184,9 +200,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
                 [row["images_per_s"]["1"] for row in chosen],
                 [row["distance"]["value"] for row in chosen],
                 [row["distance"]["error"] for row in chosen],
-                color=colours[way.name],
+                color=way.colour,
                 marker="o",
-                markerfacecolor=colours[way.name] if guidance == first else "white",
+                markerfacecolor=way.colour if guidance == first else "white",
                 linewidth=1,
                 capsize=2,
                 label=way.name if guidance == first else None,

@@ -87,7 +87,7 @@ def measure(
     images = model.generate(labels, decoder=decoder, seed=seed, batch_size=BATCH, cfg_scale=scale).images
     assert images is not None
     parts = (images[start : start + BATCH] for start in range(0, num_images, BATCH))
-    return {figure.name: figure.value for figure in judge.figures(parts)}
+    return {figure.name: figure.value for figure in judge.figures(parts, model.config)}
 
 
 def summarise(runs: list[dict]) -> list[dict[str, float]]:

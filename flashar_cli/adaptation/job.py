@@ -91,6 +91,8 @@ def load_job(
     """Loads the base, and checks all that can be checked before data is read. Raises FlasharError."""
     if dtype is torch.float16:
         raise FlasharError("--dtype float16 is too narrow for gradients; train in bfloat16 or float32")
+    if probe is not None and recipe.method != "flashar":
+        raise FlasharError(f"--probe is for the method flashar; {recipe.method} adds no branch")
     base, lora = raster_only(read_config(directory), "adapt"), recipe.lora
     if current_world().size == 1:  # before anything is read
         checkpoint.refuse_too_large(base, str(directory), device, torch.bfloat16 if lora.rank else torch.float32)

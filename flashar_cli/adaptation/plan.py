@@ -54,7 +54,7 @@ def describe(
             for name, part in (("branch", config.branch), ("diffusion", config.diffusion))
             if part
         },
-        "parameters": {"base": before, "branch": after - before, "adapters": lora.num_weights(config.backbone)},
+        "parameters": {"base": before, "added": after - before, "adapters": lora.num_weights(config.backbone)},
         "steps": {stage.name: stage.steps for stage in recipe.stages},
         "images_per_step": optim.batch_size,
         "processes": num_processes,

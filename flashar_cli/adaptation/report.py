@@ -115,7 +115,7 @@ def _headline(report: AdaptReport) -> list[tuple[str, str, str]]:
     name, loss = found
     facts = [
         ("raster loss before", f"{first['raster']:.3f}", "nats per token, of the base"),
-        (f"{name} loss after", f"{loss:.3f}", f"{loss - first['raster']:+.3f} to raster before"),
+        (f"{name} loss after", f"{loss:.3f}", _beside(name, loss, first["raster"])),
         ("raster loss after", f"{last['raster']:.3f}", f"{last['raster'] - first['raster']:+.3f} to before"),
         ("steps", f"{len(steps):,}", f"of {batch_size:,} images"),
         ("training images", f"{report.num_train:,}", f"{len(steps) * batch_size / report.num_train:.2f} epochs"),
@@ -126,6 +126,11 @@ def _headline(report: AdaptReport) -> list[tuple[str, str, str]]:
     if "gate_mean" in last:
         facts.insert(3, ("gate after", f"{last['gate_mean']:.3f}", f"± {last['gate_std']:.3f}; 1 = horizontal"))
     return facts
+
+
+def _beside(name: str, loss: float, raster: float) -> str:
+    """What is said of a loss beside that of the base; that of block diffusion is of fewer cells, given others."""
+    return f"{loss - raster:+.3f} to raster before" if name == "fused" else "nats per unknown token"
 
 
 def _duration(seconds: float) -> str:
@@ -152,7 +157,12 @@ def _curves(records: Sequence[Record]) -> str:
         ("gate", curves.gate_figure, "Gate", "Training, over the cells that both heads predict.")
         if has_gates
         else None,
-        ("rate", curves.learning_rate_figure, "Learning rate", "Of branch and gate."),
+        (
+            "rate",
+            curves.learning_rate_figure,
+            "Learning rate",
+            "Of what was added; that of the backbone is this times its factor.",
+        ),
         ("speed", curves.speed_figure, "Speed", "Mean since the last validation or save."),
     ]
     return html.columns(

@@ -31,7 +31,7 @@ class StageSettings(Config):
     """One stage of training: how fast, and which loss terms."""
 
     lr: Annotated[float, bounds.LEARNING_RATE] = Field(
-        2e-5, description="peak learning rate of branch and gate; of all weights where there is none"
+        2e-5, description="peak learning rate of what the method adds; of all weights of a base"
     )
     backbone_lr_factor: Weight = Field(1.0, description="backbone learning rate / lr; 0 freezes prefix and backbone")
     warmup_steps: Annotated[int, bounds.WARMUP] = Field(0, description="steps of linear warm-up, then cosine")
@@ -189,10 +189,18 @@ class AdaptRecipe(Config):
 
     @model_validator(mode="after")
     def _check_method(self) -> AdaptRecipe:
-        if self.method == "block-diffusion" and self.lora.rank:
+        if self.method == "flashar":
+            if self.diffusion != DiffusionSettings():
+                raise ValueError("diffusion.* is for the method block-diffusion")
+            return self
+        if self.branch != BranchSettings():
+            raise ValueError("branch.* is for the method flashar; block-diffusion adds no branch")
+        if self.lora.rank:
             raise ValueError("lora.rank is for the method flashar; block-diffusion trains all weights")
-        if self.method == "block-diffusion" and self.engine.attention == "flex":
+        if self.engine.attention == "flex":
             raise ValueError("engine.attention flex is for the method flashar; use sdpa with block-diffusion")
+        if self.engine.strategy == "fsdp":
+            raise ValueError("engine.strategy fsdp is for the method flashar; block-diffusion can't be sharded")
         return self
 
     @property

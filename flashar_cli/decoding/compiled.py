@@ -138,8 +138,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _embed(model: FlasharModel, tokens_RC: Tensor, line_end: bool) -> tuple[Tensor, Tensor]:
-    x_RCD = FlasharModel.embed_step(model, tokens_RC, line_end)
+def _embed(model: FlasharModel, tokens_RC: Tensor, line_end: bool, unknown_RC: Tensor | None) -> tuple[Tensor, Tensor]:
+    x_RCD = FlasharModel.embed_step(model, tokens_RC, line_end, unknown_RC)
     return x_RCD, torch.zeros_like(x_RCD)
 
 
@@ -147,8 +147,10 @@ def _norm_of_sum(norm: RMSNorm, x_RCD: Tensor, update_RCD: Tensor) -> Tensor:
     return RMSNorm.forward(norm, x_RCD + update_RCD)
 
 
-def _embedded(embed: Callable[..., Any], model: FlasharModel, tokens_RC: Tensor, line_end: bool) -> Stream:
-    return Stream(*embed(model, tokens_RC, line_end))
+def _embedded(
+    embed: Callable[..., Any], model: FlasharModel, tokens_RC: Tensor, line_end: bool, unknown_RC: Tensor | None = None
+) -> Stream:
+    return Stream(*embed(model, tokens_RC, line_end, unknown_RC))
 
 
 def _sum(stream: Stream) -> Tensor:

@@ -2,21 +2,24 @@
 
 Source: BD3-LM (arXiv 2503.09573: section 3), for text; FlashAR's authors compare with such a decoder of images.
 
-Letters: B images, R rows (B, or 2B with guidance), K cells of a block, C tokens of a forward, N = H*W cells, V codebook
-size.
+Letters: B images, R rows (B, or 2B with guidance), K cells of a block, C cells that a step predicts, N = H*W cells, P
+prefix tokens, V codebook size.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from flashar_cli.config import ModelConfig, RasterConfig, Sampling
+from flashar_cli.config import DiffusionConfig, ModelConfig, RasterConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload, forward_cost, prefix_cost
-from flashar_cli.decoding.decoder import PlanKey, StepHook
+from flashar_cli.decoding.decoder import PlanKey, StaticPlan, StepHook
 from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.decoding.static import RASTER, RasterDecoder
 from flashar_cli.grid import Grid
@@ -28,9 +31,39 @@ from flashar_cli.nn.sampling import guide, sample
 _TURN = 1  # what a random number is for: when a cell is drawn
 
 
+class Step(NamedTuple):
+    """One forward: the tokens of the cells from ``begin`` on are fed, of which ``first`` .. ``last - 1`` are a block,
+    and the cells ``predicted`` .. ``end - 1`` are predicted. ``drawn`` cells of the block are known before, and
+    ``num_new`` more afterwards. Step 0 feeds the prefix alone.
+    """
+
+    begin: int
+    first: int
+    last: int
+    predicted: int
+    end: int
+    drawn: int
+    num_new: int
+
+
+def steps_of(num_cells: int, block: int, num_turns: int) -> list[Step]:
+    """The prefix draws the first cell. The cells of each block are drawn over so many forwards, or one each where it
+    has fewer, as evenly as can be; the first forward of a block feeds the block before too.
+    """
+    steps = [Step(0, 0, min(block, num_cells), 0, 1, 0, 1)]
+    for first in range(0, num_cells, block):
+        last, drawn, begin = min(first + block, num_cells), int(first == 0), max(0, first - block)
+        left = last - first - drawn
+        for part in np.array_split(range(left), min(left, num_turns)) if left else ():
+            predicted = max(first, begin + 1)
+            steps.append(Step(begin, first, last, predicted, last, drawn, len(part)))
+            drawn, begin = drawn + len(part), first
+    return steps
+
+
 class DiffusionDecoder(RasterDecoder):
     """So many forwards for each block. The first cell of a block is drawn in the first of them, the others in a random
-    order, about as many in each forward.
+    order.
     """
 
     def __init__(self, num_turns: int) -> None:
@@ -44,95 +77,124 @@ class DiffusionDecoder(RasterDecoder):
         return "this model knows no block diffusion; adapt a raster base with `flashar adapt --method block-diffusion`"
 
     def num_forwards(self, config: RasterConfig, grid: Grid) -> int:
-        return 1 + sum(len(turns) for turns in self._turns(config, grid))
+        return len(self._steps(config, grid))
 
     def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> DiffusionPlan:
-        return DiffusionPlan(RASTER.plan(model, tokenizer, key), self._turns(model.config, key.grid))
+        return DiffusionPlan(RASTER.plan(model, tokenizer, key), self._steps(model.config, key.grid))
 
-    def _turns(self, config: RasterConfig, grid: Grid) -> list[list[int]]:
-        """For each block how many of its cells each forward draws."""
-        assert config.diffusion is not None
-        starts = range(0, grid.num_cells, config.diffusion.block)
-        sizes = [min(config.diffusion.block, grid.num_cells - start) for start in starts]
-        return [[len(part) for part in np.array_split(range(size), min(size, self.num_turns))] for size in sizes]
+    def logits(
+        self, model: FlasharModel, tokenizer: object, tokens: Tensor, conditions: Conditions, grid: Grid
+    ) -> Tensor:
+        """As in ``Decoder``; the cells are drawn in one of their orders, the same for all images."""
+        plan = self.plan(model, tokenizer, self.key(model, conditions, Sampling(), grid))
+        logits_BNV = plan.logits(tokens, conditions)
+        places_BN1 = plan.cells_as_drawn().argsort(dim=1)[..., None]
+        return logits_BNV.take_along_dim(places_BN1, dim=1).unflatten(1, (grid.height, grid.width))
 
     def costs(self, config: RasterConfig, work: Workload) -> list[ForwardCost]:
-        costs, previous = [prefix_cost(config, work)], 0
-        for turns in self._turns(config, work.grid):
-            block = sum(turns)
-            fed = [block + previous, *[block] * (len(turns) - 1)]
-            costs += [forward_cost(config, work, num_tokens, block) for num_tokens in fed]
-            previous = block
-        return costs
+        fed = [(step.last - step.begin, step.end - step.predicted) for step in self._steps(config, work.grid)[1:]]
+        return [prefix_cost(config, work), *(forward_cost(config, work, *each) for each in fed)]
+
+    def _steps(self, config: RasterConfig, grid: Grid) -> list[Step]:
+        assert config.diffusion is not None
+        return steps_of(grid.num_cells, config.diffusion.block, self.num_turns)
 
 
-class DiffusionPlan:
+class DiffusionPlan(StaticPlan):
     """One batch, on the buffers of its raster plan. The keys and values of a block are those of its unknown tokens
     until all are drawn; then the drawn ones are fed together with the next block.
     """
 
-    def __init__(self, raster: DecodePlan, turns: list[list[int]]) -> None:
-        self.key, self.raster, self.turns = raster.key, raster, turns
+    @torch.inference_mode()
+    def __init__(self, raster: DecodePlan, steps: list[Step]) -> None:
+        assert raster.model.config.diffusion is not None
+        self.model: FlasharModel = raster.model
+        self.key, self.raster, self.steps, self.num_steps = raster.key, raster, steps, len(steps)
+        self.config: DiffusionConfig = raster.model.config.diffusion
+        self.ranks_BN = torch.zeros_like(raster.tokens_BN)  # the place of each cell among those of its block, as drawn
+        self.masks = [self._mask(step) for step in steps]
 
+    @torch.inference_mode()
     def load(self, conditions: Conditions, sampling: Sampling, uniform: Tensor) -> None:
         self.raster.load(conditions, sampling, uniform)
         bits_BN = (uniform.double().cpu().numpy() * 2**24).astype(np.int64)
         order_BN = hash_uniform(bits_BN, np.arange(bits_BN.shape[1]), 0, _TURN)
-        self.order_BN = torch.from_numpy(order_BN).to(self.key.device)
+        order_BN[:, :: self.config.block] = -1
+        for first in range(0, order_BN.shape[1], self.config.block):
+            part = slice(first, first + self.config.block)
+            ranks_BK = order_BN[:, part].argsort(axis=1).argsort(axis=1)
+            self.ranks_BN[:, part] = torch.from_numpy(ranks_BK).to(self.key.device)
+
+    def prefix(self) -> Tensor:
+        return self.raster.prefix()
+
+    def sample(self, step: int, logits_BCV: Tensor, on_step: StepHook | None = None) -> None:
+        if on_step is not None:
+            on_step(step, logits_BCV)
+        each, raster = self.steps[step], self.raster
+        cells = slice(each.predicted, each.end)
+        sampled_BC = sample(logits_BCV, raster.uniform_BN[:, cells], self.key.kind, raster.values)
+        ranks_BC = self.ranks_BN[:, cells]
+        now_BC = (ranks_BC >= each.drawn) & (ranks_BC < each.drawn + each.num_new)
+        raster.tokens_BN[:, cells] = torch.where(now_BC, sampled_BC, raster.tokens_BN[:, cells])
+
+    def advance(self, first: int, last: int, on_step: StepHook | None = None) -> None:
+        for step in range(first, last):
+            self.sample(step, self._step(step, self.raster.tokens_BN), on_step)
+
+    def teacher_forced(self, tokens: Tensor) -> Iterator[Tensor]:
+        """The logits of the cells that each step draws, in the order of ``cells_as_drawn``."""
+        tokens_BN = tokens.to(self.key.device).flatten(1)
+        yield self.prefix()
+        as_drawn_BN = self.cells_as_drawn()
+        for number, step in enumerate(self.steps[1:], start=1):
+            logits_BCV = self._step(number, tokens_BN)
+            first = step.first + step.drawn
+            cells_BD = as_drawn_BN[:, first : first + step.num_new]
+            yield logits_BCV.take_along_dim((cells_BD - step.predicted)[..., None], dim=1)
+
+    def cells_as_drawn(self) -> Tensor:
+        """int64 [B, N]: the cells of each image in the order in which they are drawn."""
+        blocks_N = torch.arange(self.ranks_BN.shape[1], device=self.key.device) // self.config.block
+        return (blocks_N * self.config.block + self.ranks_BN).argsort(dim=1)
 
     def tokens(self) -> Tensor:
         return self.raster.tokens()
 
-    @torch.inference_mode()
-    def run(self, on_step: StepHook | None = None) -> None:
-        raster, tokens_BN = self.raster, self.raster.tokens_BN
-        first_B1V = raster.prefix()
-        begin = first = step = 0  # the cell from which tokens are fed, and the block's first
-        for turns in self.turns:
-            last = first + sum(turns)
-            ranks_BK, drawn = self._ranks(first, last), 0
-            for count in turns:
-                step += 1
-                logits_BCV = self._forward(begin, first, last, ranks_BK >= drawn)
-                if begin == first:
-                    logits_BCV = torch.cat([first_B1V, logits_BCV], dim=1)
-                first_B1V, begin = logits_BCV[:, :1], first
-                if on_step is not None:
-                    on_step(step, logits_BCV)
-                sampled_BK = sample(logits_BCV, raster.uniform_BN[:, first:last], self.key.kind, raster.values)
-                now_BK = (drawn <= ranks_BK) & (ranks_BK < drawn + count)
-                tokens_BN[:, first:last] = torch.where(now_BK, sampled_BK, tokens_BN[:, first:last])
-                drawn += count
-            begin, first = first, last
+    def buffers(self) -> list[Tensor]:
+        return [*self.raster.buffers(), self.ranks_BN]
 
-    def _ranks(self, first: int, last: int) -> Tensor:
-        """int64 [B, K]: the place of each cell of a block in the order in which they are drawn; the first is 0."""
-        order_BK = self.order_BN[:, first:last].clone()
-        order_BK[:, 0] = -1
-        return order_BK.argsort(dim=1).argsort(dim=1)
-
-    def _forward(self, begin: int, first: int, last: int, unknown_BK: Tensor) -> Tensor:
-        """Feeds the tokens of the cells from ``begin`` on, those of the block ``first`` .. ``last - 1`` as far as they
-        are known, and predicts all cells of the block that follow a fed token: logits [B, C, V] after guidance.
-        """
-        raster, model, prefix = self.raster, self.raster.model, self.key.prefix_length
-        assert model.diffusion is not None
-        x_BCD = model.embed_step(raster.tokens_BN[:, begin:last], False)
-        known_BCD, block_BKD = x_BCD.split([first - begin, last - first], dim=1)
-        x_BCD = torch.cat([known_BCD, model.diffusion.embed(block_BKD, unknown_BK)], dim=1)
-        start, end = prefix + begin, prefix + last
-        mask = None if raster.key_mask is None else raster.key_mask[..., :end]
-        if begin < first:  # tokens of the block before see what is before them, those of the block see all
-            places = torch.arange(end, device=self.key.device)
-            sees = places[start:, None].where(places[start:, None] < prefix + first, end)
-            causal = torch.zeros(end - start, end, dtype=model.dtype, device=self.key.device)
-            causal.masked_fill_(places > sees, -math.inf)
-            mask = causal if mask is None else mask + causal
-        x_RCD, rope = x_BCD.repeat(self.raster.num_rows // len(x_BCD), 1, 1), raster.rope[..., start:end, :, :]
+    def _step(self, number: int, tokens_BN: Tensor) -> Tensor:
+        """Feeds tokens, those of the block as far as they are known, and predicts: logits [B, C, V] after guidance."""
+        step, raster, model, prefix = self.steps[number], self.raster, self.model, self.key.prefix_length
+        repeats = raster.num_rows // len(tokens_BN)
+        unknown_BK = self.ranks_BN[:, step.first : step.last] >= step.drawn
+        unknown_BC = F.pad(unknown_BK, (step.first - step.begin, 0))
+        tokens_RC = tokens_BN[:, step.begin : step.last].repeat(repeats, 1)
+        x_RCD = model.embed_step(tokens_RC, False, unknown_BC.repeat(repeats, 1))
+        start, end = prefix + step.begin, prefix + step.last
+        mask = self.masks[number]
+        if raster.key_mask is not None:
+            keys = raster.key_mask[..., :end]
+            mask = keys if mask is None else keys + mask
+        rope = raster.rope[..., start:end, :, :]
         hidden = model.hidden_states(x_RCD, rope, mask, False, raster.cache, start)
-        num_targets = last - max(first, begin + 1)
-        logits_RCV = model.backbone.head(hidden.horizontal[:, -1 - num_targets : -1]).float()
+        # The place before a cell predicts it.
+        sources = slice(step.predicted - 1 - step.begin, step.end - 1 - step.begin)
+        logits_RCV = model.backbone.head(hidden.horizontal[:, sources]).float()
         if not self.key.kind.guided:
             return logits_RCV
         conditional, unconditional = logits_RCV.chunk(2)
-        return guide(conditional, unconditional, raster.cfg_scales[last - num_targets : last, None])
+        return guide(conditional, unconditional, raster.cfg_scales[step.predicted : step.end, None])
+
+    def _mask(self, step: Step) -> Tensor | None:
+        """What is added to the scores, [tokens fed, P + last], where the block before is fed too: its tokens see what
+        is before them, those of the block see all.
+        """
+        if step.begin == step.first:
+            return None
+        prefix, device = self.key.prefix_length, self.key.device
+        places = torch.arange(prefix + step.last, device=device)
+        queries = places[prefix + step.begin :, None]
+        hidden = (places > queries) & (queries < prefix + step.first)
+        return torch.zeros(hidden.shape, dtype=self.model.dtype, device=device).masked_fill(hidden, -math.inf)

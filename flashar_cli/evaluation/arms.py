@@ -63,8 +63,13 @@ def plan_arms(asked: Asked, device: torch.device, dtype: torch.dtype, explain: C
         chosen: Sequence[str | None] = asked.decoders or (None,)
         for decoder_name in chosen:
             arm = _plan_arm(name, decoder_name, asked, device, dtype, explain)
-            if arm.name in (other.name for other in arms):
-                raise FlasharError(f"{arm.name} is asked for twice; pass each model and each decoder once")
+            for other in arms:
+                if arm.name == other.name and arm.model != other.model:
+                    raise FlasharError(
+                        f"{arm.model} and {other.model} would both be called {arm.name}; give their folders other names"
+                    )
+                if arm.name == other.name:
+                    raise FlasharError(f"{arm.name} is asked for twice; pass each model and each decoder once")
             arms.append(arm)
     return arms
 

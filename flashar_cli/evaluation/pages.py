@@ -56,7 +56,8 @@ def page(report: EvalReport, out: Path) -> str:
     sections = [
         html.section(title.capitalize(), html.number_table(header, rows)) for title, header, rows in tables(report)
     ]
-    if sampled := [arm for arm in report.arms if arm.num_images]:
+    for judge in dict.fromkeys(arm.judge for arm in report.arms if arm.num_images):
+        sampled = [arm for arm in report.arms if arm.judge == judge]  # which all show the same, in the same order
         sections.append(html.section("Side by side", *_samples(sampled, out)))
     if has_matplotlib() and any(arm.code_lengths for arm in report.arms):
         sections.append(html.section("Nats per token by place", html.columns(*_curves(report), broad=True)))
@@ -71,7 +72,7 @@ def _samples(arms: list[ArmReport], out: Path) -> list[str]:
     for arm in arms:
         images = next(NpzArray(out / f"{arm.name}.npz", "arr_0").batches(count))
         groups.append(images.astype(np.uint8, copy=False))
-    order = "From left to right: " + ", ".join(arm.name for arm in arms) + "; the same labels and seed."
+    order = "From left to right: " + ", ".join(arm.name for arm in arms) + "; the same subjects and seed."
     names = [f"image {index}" for index in range(count)]
     return [html.paragraph(order), html.image_groups(groups, names, [arm.name for arm in arms], MOST_PIXELS)]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from flashar_cli.checkpoints.checkpoint import Loaded
 from flashar_cli.data.options import EncodeOptions
 from flashar_cli.data.prepare import plan_tokens
+from flashar_cli.data.tokens import TokenSet
 from flashar_cli.decoding.static import StaticDecoder
 from flashar_cli.evaluation.arms import Arm
 from flashar_cli.evaluation.code_length import CodeLength, code_lengths
@@ -57,9 +58,10 @@ def evaluate(
                 check_samples(arm.job, _archive(arm, out))
     for arm in arms:
         samples = None if arm.job is None else make_samples(arm.job, _archive(arm, out), overwrite, begin, note)
+        tokens = _held_out(arm, validation, seed)
         if current_world().is_main:
             note(f"measuring {arm.name}")
-            reports.append(_measure(arm, samples, validation, seed))
+            reports.append(_measure(arm, samples, tokens, validation))
     if not reports:
         return None
     return EvalReport(
@@ -76,13 +78,12 @@ def _archive(arm: Arm, out: Path) -> Path:
     return out / f"{arm.name}.npz"
 
 
-def _measure(arm: Arm, samples: Samples | None, validation: Validation, seed: int) -> ArmReport:
+def _measure(arm: Arm, samples: Samples | None, tokens: TokenSet | None, validation: Validation) -> ArmReport:
     figures, settings, num_images = [], {}, 0
     if arm.judge is not None and arm.job is not None and samples is not None:
-        figures = arm.judge.figures(samples.images.batches(JUDGED_AT_ONCE))
+        figures = arm.judge.figures(samples.images.batches(JUDGED_AT_ONCE), arm.loaded.model.config)
         settings, num_images = arm.job.settings, len(samples.images)
-    data = validation.data or (arm.judge.data if arm.judge else None)
-    lengths = [] if data is None else _code_lengths(arm, data, validation, seed)
+    lengths = [] if tokens is None else _code_lengths(arm, tokens, validation.batch_size)
     return ArmReport(
         name=arm.name,
         model=arm.model,
@@ -94,18 +95,28 @@ def _measure(arm: Arm, samples: Samples | None, validation: Validation, seed: in
         samples_sha256=None if samples is None else samples.sha256,
         figures=tuple(FigureReport(**asdict(figure)) for figure in figures),
         code_lengths=tuple(lengths),
-        validation=f"{validation.num_images} images of {data}" if lengths else None,
+        validation=None if tokens is None else f"{len(tokens)} images of {_data(arm, validation)}",
     )
 
 
-def _code_lengths(arm: Arm, data: str, validation: Validation, seed: int) -> list[CodeLengthReport]:
-    """None where the steps of a decoder depend on what is sampled, and of next-scale models."""
-    model, decoder = arm.loaded.model, arm.decoder
-    if not isinstance(model, FlasharModel) or not isinstance(decoder, StaticDecoder):
-        return []
+def _data(arm: Arm, validation: Validation) -> str | None:
+    return validation.data or (arm.judge.data if arm.judge else None)
+
+
+def _held_out(arm: Arm, validation: Validation, seed: int) -> TokenSet | None:
+    """The tokens that code lengths are of; all processes share the encoding. None where nobody knows any, where the
+    steps of a decoder depend on what is sampled, and of next-scale models.
+    """
+    model, data = arm.loaded.model, _data(arm, validation)
+    if data is None or not isinstance(model, FlasharModel) or not isinstance(arm.decoder, StaticDecoder):
+        return None
     loaded = Loaded(model, arm.loaded.tokenizer, arm.loaded.text_tokenizer)
-    tokens = plan_tokens(loaded, data, validation.num_images, seed, validation.options).tokens(lambda count: None)
-    found = code_lengths(model, decoder, tokens, validation.batch_size)
+    return plan_tokens(loaded, data, validation.num_images, seed, validation.options).tokens(lambda count: None)
+
+
+def _code_lengths(arm: Arm, tokens: TokenSet, batch_size: int) -> list[CodeLengthReport]:
+    assert isinstance(arm.loaded.model, FlasharModel) and isinstance(arm.decoder, StaticDecoder)
+    found = code_lengths(arm.loaded.model, arm.decoder, tokens, batch_size)
     return [_report(head, length) for head, length in found.items()]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flashar_cli.errors import FlasharError
 from flashar_cli.inputs.reading import open_file, reason
 
-MOST_VALUES = 2**32
+MOST_VALUES = 2**32  # of a row, and of an array that is read as a whole
 
 
 class NpzArray:
@@ -42,15 +42,17 @@ class NpzArray:
                 yield np.frombuffer(bytearray(content), self.dtype).reshape(count, *row_shape)
 
     def whole(self) -> NDArray[Any]:
-        """All of it."""
+        """All of it. Raises FlasharError where that is too much."""
+        if np.prod([float(side) for side in self.shape]) > MOST_VALUES:
+            raise FlasharError(f"{self.name} of {self.where} has shape {self.shape}; expected a small array")
         return next(self.batches(len(self)))
 
     def _header(self, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
-        num_values = int(np.prod([float(side) for side in shape])) if shape else 0
-        if is_fortran or dtype.hasobject or not 0 < num_values <= MOST_VALUES:
+        row_values = int(np.prod([float(side) for side in shape[1:]])) if shape and shape[0] else 0
+        if is_fortran or dtype.hasobject or not 0 < row_values <= MOST_VALUES:
             raise FlasharError(
                 f"{self.name} of {self.where} is {dtype} of shape {shape}; expected numbers, one row after the other"
             )

@@ -113,7 +113,7 @@ def _lead(
     """The part of the first process."""
     request, settings = job.request, identity(job, targets)
     if _is_published(targets, settings):
-        from_first([])
+        from_first(None)
         remove_folder(targets.work, WORK_FOLDER)
         return Made(0, 0.0)
     with closing(_open(job, targets, settings, overwrite)) as store:
@@ -132,8 +132,8 @@ def _lead(
 
 def _join(job: GenerateJob, targets: Targets, begin: Callable[[int], Callable[[int], None]]) -> Made:
     """The part of each other process."""
-    missing: list[int] = from_first([])
-    if not missing:
+    missing: list[int] | None = from_first([])
+    if missing is None:
         return Made(0, 0.0)
     started = time.perf_counter()
     with closing(_open(job, targets, {}, False, joins=True)) as store:

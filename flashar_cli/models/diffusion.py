@@ -39,7 +39,7 @@ class BlockDiffusion(nn.Module):
         self.unknown = nn.Parameter(torch.zeros(dim))
 
     def embed(self, tokens_BND: Tensor, unknown_BN: Tensor) -> Tensor:
-        """Embeddings [B, N, D] with those of unknown tokens replaced."""
+        """Embeddings [B, N, D] in which those of unknown tokens are replaced."""
         return torch.where(unknown_BN[..., None], self.unknown.to(tokens_BND.dtype), tokens_BND)
 
 

@@ -262,9 +262,14 @@ class FlasharModel(TokenModel):
             return mask
         return with_valid_keys(mask, F.pad(valid_BP, (0, length - prefix_length), value=True))
 
-    def embed_step(self, tokens_RC: Tensor, line_end: bool) -> Tensor:
-        """Embeddings of the tokens of a step, [R, C, D], and of the end-of-line token that follows them, if any."""
+    def embed_step(self, tokens_RC: Tensor, line_end: bool, unknown_RC: Tensor | None = None) -> Tensor:
+        """Embeddings of the tokens of a step, [R, C, D], and of the end-of-line token that follows them, if any.
+        ``unknown_RC`` bool [R, C]: which of them block diffusion does not know yet.
+        """
         x_RCD = self.backbone.embedding(tokens_RC)
+        if unknown_RC is not None:
+            assert self.diffusion is not None, "tokens are unknown in block diffusion alone"
+            x_RCD = self.diffusion.embed(x_RCD, unknown_RC)
         return torch.cat([x_RCD, self._line_end(x_RCD)], dim=1) if line_end else x_RCD
 
     def _line_end(self, x_BND: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def resumptions(records: Sequence[Record]) -> list[int]:
 def loss_figure(records: Sequence[Record]) -> Figure:
     """Training losses as lines, validation losses as dots."""
     figure, axes = new_figure()
-    for name in ("horizontal", "vertical", "fused", "raster"):
+    for name in ("horizontal", "vertical", "fused", "diffusion", "raster"):
         _line(axes, series(records, "step", name), COLOURS[name], alpha=0.45)
         xs, ys = series(records, "validation", name)
         axes.plot(xs, ys, "o-", color=COLOURS[name], markersize=4, linewidth=1.2, label=name)
@@ -61,7 +61,7 @@ def loss_figure(records: Sequence[Record]) -> Figure:
 
 
 def learning_rate_figure(records: Sequence[Record]) -> Figure:
-    """Learning rate of branch and gate."""
+    """Learning rate of what the method adds."""
     figure, axes = new_figure()
     _line(axes, series(records, "step", "lr"), COLOURS["fused"])
     axes.yaxis.set_major_formatter(lambda value, place: f"{value:.2g}")

@@ -21,6 +21,7 @@ COLOURS = {
     "horizontal": "#3f7fd0",
     "vertical": "#d0603f",
     "fused": "#2e9e73",
+    "diffusion": "#c0912e",
     "raster": "#9a78d0",
     "other": "#8a8a8a",
 }

@@ -30,7 +30,7 @@ from flashar_cli.nn.attention import check_backend
 from flashar_cli.nn.layers import Block
 from flashar_cli.training.ema import Ema
 from flashar_cli.training.interrupt import DeferredInterrupt
-from flashar_cli.training.losses import SCALARS, Losses, drawn_in_blocks, losses_of
+from flashar_cli.training.losses import NOT_COUNTED, SCALARS, Losses, losses_of
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
 from flashar_cli.training.parallel import Parallel
 from flashar_cli.training.randomness import (
@@ -38,6 +38,7 @@ from flashar_cli.training.randomness import (
     choose_view,
     condition_drop,
     corrupt_tokens,
+    is_drawn,
     token_drop,
     unknown_cells,
 )
@@ -148,16 +149,16 @@ def _optimizer_step(
     # Only dropout uses torch's generator; seeded by the step, it is the same in a resumed run.
     torch.manual_seed((run.seed * 1_000_003 + step) * parallel.world.size + parallel.world.rank)
     rows, epochs = batch_rows(len(run.train), run.optim.batch_size, run.seed, step)
-    parts = _micro_batches(len(rows), run.engine.micro_batch_size, parallel)
+    parts, shares = _micro_batches(len(rows), run.engine.micro_batch_size, parallel), _shares(run, rows, epochs)
     sums = torch.zeros(len(SCALARS), dtype=torch.float64, device=run.model.device)
     totals = []
     for number, part in enumerate(parts):
         with parallel.accumulating() if number < len(parts) - 1 else nullcontext():
             losses = batch_losses(run, parallel, stage, rows[part], epochs[part])
             # Gradients are averaged over processes, so the factor undoes that average.
-            (losses.total * (len(part) / len(rows) * parallel.world.size)).backward()
+            (losses.total * (shares[part].sum() * parallel.world.size)).backward()
         values = [getattr(losses, name) for name in SCALARS]
-        sums += len(part) / len(rows) * torch.stack([losses.total.new_zeros(()) if v is None else v for v in values])
+        sums += shares[part].sum() * torch.stack([losses.total.new_zeros(()) if v is None else v for v in values])
         totals.append(losses.total.detach())
     # Read after the last micro-batch, so that the device never waits for this process.
     finite = torch.stack(totals).isfinite().tolist()
@@ -170,6 +171,19 @@ def _optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     record = {name: mean for name, mean in zip(SCALARS, means, strict=True) if getattr(losses, name) is not None}
     return record | {"grad_norm": norm}
+
+
+def _shares(run: TrainingRun, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Each image's share of the batch's loss, float64 [B]: in block diffusion images differ in how many cells count. So
+    the loss does not depend on how the batch is divided.
+    """
+    diffusion = run.model.config.diffusion
+    if diffusion is None:
+        return np.full(len(rows), 1 / len(rows))
+    num_cells = run.model.config.order_grid.num_cells
+    unknown = unknown_cells(num_cells, diffusion.block, run.seed, epochs, rows)
+    counts = is_drawn(unknown, diffusion.block).sum(axis=1)
+    return counts / counts.sum()
 
 
 def _micro_batches(batch_size: int, micro_batch_size: int, parallel: Parallel) -> list[NDArray[np.int64]]:
@@ -212,7 +226,8 @@ def batch_losses(
         if model.diffusion is not None:
             unknown = unknown_cells(grid.num_cells, model.diffusion.config.block, run.seed, epochs, rows)
             unknown_BN = torch.from_numpy(unknown).to(model.device)
-            tokens_BN = drawn_in_blocks(tokens_BN, unknown_BN, model.diffusion.config.block)
+            drawn_BN = torch.from_numpy(is_drawn(unknown, model.diffusion.config.block)).to(model.device)
+            tokens_BN = tokens_BN.masked_fill(~drawn_BN, NOT_COUNTED)
         if model.branch is not None and stage.distill_weight:
             teacher_BND = _teacher_states(parallel, tokens_BHW, conditions, drop, order)
 

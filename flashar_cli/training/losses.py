@@ -151,15 +151,6 @@ def cross_entropy(logits_BCV: Tensor, tokens_BC: Tensor, counted_1C: Tensor | No
     return F.cross_entropy(logits_BCV.flatten(0, 1), tokens_BC.flatten(), ignore_index=NOT_COUNTED, reduction="sum")
 
 
-def drawn_in_blocks(tokens_BN: Tensor, unknown_BN: Tensor, block: int) -> Tensor:
-    """The targets of block diffusion, the others ``NOT_COUNTED``: unknown tokens, and the first of each block, which is
-    predicted from what is before the block. The mean over unknown tokens, of whatever number, is the objective of
-    MaskGIT (arXiv 2202.04200: equation 1).
-    """
-    is_first = torch.arange(tokens_BN.shape[1], device=tokens_BN.device) % block == 0
-    return tokens_BN.masked_fill(~(unknown_BN | is_first), NOT_COUNTED)
-
-
 def gate_statistics(gate_BN: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, standard deviation and mean entropy of the gates at cells that both heads predict."""
     both_1N = (targets.has_horizontal & targets.has_vertical)[None]

@@ -133,7 +133,7 @@ def estimate_memory(
     size, block = config.num_weights + lora.num_weights(config.backbone), config.backbone.block_weights
     rest = config.num_weights - block * config.num_blocks
     held = model_bytes(config, lora, frozen)
-    sharded = num_processes > 1 and (
+    sharded = (num_processes > 1 and config.diffusion is None) and (
         engine.strategy == "fsdp" or (engine.strategy == "auto" and needs_sharding(held, device_bytes))
     )
     narrow = 0 if dtype == torch.float32 else dtype.itemsize

@@ -22,7 +22,7 @@ def build_optimizer(
     """
     groups = []
     for name, part in model.named_children():
-        adds = name == "branch" or model.branch is None
+        adds = name in ("branch", "diffusion") or model.config.is_base
         factor = 1.0 if adds else stage.backbone_lr_factor
         part.requires_grad_(factor > 0)
         if lora.rank and not adds:

@@ -82,6 +82,14 @@ def unknown_cells(
     return unknown
 
 
+def is_drawn(unknown: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
+    """bool [B, N]: the cells that block diffusion learns to draw: the unknown ones, and the first of each block, which
+    is predicted from what is before the block. The mean over unknown cells, of whatever number, is the objective of
+    MaskGIT (arXiv 2202.04200: equation 1).
+    """
+    return unknown | (np.arange(unknown.shape[1]) % block == 0)
+
+
 def adapter_start(number: int, rank: int, num_inputs: int, seed: int) -> NDArray[np.float32]:
     """float32 [R, I]: where matrix A of adapter ``number`` starts, uniform within 1 / sqrt(I) of 0, as in peft."""
     uniform = hash_uniform(seed, _ADAPTER, number, np.arange(rank)[:, None], np.arange(num_inputs)[None, :])

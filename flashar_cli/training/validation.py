@@ -23,8 +23,8 @@ from flashar_cli.machine.world import World, current_world
 from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.models.targets import Targets
-from flashar_cli.training.losses import NOT_COUNTED, Losses, drawn_in_blocks, gate_statistics, losses_of
-from flashar_cli.training.randomness import unknown_cells
+from flashar_cli.training.losses import NOT_COUNTED, Losses, gate_statistics, losses_of
+from flashar_cli.training.randomness import is_drawn, unknown_cells
 
 CHECKED_IMAGES = 64
 VALIDATION_SEED = 0  # of what is unknown in the images of block diffusion
@@ -130,7 +130,8 @@ def _diffusion_losses(
     places = np.arange(rows.start, rows.stop)
     unknown = unknown_cells(tokens_BN.shape[1], block, VALIDATION_SEED, np.zeros_like(places), places)
     unknown_BN = torch.from_numpy(unknown).to(model.device)
-    targets_BN = drawn_in_blocks(tokens_BN, unknown_BN, block)
+    drawn_BN = torch.from_numpy(is_drawn(unknown, block)).to(model.device)
+    targets_BN = tokens_BN.masked_fill(~drawn_BN, NOT_COUNTED)
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         read = partial(_read, model, targets_BN)
         losses, _ = model(tokens_BN, conditions, raster, read=read, unknown_BN=unknown_BN)

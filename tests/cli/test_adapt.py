@@ -88,13 +88,13 @@ def test_block_diffusion_writes_a_model_that_every_command_reads(run_cli, tmp_pa
     command = ("adapt", small_base, *SMALL_RUN, "--method", "block-diffusion", "--steps", 4)
     plan = json.loads(run_cli(*command, "--out", out, "--dry-run").out)
     assert plan["diffusion"] == {"block": 4} and "branch" not in plan and plan["steps"] == {"stage2": 4}
-    assert plan["parameters"]["branch"] == 64 and plan["ways"] == []
+    assert plan["parameters"]["added"] == 64 and plan["ways"] == []
     result = run_cli(*command, "--out", out, "--json")
     assert result.code == 0, result.err
     assert set(json.loads(result.out)["validation"]) >= {"raster", "diffusion"}
     assert "blocks of 4" in result.err and "branch" not in result.err
     report = (out / "report.html").read_text()
-    assert "adapted to block diffusion" in report and "17 forwards an image instead of 16" in report
+    assert "adapted to block diffusion" in report and "16 forwards an image instead of 16" in report
     assert "diffusion loss after" in report and "Gate" not in report and "decoder block-diffusion:4" in report
     assert not (out / "gate-map.png").exists() and read_config(out).diffusion is not None
     for number, decoder in enumerate(((), ("--decoder", "block-diffusion:2"), ("--decoder", "raster"))):
@@ -103,7 +103,7 @@ def test_block_diffusion_writes_a_model_that_every_command_reads(run_cli, tmp_pa
     assert "blocks of 4" in run_cli("inspect", out).out
     bench = json.loads(run_cli("bench", out, "--repeats", 1, "--warmup", 1, "--no-pixels", "--json").out)
     arms = {arm["decoder"]: arm["forwards_per_image"] for arm in bench["batches"][0]["arms"]}
-    assert arms == {"raster": 16, "block-diffusion:4": 17}
+    assert arms == {"raster": 16, "block-diffusion:4": 16}
     for command, words in (
         (("adapt", out, *SMALL_RUN, "--out", tmp_path / "again"), "draws blocks by diffusion already"),
         (("convert", out, "--to", "upstream", "--out", tmp_path / "upstream"), "no name in the upstream layout"),
@@ -167,6 +167,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run_cli, tmp_path, monke
         (("--method", "block-diffusion", "--set", "lora.rank=4"), "block-diffusion trains all weights"),
         (("--method", "block-diffusion", "--set", "engine.attention=flex"), "use sdpa with block-diffusion"),
         (("--method", "block-diffusion", "--set", "diffusion.block=0"), "diffusion.block"),
+        (("--method", "block-diffusion", "--gate", "mean"), "branch.* is for the method flashar"),
+        (("--method", "block-diffusion", "--set", "engine.strategy=fsdp"), "can't be sharded"),
+        (("--method", "block-diffusion", "--probe", "p.json"), "--probe is for the method flashar"),
+        (("--set", "diffusion.block=8"), "diffusion.* is for the method block-diffusion"),
     ),
 )
 def test_bad_options_write_nothing(run_cli, tmp_path, monkeypatch, arguments, words):

@@ -10,7 +10,9 @@ import pytest
 
 from flashar_cli.evaluation import samples
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
+from tests.tiny_models import random_config
 
+CONFIG = random_config()
 QUICK = ("--num-images", 60, "--num-validation", 20, "--batch-size", 30)
 
 
@@ -32,7 +34,7 @@ def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
         accuracy, distance = arm["figures"]
         images = np.load(out / f"{arm['name']}.npz")["arr_0"]
         assert images.shape == (60, 64, 64, 3) and arm["num_images"] == 60
-        judged = {figure.name: figure for figure in ShapesJudge().figures([images])}
+        judged = {figure.name: figure for figure in ShapesJudge().figures([images], CONFIG)}
         assert accuracy["value"] == judged["accuracy"].value > 0.75
         assert accuracy["error"] == pytest.approx((accuracy["value"] * (1 - accuracy["value"]) / 60) ** 0.5)
         assert distance["value"] == pytest.approx(judged["frechet_distance"].value) and distance["error"] > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -40,3 +42,22 @@ def test_another_name_and_a_cut_member(tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=np.zeros(100))
     with pytest.raises(FlasharError, match="has no array arr_1"):
         NpzArray(tmp_path / "a.npz", "arr_1")
+
+
+def write_header(path, shape):
+    """An archive whose array has a header alone."""
+    with zipfile.ZipFile(path, "w") as archive, archive.open("arr_0.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def test_many_rows_are_read_a_piece_at_a_time(tmp_path):
+    """As many images as a published FID takes are more than 2^32 values."""
+    write_header(tmp_path / "a.npz", (50_000, 256, 256, 3))
+    array = NpzArray(tmp_path / "a.npz", "arr_0")
+    assert len(array) == 50_000
+    with pytest.raises(FlasharError, match="expected a small array"):
+        array.whole()
+    for shape in ((2, 2**33), (0, 3), ()):
+        write_header(tmp_path / "b.npz", shape)
+        with pytest.raises(FlasharError, match="one row after the other"):
+            NpzArray(tmp_path / "b.npz", "arr_0")

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -217,11 +218,15 @@ def test_arrays_have_the_bytes_that_numpy_writes(tmp_path, shape, dtype):
     assert (tmp_path / "b.npz").read_bytes() == zipped.getvalue()
 
 
-def start(place: Path, total: int, *more: object) -> subprocess.Popen[str]:
+def arguments(place: Path, total: int) -> tuple[object, ...]:
     command = ("generate", "llamagen-tiny-flashar", "--num-images", total, "--cfg-scale", 1, "--batch-size", 25)
     outputs = ("--out", place / "out", "--npz", place / "samples.npz", "--tokens-out", place / "tokens.npy")
+    return *command, *outputs, "--json"
+
+
+def start(place: Path, total: int, *more: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "flashar_cli", *map(str, (*command, *outputs, *more, "--json"))],
+        [sys.executable, "-m", "flashar_cli", *map(str, (*arguments(place, total), *more))],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -277,6 +282,17 @@ def test_one_of_two_processes_makes_what_is_missing(tmp_path):
     assert json.loads(out)["num_made"] <= 25, error
     start(tmp_path / "whole", 75).communicate()
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_two_processes_put_a_finished_run_in_its_place(run_cli, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_publish", Mock(side_effect=KeyboardInterrupt))
+        assert run_cli(*arguments(tmp_path / "two", 30)).code == 130
+    process = start(tmp_path / "two", 30, "--nproc", 2)
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    assert json.loads(out)["num_made"] == 0
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["out", "samples.npz", "tokens.npy"]
 
 
 def test_others_are_refused_while_a_process_of_a_run_lives(generate):

@@ -228,6 +228,21 @@ def test_a_batch_of_block_diffusion_by_hand(tmp_path):
     assert losses.vertical is None and losses.gate_mean is None
 
 
+@pytest.mark.parametrize("settings", ({"micro_batch_size": 4}, {"micro_batch_size": 1}), ids=str)
+def test_block_diffusion_learns_the_same_however_a_batch_is_divided(tmp_path, settings):
+    """Images of a batch differ in how many cells are unknown."""
+    found = []
+    for name, engine in (("whole", {}), ("parts", settings)):
+        run = make_run(
+            tmp_path / name, [Stage("stage2", 1, StageSettings(lr=1e-2))], branch=False, engine=engine, dropout=0.0
+        )
+        run.model.add_diffusion(DiffusionConfig(block=4))
+        run.report = lambda kind, record: found.append(record) if kind == "step" else None
+        run_stages(run)
+    assert found[0]["total"] == pytest.approx(found[1]["total"], rel=1e-5)
+    assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-4)
+
+
 def test_block_diffusion_trains_all_weights_and_learns(tmp_path):
     run = make_run(tmp_path, [Stage("stage2", 60, StageSettings(lr=1e-2))], branch=False, corruption=0.0, dropout=0.0)
     run.model.add_diffusion(DiffusionConfig(block=4))

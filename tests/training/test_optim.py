@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flashar_cli.config import DiffusionConfig
 from flashar_cli.config.recipe import OptimSettings, StageSettings
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.training.optim import build_optimizer, clip_gradients, set_learning_rate
@@ -63,6 +64,19 @@ def test_a_factor_of_zero_freezes_prefix_and_backbone():
         assert (id(parameter) in trained) == parameter.requires_grad == name.startswith("branch."), name
     build_optimizer(model, StageSettings(backbone_lr_factor=0.2), OptimSettings())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_block_diffusion_learns_at_the_rates_of_a_branch_and_its_backbone():
+    model = build_model(random_config(branch=False, tokenizer=False))
+    model.add_diffusion(DiffusionConfig(block=4))
+    optimizer = build_optimizer(model, StageSettings(backbone_lr_factor=0.2), OptimSettings(weight_decay=0.05))
+    unknown = model.diffusion.unknown
+    for group in optimizer.param_groups:
+        added = any(parameter is unknown for parameter in group["params"])
+        assert group["lr_factor"] == (1.0 if added else 0.2)
+        assert not added or (group["weight_decay"] == 0 and len(group["params"]) == 1)
+    build_optimizer(model, StageSettings(backbone_lr_factor=0.0), OptimSettings())
+    assert unknown.requires_grad and not model.backbone.norm.weight.requires_grad
 
 
 def test_a_base_alone_learns_at_the_full_rate():

@@ -13,7 +13,7 @@ from flashar_cli.config import ModelConfig
 from flashar_cli.data.conditions import Given
 from flashar_cli.evaluation.frechet import frechet_distance
 from flashar_cli.evaluation.moments import Moments
-from flashar_cli.evaluation.spread import GROUPS, jackknife
+from flashar_cli.evaluation.spread import jackknife, rounds
 
 Images = Iterable[NDArray[np.uint8]]
 
@@ -49,17 +49,20 @@ class Judge(ABC):
         """What the samples are to show."""
 
     @abstractmethod
-    def figures(self, images: Images) -> list[Figure]:
-        """Of the samples of ``asked``, uint8 [B, h, w, 3] at a time. Raises FlasharError for too few."""
+    def figures(self, images: Images, config: ModelConfig) -> list[Figure]:
+        """Of the samples of ``asked`` of a model, uint8 [B, h, w, 3] at a time. Raises FlasharError for too few."""
 
 
-def distance_figure(name: str, features: NDArray[np.floating], reference: Moments) -> Figure:
-    """The Frechet distance of features [N, F], with its error."""
-    # Neighbours go into one group: each has all classes, which come in turn, as all images together do.
-    groups = [Moments.of(part) for part in np.array_split(features, min(GROUPS, len(features)))]
+def distance_figure(name: str, features: NDArray[np.floating], num_classes: int, reference: Moments) -> Figure:
+    """The Frechet distance of features [N, F] of images whose classes come in turn, with its error, where there are
+    rounds enough for one.
+    """
+    parts = rounds(len(features), num_classes)
 
-    def distance(parts: Sequence[Moments]) -> float:
-        return frechet_distance(Moments.merged(parts), reference)
+    def distance(chosen: Sequence[Moments]) -> float:
+        return frechet_distance(Moments.merged(chosen), reference)
 
-    error = jackknife(groups, distance) if len(features) >= 2 * GROUPS else None
-    return Figure(name, distance(groups), error, "lower")
+    if parts is None:
+        return Figure(name, distance([Moments.of(features)]), None, "lower")
+    groups = [Moments.of(features[part]) for part in parts]
+    return Figure(name, distance(groups), jackknife(groups, distance), "lower")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 
@@ -38,18 +40,23 @@ class InceptionJudge(Judge):
         assert isinstance(config.prefix, ClassPrefix)
         return Given(labels=f"0-{config.prefix.num_classes - 1}")
 
-    def figures(self, images: Images) -> list[Figure]:
+    def figures(self, images: Images, config: ModelConfig) -> list[Figure]:
+        assert isinstance(config.prefix, ClassPrefix)
         pool, spatial = self._look(images)
         logits = self._inception.logits(pool).numpy()
-        real, _ = self._look(self._reference.images.batches(BATCH))
-        shares = precision_recall(real, pool)
+        shares = precision_recall(self._real, pool)
         return [
-            distance_figure("fid", pool.numpy(), self._reference.pool),
+            distance_figure("fid", pool.numpy(), config.prefix.num_classes, self._reference.pool),
             Figure("sfid", frechet_distance(Moments.of(spatial), self._reference.spatial), None, "lower"),
             Figure("inception_score", inception_score(logits), None, "higher"),
             Figure("precision", shares.precision, None, "higher"),
             Figure("recall", shares.recall, None, "higher"),
         ]
+
+    @cached_property
+    def _real(self) -> torch.Tensor:
+        """Pooled features of the reference's images."""
+        return self._look(self._reference.images.batches(BATCH))[0]
 
     def _look(self, images: Images) -> tuple[torch.Tensor, np.ndarray]:
         """Pooled features [N, 2048] and spatial ones [N, 2023], in memory."""

@@ -46,7 +46,7 @@ class ScenesJudge(Judge):
     def asked(self, config: ModelConfig, num_images: int) -> Given:
         return Given(prompts=scenes(num_images)[1])
 
-    def figures(self, images: Images) -> list[Figure]:
+    def figures(self, images: Images, config: ModelConfig) -> list[Figure]:
         found = [scene for batch in images for scene in see(self._classifier, batch)]
         verdict = compare(found, scenes(len(found))[0])
         shares = {"all_right": verdict.all, "shape": verdict.shape, "ink": verdict.ink, "ground": verdict.ground}

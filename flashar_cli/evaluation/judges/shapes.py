@@ -46,14 +46,14 @@ class ShapesJudge(Judge):
         drawn = (draw_batch(HELD_OUT_SEED, start, BATCH)[0] for start in range(0, NUM_HELD_OUT, BATCH))
         return Moments.merged([Moments.of(self._look(images)[0]) for images in drawn])
 
-    def figures(self, images: Images) -> list[Figure]:
+    def figures(self, images: Images, config: ModelConfig) -> list[Figure]:
         looks = [self._look(batch) for batch in images]
         features, found = (np.concatenate(parts) for parts in zip(*looks, strict=True))
         right = found == np.arange(len(found)) % NUM_CLASSES
         accuracy = float(right.mean())
         return [
             Figure("accuracy", accuracy, float(np.sqrt(accuracy * (1 - accuracy) / len(right))), "higher"),
-            distance_figure("frechet_distance", features, self.reference),
+            distance_figure("frechet_distance", features, NUM_CLASSES, self.reference),
         ]
 
     @torch.inference_mode()

@@ -14,6 +14,8 @@ from flashar_cli.evaluation.judges.scenes import ScenesJudge
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from tests.tiny_models import random_config
 
+CONFIG = random_config()
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -21,7 +23,7 @@ def images():
 
 
 def test_drawings_are_right_and_near(images):
-    accuracy, distance = ShapesJudge().figures([images[:70], images[70:]])
+    accuracy, distance = ShapesJudge().figures([images[:70], images[70:]], CONFIG)
     assert (accuracy.name, accuracy.best, distance.name, distance.best) == (
         "accuracy",
         "higher",
@@ -34,14 +36,14 @@ def test_drawings_are_right_and_near(images):
 
 
 def test_other_shapes_than_asked_for_are_wrong_and_as_near(images):
-    right, wrong = ShapesJudge().figures([images]), ShapesJudge().figures([np.roll(images, 1, axis=0)])
+    right, wrong = ShapesJudge().figures([images], CONFIG), ShapesJudge().figures([np.roll(images, 1, axis=0)], CONFIG)
     assert wrong[0].value < 0.03
     assert wrong[1].value == pytest.approx(right[1].value, abs=1e-3)
 
 
 def test_noise_is_far(images):
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-    assert ShapesJudge().figures([noise])[1].value > 10
+    assert ShapesJudge().figures([noise], CONFIG)[1].value > 10
 
 
 def test_who_judges_what():
