@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from tests.tiny_models import random_config
 
 CONFIG = random_config()
-QUICK = ("--num-images", 60, "--num-validation", 20, "--batch-size", 30)
+QUICK = ("--num-images", 100, "--num-validation", 20, "--batch-size", 30)
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +36,10 @@ def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
     for arm in report["arms"]:
         accuracy, distance = arm["figures"]
         images = np.load(out / f"{arm['name']}.npz")["arr_0"]
-        assert images.shape == (60, 64, 64, 3) and arm["num_images"] == 60
+        assert images.shape == (100, 64, 64, 3) and arm["num_images"] == 100
         judged = {figure.name: figure for figure in ShapesJudge().figures([images], CONFIG)}
         assert accuracy["value"] == judged["accuracy"].value > 0.75
-        assert accuracy["error"] == pytest.approx((accuracy["value"] * (1 - accuracy["value"]) / 60) ** 0.5)
+        assert accuracy["error"] == pytest.approx((accuracy["value"] * (1 - accuracy["value"]) / 100) ** 0.5)
         assert distance["value"] == pytest.approx(judged["frechet_distance"].value) and distance["error"] > 0
     lengths = {(arm["name"], each["head"]): each for arm in report["arms"] for each in arm["code_lengths"]}
     assert set(lengths) == {
@@ -46,7 +49,7 @@ def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
     assert 0.1 < lengths["llamagen-tiny-raster", "raster"]["total"] < 0.5
     assert len(lengths["llamagen-tiny-raster", "raster"]["by_row"]) == 16
     page = (out / "eval.html").read_text()
-    assert page.count("<img") == 2 * 40 and "60" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<img") == 2 * 40 and "100" in page and "http" not in page.replace("http://www.w3.org", "")
     before = {path.name: path.read_bytes() for path in out.glob("*.npz")}
     monkeypatch.setattr(samples, "generate", lambda *given: pytest.fail("the samples are there"))
     again = run_cli(*command)
@@ -110,3 +113,29 @@ def test_samples_whose_run_was_killed_while_they_were_put_in_place_are_made_agai
     assert again.code == 0, again.err
     assert json.loads(again.out)["arms"] == first["arms"]
     assert json.loads(record.read_text())["sha256"] == first["arms"][0]["samples_sha256"]
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    """From an empty cache, so that held-out images have to be encoded."""
+    reports = []
+    for name, more in (("one", ()), ("two", ("--nproc", "2"))):
+        command = (
+            "eval",
+            "llamagen-tiny-flashar",
+            "--num-images",
+            "40",
+            "--num-validation",
+            "20",
+            "--batch-size",
+            "10",
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "flashar_cli", *command, "--out", str(tmp_path / name), "--json", *more],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "FLASHAR_HOME": str(tmp_path / f"home-{name}")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout)["arms"])
+    assert reports[0] == reports[1]
