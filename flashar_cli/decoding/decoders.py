@@ -29,8 +29,9 @@ SIZED = {
     "jacobi": Sized(JacobiDecoder, 16),
     "block-diffusion": Sized(DiffusionDecoder, 4),
 }
+DIFFUSION = DiffusionDecoder(SIZED["block-diffusion"].default)
 # The first that a model has is its default.
-_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, DiffusionDecoder(4), RASTER, NAIVE)
+_DECODERS: tuple[Decoder, ...] = (SCALE, TRUNCATE, FASTVAR, FLASHAR, DIFFUSION, RASTER, NAIVE)
 DECODERS = {decoder.name: decoder for decoder in _DECODERS}
 
 

@@ -1,6 +1,6 @@
 """Block diffusion: the tokens of a block are drawn over a few forwards, in an order of their own for each image.
 
-Source: BD3-LM (arXiv 2503.09573: section 3), for text; FlashAR's authors compare with such a decoder of images.
+Source: BD3-LM (arXiv 2503.09573), for text; FlashAR's authors compare with such a decoder of images.
 
 Letters: B images, R rows (B, or 2B with guidance), K cells of a block, C cells that a step predicts, N = H*W cells, P
 prefix tokens, V codebook size.
@@ -26,7 +26,7 @@ from flashar_cli.grid import Grid
 from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.hashing import hash_uniform
-from flashar_cli.nn.sampling import guide, sample
+from flashar_cli.nn.sampling import guide, sample, uniform_bits
 
 _TURN = 1  # what a random number is for: when a cell is drawn
 
@@ -117,7 +117,7 @@ class DiffusionPlan(StaticPlan):
     @torch.inference_mode()
     def load(self, conditions: Conditions, sampling: Sampling, uniform: Tensor) -> None:
         self.raster.load(conditions, sampling, uniform)
-        bits_BN = (uniform.double().cpu().numpy() * 2**24).astype(np.int64)
+        bits_BN = uniform_bits(uniform)
         order_BN = hash_uniform(bits_BN, np.arange(bits_BN.shape[1]), 0, _TURN)
         order_BN[:, :: self.config.block] = -1
         for first in range(0, order_BN.shape[1], self.config.block):

@@ -24,7 +24,7 @@ from flashar_cli.models.flashar import FlasharModel
 from flashar_cli.models.prefix import Conditions
 from flashar_cli.nn.hashing import hash_uniform
 from flashar_cli.nn.kv_cache import KVCache, LayerCache
-from flashar_cli.nn.sampling import draw, guide, probabilities
+from flashar_cli.nn.sampling import draw, guide, probabilities, uniform_bits
 
 # What a random number is for.
 ACCEPT, RESAMPLE, DRAFT, FIRST_DRAFT = range(4)
@@ -68,8 +68,7 @@ class JacobiPlan:
 
     def load(self, conditions: Conditions, sampling: Sampling, uniform: Tensor) -> None:
         self.raster.load(conditions, sampling, uniform)
-        # Every random number of a cell follows from its one number, which has 24 random bits.
-        self.bits_BN = (uniform.double().cpu().numpy() * 2**24).astype(np.int64)
+        self.bits_BN = uniform_bits(uniform)  # every random number of a cell follows from its one number
 
     def tokens(self) -> Tensor:
         return self.raster.tokens()

@@ -5,8 +5,8 @@ the base; then with some tokens of every block unknown, where each token sees it
 of the blocks before. A cell is predicted from the place before it, as in the base, so the heads keep their meaning; the
 first cell of a block is predicted from the last token before the block, which does not see the block.
 
-Sources: BD3-LM (arXiv 2503.09573: section 3) for blocks and for the sequence; DiffuLLaMA (arXiv 2410.17891: section 3)
-for predicting from the place before.
+Sources: BD3-LM (arXiv 2503.09573) for blocks and for the sequence; DiffuLLaMA (arXiv 2410.17891) for predicting from
+the place before.
 
 Letters: B batch, P prefix tokens, N = H*W cells, K tokens of a block, S sequence, D model dim.
 """

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flashar_cli.config import Sampling
@@ -63,6 +64,11 @@ def uniform_table(seed: int, first_image: int, num_images: int, num_cells: int) 
     """
     images = np.arange(first_image, first_image + num_images)[:, None]
     return torch.from_numpy(hash_uniform(seed, images, np.arange(num_cells)[None, :]))
+
+
+def uniform_bits(uniform: Tensor) -> NDArray[np.int64]:
+    """The 24 random bits of each number of ``uniform_table``, of the same shape, from which others can be hashed."""
+    return (uniform.double().cpu().numpy() * 2**24).astype(np.int64)
 
 
 def guide(logits_cond: Tensor, logits_uncond: Tensor, scale: float | Tensor) -> Tensor:

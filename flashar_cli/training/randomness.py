@@ -85,7 +85,7 @@ def unknown_cells(
 def is_drawn(unknown: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
     """bool [B, N]: the cells that block diffusion learns to draw: the unknown ones, and the first of each block, which
     is predicted from what is before the block. The mean over unknown cells, of whatever number, is the objective of
-    MaskGIT (arXiv 2202.04200: equation 1).
+    MaskGIT (arXiv 2202.04200).
     """
     return unknown | (np.arange(unknown.shape[1]) % block == 0)
 

@@ -11,7 +11,7 @@ import torch
 
 from flashar_cli.config import BackboneConfig, BranchConfig, DiffusionConfig, TextPrefix
 from flashar_cli.config.recipe import EngineSettings, LoraSettings
-from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.models.flashar import FlasharModel, HiddenStates
 from flashar_cli.training import memory
 from tests.tiny_models import emu_like_config, random_config
 
@@ -58,8 +58,7 @@ def test_extrapolation_of_block_diffusion():
         conditions, raster = model.prefix.example(count, seed=0), config.order_grid.raster()
 
         def forward():
-            read = lambda hidden, targets: hidden.sources(targets)  # noqa: E731
-            return model(tokens, conditions, raster, read=read, unknown_BN=unknown)
+            return model(tokens, conditions, raster, read=HiddenStates.sources, unknown_BN=unknown)
 
         kept, sources = memory._kept(model, forward, torch.float32)
         return kept + 2 * sources.horizontal.nbytes
