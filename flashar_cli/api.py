@@ -125,7 +125,7 @@ class ImageModel:
 
         ``negative_prompts``, one for all prompts or one for each, stand in the place of the unconditional prompt;
         ``grid`` are rows and columns of tokens, for a model that knows grids of any size (default: the model's).
-        ``decoder`` names one that the model has (default: flashar where it has a branch); ``sampling`` are fields of
+        ``decoder`` names one that the model has (default: the one that it was trained for); ``sampling`` are fields of
         ``config.Sampling``, by default the checkpoint's; ``optimisation`` is a level, such as ``graph`` (CUDA graphs,
         captured at the first batch and kept). Raises FlasharError for conditions or settings that don't fit.
         """

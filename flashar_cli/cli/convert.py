@@ -87,9 +87,9 @@ def command(
     """
     from flashar_cli.checkpoints import checkpoint
     from flashar_cli.checkpoints.convert import convert, refuse_link
-    from flashar_cli.checkpoints.listing import summary
     from flashar_cli.families.base import ConvertOptions
     from flashar_cli.files.outputs import Output, check_outputs
+    from flashar_cli.reporting.listing import summary
 
     wanted = ConvertOptions(**vars(unsaid))
     if to == "upstream":

@@ -103,7 +103,8 @@ def command(
     check_outputs([Output("--out", out, pages.FOLDER, goes_on=True)], {**inputs, **against.inputs}, overwrite)
     where, precision = machine.prepare()
     from flashar_cli.evaluation.arms import Asked, plan_arms
-    from flashar_cli.evaluation.run import Validation, evaluate
+    from flashar_cli.evaluation.report import EvalReport
+    from flashar_cli.evaluation.run import Validation, check, evaluate
     from flashar_cli.machine.processes import PATIENCE, process_group
 
     asked = Asked(
@@ -117,12 +118,14 @@ def command(
         batch_size=batch_size,
         optimisation=optimisation,
     )
-    arms = plan_arms(asked, where, precision, output.note)
+    arms = plan_arms(asked, where, precision)
+    check(arms, out, overwrite)
     validation = Validation(against.data, against.num_validation, batch_size, EncodeOptions())
     output.set_resume_command(["flashar", *sys.argv[1:]])
     with process_group(where, PATIENCE), output.later_progress("images") as begin:
-        report = evaluate(arms, validation, seed, out, overwrite, ["flashar", *sys.argv[1:]], begin, output.note)
-    if report is not None:
+        measured = evaluate(arms, validation, seed, out, overwrite, begin, output.note)
+    if measured:
+        report = EvalReport.of(measured, ["flashar", *sys.argv[1:]], seed, where)
         pages.write(report, out)
         output.document(report.model_dump(mode="json")) if json else _show(report, out)
 

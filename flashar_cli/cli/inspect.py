@@ -17,7 +17,7 @@ def command(model: options.Model = None, base: options.Base = None, json: option
 
     directory = hub.resolve(options.required_model(model, base))
 
-    from flashar_cli.checkpoints.listing import inspect, readable_count
+    from flashar_cli.reporting.listing import inspect, readable_count
 
     report = inspect(directory)
     if json:

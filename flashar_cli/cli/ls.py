@@ -12,7 +12,7 @@ def command(json: options.Json = False) -> None:
 
     The embedded ones, and published presets, which are fetched from the Hub at first use and kept in the cache.
     """
-    from flashar_cli.checkpoints.listing import list_models, readable_count
+    from flashar_cli.reporting.listing import list_models, readable_count
 
     models = list_models()
     if json:

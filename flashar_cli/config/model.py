@@ -107,11 +107,6 @@ class ModelConfig(Config, ABC):
 
     @property
     @abstractmethod
-    def forwards(self) -> dict[str, int]:
-        """Forwards of an image of ``order_grid`` by each decoder that needs no settings."""
-
-    @property
-    @abstractmethod
     def cache_values(self) -> int:
         """Keys and values that are kept of one row of a batch while an image of ``order_grid`` is made."""
 

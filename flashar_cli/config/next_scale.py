@@ -232,10 +232,6 @@ class NextScaleConfig(ModelConfig):
         return f"{len(self.scales(self.order_grid))} scales"
 
     @property
-    def forwards(self) -> dict[str, int]:
-        return {"scale": len(self.scales(self.order_grid))}
-
-    @property
     def cache_values(self) -> int:
         num_tokens = sum(scale.num_cells for scale in self.scales(self.order_grid))
         memory = self.prefix.longest if self.cross_attention else 0

@@ -96,11 +96,6 @@ class RasterConfig(ModelConfig):
         return "raster" if self.branch is None else f"branch {self.branch.layer}/{self.num_layers}"
 
     @property
-    def forwards(self) -> dict[str, int]:
-        grid = self.order_grid
-        return {"raster": grid.num_cells} | ({"flashar": grid.num_diagonals} if self.branch else {})
-
-    @property
     def width(self) -> int:
         return self.backbone.dim
 

@@ -79,6 +79,9 @@ class DiffusionDecoder(RasterDecoder):
     def num_forwards(self, config: RasterConfig, grid: Grid) -> int:
         return len(self._steps(config, grid))
 
+    def longest_step(self, config: RasterConfig, grid: Grid) -> int:
+        return max(step.end - step.predicted for step in self._steps(config, grid))
+
     def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> DiffusionPlan:
         return DiffusionPlan(RASTER.plan(model, tokenizer, key), self._steps(model.config, key.grid))
 

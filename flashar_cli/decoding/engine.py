@@ -153,6 +153,10 @@ class Engine:
             self._latest.prefix()
             on_step(0)
             self._latest.steps()
+        elif self._captures:
+            raise OptimisationFailed(
+                f"the steps of {plan.key.decoder} depend on the sampled tokens, which a CUDA graph can't follow"
+            )
         else:
             plan.run(lambda step, logits_BCV: on_step(step))
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flashar_cli.config import ModelConfig, RasterConfig, Sampling
+from flashar_cli.config import FLOAT_BYTES, ModelConfig, RasterConfig, Sampling
 from flashar_cli.decoding.costs import ForwardCost, Workload, forward_costs
 from flashar_cli.decoding.decoder import PlanKey, StepHook
 from flashar_cli.decoding.plan import DecodePlan
@@ -45,6 +45,13 @@ class JacobiDecoder(RasterDecoder):
 
     def num_forwards(self, config: RasterConfig, grid: Grid) -> None:
         return None
+
+    def longest_step(self, config: RasterConfig, grid: Grid) -> int:
+        return min(self.window, max(1, grid.num_cells - 1))
+
+    def image_bytes(self, config: RasterConfig, work: Workload, num_caches: int = 1, with_images: bool = True) -> int:
+        chances = work.grid.num_cells * config.backbone.vocab_size * FLOAT_BYTES  # that every draft was drawn from
+        return chances + super().image_bytes(config, work, num_caches, with_images)
 
     def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> JacobiPlan:
         return JacobiPlan(RASTER.plan(model, tokenizer, key), self.window)

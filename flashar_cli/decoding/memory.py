@@ -12,12 +12,12 @@ from flashar_cli.decoding.costs import Workload
 NUM_LOGITS = 6
 
 
-def decoding_bytes(config: RasterConfig, work: Workload, num_caches: int, with_images: bool) -> int:
+def decoding_bytes(config: RasterConfig, work: Workload, longest_step: int, num_caches: int, with_images: bool) -> int:
     """An estimate of the memory each image of a batch takes, whose rows are those of ``work``: so many caches, the
-    logits of the longest step, the image.
+    logits of a step of ``longest_step`` cells, the image.
     """
     backbone, grid = config.backbone, work.grid
     positions = work.prefix_length + config.raster(grid).num_slots
     values = num_caches * work.rows * config.num_blocks * 2 * positions * backbone.num_kv_heads * backbone.head_dim
-    logits = NUM_LOGITS * work.rows * min(grid.height, grid.width) * backbone.vocab_size * FLOAT_BYTES
+    logits = NUM_LOGITS * work.rows * longest_step * backbone.vocab_size * FLOAT_BYTES
     return values * work.weight_bytes + max(logits, config.image_bytes(grid) if with_images else 0)

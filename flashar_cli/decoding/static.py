@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor
@@ -45,7 +46,11 @@ class RasterDecoder(Decoder):
         )
 
     def image_bytes(self, config: RasterConfig, work: Workload, num_caches: int = 1, with_images: bool = True) -> int:
-        return decoding_bytes(config, work, num_caches, with_images)
+        return decoding_bytes(config, work, self.longest_step(config, work.grid), num_caches, with_images)
+
+    @abstractmethod
+    def longest_step(self, config: RasterConfig, grid: Grid) -> int:
+        """The most cells of an image that a step predicts."""
 
 
 class StaticDecoder(RasterDecoder):
@@ -65,6 +70,9 @@ class StaticDecoder(RasterDecoder):
 
     def num_forwards(self, config: RasterConfig, grid: Grid) -> int:
         return self.order(config, grid).num_steps
+
+    def longest_step(self, config: RasterConfig, grid: Grid) -> int:
+        return max(map(len, self.order(config, grid).steps))
 
     def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> DecodePlan:
         return DecodePlan(model, key, self.order(model.config, key.grid))

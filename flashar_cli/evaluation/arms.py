@@ -13,11 +13,10 @@ from flashar_cli.api import ImageModel, load
 from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import ModelConfig, Pruning, read_config
 from flashar_cli.decoding.decoder import Decoder
-from flashar_cli.decoding.decoders import choose_decoder
 from flashar_cli.errors import FlasharError
 from flashar_cli.evaluation.judges import choose_judge
 from flashar_cli.evaluation.judges.base import Judge
-from flashar_cli.generation.job import GenerateJob, Wanted, plan_job
+from flashar_cli.generation.job import GenerateJob, Wanted, choose_pruned, plan_job
 
 
 @dataclass(frozen=True)
@@ -38,31 +37,36 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A model that was loaded. ``job`` makes its samples; None where nobody knows how they should look."""
+
+    loaded: ImageModel
+    weights_sha256: str
+    job: GenerateJob | None
+
+
+@dataclass(frozen=True)
 class Arm:
-    """A model under a decoder. ``name`` tells it from other arms; ``judge`` and ``job`` are None where nobody knows how
-    its samples should look.
+    """A model under a decoder. ``name`` tells it from other arms; ``judge`` is None where nobody knows how its samples
+    should look. ``load`` reads its weights and is told what to do with the reason why an optimisation is impossible; it
+    raises FlasharError. Only the arm that is at work should be in memory.
     """
 
     name: str
     model: str
-    weights_sha256: str
-    loaded: ImageModel
     decoder: Decoder
     judge: Judge | None
-    job: GenerateJob | None
+    load: Callable[[Callable[[str], None]], Ready]
 
 
-def plan_arms(asked: Asked, device: torch.device, dtype: torch.dtype, explain: Callable[[str], None]) -> list[Arm]:
-    """Checks that the models can do what was asked for, and loads them. Raises FlasharError."""
-    for name in asked.models:
-        config = read_config(hub.resolve(name))
-        for decoder in asked.decoders:
-            choose_decoder(config, decoder)
+def plan_arms(asked: Asked, device: torch.device, dtype: torch.dtype) -> list[Arm]:
+    """The arms of what was asked for. Raises FlasharError for decoders that a model does not have, and for arms of the
+    same name.
+    """
     arms: list[Arm] = []
-    for name in asked.models:
-        chosen: Sequence[str | None] = asked.decoders or (None,)
-        for decoder_name in chosen:
-            arm = _plan_arm(name, decoder_name, asked, device, dtype, explain)
+    for model in asked.models:
+        for decoder in asked.decoders or (None,):
+            arm = _plan_arm(model, decoder, asked, device, dtype)
             for other in arms:
                 if arm.name == other.name and arm.model != other.model:
                     raise FlasharError(
@@ -74,42 +78,37 @@ def plan_arms(asked: Asked, device: torch.device, dtype: torch.dtype, explain: C
     return arms
 
 
-def _plan_arm(
-    name: str,
-    decoder_name: str | None,
-    asked: Asked,
-    device: torch.device,
-    dtype: torch.dtype,
-    explain: Callable[[str], None],
-) -> Arm:
-    directory = hub.resolve(name)
+def _plan_arm(model: str, decoder_name: str | None, asked: Asked, device: torch.device, dtype: torch.dtype) -> Arm:
+    directory = hub.resolve(model)
     config = read_config(directory)
-    judge, job = choose_judge(config, asked.judge), None
-    if judge is not None:
-        num_images = asked.num_images or judge.num_images
-        wanted = Wanted(
-            name=name,
-            given=judge.asked(config, num_images),
-            grid=None,
-            num_images=num_images,
-            decoder=decoder_name,
-            choose_pruning=asked.choose_pruning,
-            sampling=asked.sampling,
-            seed=asked.seed,
-            batch_size=asked.batch_size,
-            optimisation=asked.optimisation,
-            quantize=None,
-            image_size=judge.side if judge.side != config.order_grid.height * config.pixels_per_token else None,
-        )
+    judge = choose_judge(config, asked.judge)
+    decoder = choose_pruned(config, asked.choose_pruning(config), decoder_name)[1]
+
+    def load_arm(explain: Callable[[str], None]) -> Ready:
+        sha256 = checkpoint.weights_sha256(directory)
+        if judge is None:
+            return Ready(load(str(directory), device, dtype), sha256, None)
+        wanted = _wanted(model, config, decoder, judge, asked)
         job = plan_job(directory, wanted, True, None, device, dtype, explain)
-    loaded = job.loaded if job else load(str(directory), device, dtype)
-    decoder = job.request.decoder if job else choose_decoder(config, decoder_name)
-    return Arm(
-        name=f"{Path(name).name}-{decoder.name}",
-        model=name,
-        weights_sha256=checkpoint.weights_sha256(directory),
-        loaded=loaded,
-        decoder=decoder,
-        judge=judge,
-        job=job,
+        return Ready(job.loaded, sha256, job)
+
+    return Arm(f"{Path(model).name}-{decoder.name}", model, decoder, judge, load_arm)
+
+
+def _wanted(model: str, config: ModelConfig, decoder: Decoder, judge: Judge, asked: Asked) -> Wanted:
+    """The samples that a judge takes."""
+    num_images = asked.num_images or judge.num_images
+    return Wanted(
+        name=model,
+        given=judge.asked(config, num_images),
+        grid=None,
+        num_images=num_images,
+        decoder=decoder.name,
+        choose_pruning=asked.choose_pruning,
+        sampling=asked.sampling,
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        optimisation=asked.optimisation,
+        quantize=None,
+        image_size=judge.side if judge.side != config.order_grid.height * config.pixels_per_token else None,
     )

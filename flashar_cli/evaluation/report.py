@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from flashar_cli.config import Config
-from flashar_cli.machine.environment import Hardware, Software
+from flashar_cli.machine.environment import Hardware, Software, hardware, software
 
 REPORT_FILE, PAGE_FILE = "eval.json", "eval.html"
 
@@ -57,3 +61,15 @@ class EvalReport(Config):
     hardware: Hardware
     software: Software
     arms: tuple[ArmReport, ...]
+
+    @classmethod
+    def of(cls, arms: Sequence[ArmReport], command: Sequence[str], seed: int, device: torch.device) -> EvalReport:
+        """What was measured just now, here."""
+        return cls(
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=tuple(command),
+            seed=seed,
+            hardware=hardware(device),
+            software=software(),
+            arms=tuple(arms),
+        )

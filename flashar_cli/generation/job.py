@@ -97,6 +97,17 @@ class GenerateJob:
         self.engine.warm(request.decoder, request.conditions[rows], request.sampling, request.grid)
 
 
+def choose_pruned(config: ModelConfig, pruning: Pruning | None, decoder: str | None) -> tuple[ModelConfig, Decoder]:
+    """The config with these FastVAR settings, None: its own, and the decoder of this name, None: the default. Raises
+    FlasharError.
+    """
+    if pruning is not None:
+        config, decoder = config.with_fastvar(pruning), decoder or FASTVAR.name
+        if decoder not in (FASTVAR.name, TRUNCATE.name):
+            raise FlasharError(f"--decoder is {decoder}, which leaves nothing out; pass no --fastvar settings")
+    return config, choose_decoder(config, decoder)
+
+
 def plan_job(
     directory: Path,
     wanted: Wanted,
@@ -119,12 +130,8 @@ def plan_job(
     sampling, grid = config.generation.changed(**wanted.sampling), config.choose_grid(wanted.grid)
     if wanted.image_size is not None and grid.height != grid.width:
         raise FlasharError(f"--image-size makes square images, but those of the grid {grid} are not; leave it out")
-    pruning, decoder_name = wanted.choose_pruning(config), wanted.decoder
-    if pruning is not None:
-        config, decoder_name = config.with_fastvar(pruning), decoder_name or FASTVAR.name
-        if decoder_name not in (FASTVAR.name, TRUNCATE.name):
-            raise FlasharError(f"--decoder is {decoder_name}, which leaves nothing out; pass no --fastvar settings")
-    decoder = choose_decoder(config, decoder_name)
+    pruning = wanted.choose_pruning(config)
+    config, decoder = choose_pruned(config, pruning, wanted.decoder)
     if tokens_out is not None and tokens_out.suffix != (suffix := _token_suffix(decoder, config, grid)):
         raise FlasharError(f"--tokens-out is {tokens_out}; the tokens of this model go into a file FILE{suffix}")
     text_tokenizer = checkpoint.read_text_tokenizer(directory, config)

@@ -1,1 +1,1 @@
-"""What a run shows of itself: a live view, event files, and a report that needs no network."""
+"""What models and runs show of themselves: facts, a live view, event files, and a report that needs no network."""

@@ -52,6 +52,9 @@ class Toy(RasterDecoder):
     def num_forwards(self, config: RasterConfig, grid: Grid) -> None:
         return None
 
+    def longest_step(self, config: RasterConfig, grid: Grid) -> int:
+        return 1
+
     def plan(self, model: FlasharModel, tokenizer: object, key: PlanKey) -> Plan:
         return ToyPlan(RASTER.plan(model, tokenizer, key))
 

@@ -11,10 +11,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from flashar_cli.checkpoints import adapters, checkpoint
-from flashar_cli.checkpoints.listing import inspect
 from flashar_cli.checkpoints.sharded import weights_of
 from flashar_cli.config.recipe import LoraSettings
 from flashar_cli.errors import FlasharError
+from flashar_cli.reporting.listing import inspect
 from tests.models.test_lora import adapted, logits
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=("wqkv", "w2"))

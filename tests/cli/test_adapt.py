@@ -100,7 +100,8 @@ def test_block_diffusion_writes_a_model_that_every_command_reads(run_cli, tmp_pa
     for number, decoder in enumerate(((), ("--decoder", "block-diffusion:2"), ("--decoder", "raster"))):
         made = run_cli("generate", out, "--num-images", 2, *decoder, "--tokens-out", tmp_path / f"{number}.npy")
         assert made.code == 0, made.err
-    assert "blocks of 4" in run_cli("inspect", out).out
+    shown = run_cli("inspect", out).out
+    assert "blocks of 4" in shown and "block-diffusion:4 16, raster 16" in shown
     bench = json.loads(run_cli("bench", out, "--repeats", 1, "--warmup", 1, "--no-pixels", "--json").out)
     arms = {arm["decoder"]: arm["forwards_per_image"] for arm in bench["batches"][0]["arms"]}
     assert arms == {"raster": 16, "block-diffusion:4": 16}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flashar_cli import api
 from flashar_cli.evaluation import samples
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from tests.tiny_models import random_config
@@ -100,6 +103,26 @@ def test_bad_input_is_one_line(run_cli, tmp_path, monkeypatch, arguments, words)
     done = run_cli("eval", *arguments)
     assert done.code == 2 and words in done.err and done.err.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+def test_one_model_is_in_memory_at_a_time(run_cli, tmp_path, monkeypatch):
+    alive: list[weakref.ref] = []
+    load = api.checkpoint.load
+
+    def counted(*given):
+        gc.collect()
+        assert [each for each in alive if each() is not None] == []
+        loaded = load(*given)
+        alive.append(weakref.ref(loaded.model))
+        return loaded
+
+    monkeypatch.setattr(api.checkpoint, "load", counted)
+    done = run_cli(
+        *("eval", "llamagen-tiny", "llamagen-tiny-flashar", "--decoder", "raster", "--decoder", "zipar:1"),
+        *("--num-images", 4, "--num-validation", 4, "--out", tmp_path / "eval"),
+    )
+    assert done.code == 0, done.err
+    assert len(alive) == 2 * 4  # a first time to check
 
 
 def test_samples_whose_run_was_killed_while_they_were_put_in_place_are_made_again(run_cli, tmp_path):

@@ -7,10 +7,10 @@ import json
 import torch
 
 from flashar_cli.checkpoints import hub
-from flashar_cli.checkpoints.listing import list_models
 from flashar_cli.config import BranchConfig, read_config
 from flashar_cli.families import PRESETS
 from flashar_cli.models import build_model
+from flashar_cli.reporting.listing import list_models
 
 
 def test_the_table_fits_80_columns(run_cli, monkeypatch, tmp_path):

@@ -22,6 +22,7 @@ from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.failures import OptimisationFailed
 from flashar_cli.decoding.forwards import packed_linears
 from flashar_cli.decoding.images import Request, generate_tokens
+from flashar_cli.decoding.jacobi import JacobiDecoder
 from flashar_cli.decoding.levels import LEVELS
 from flashar_cli.decoding.static import FLASHAR
 from flashar_cli.errors import FlasharError
@@ -116,6 +117,17 @@ def test_graphs_without_cuda_are_one_line_and_eager():
     assert engine.optimisation == "eager"
     with pytest.raises(FlasharError, match="expected one of eager, packed, flex, graph, compile"):
         Engine(model, optimisation="fast")
+
+
+def test_steps_that_depend_on_tokens_are_in_no_graph_and_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(Engine, "_captures", property(lambda self: self.level.graphed))
+    model, lines = make_model(3, 5, "hidden"), []
+    engine, conditions = Engine(model, optimisation="compile", explain=lines.append), make_conditions(2, False)
+    for first in (0, 2):
+        tokens = engine.decode(JacobiDecoder(3), conditions, PARAMS, uniform(first, 2))
+        assert torch.equal(tokens, decode(model, conditions, JacobiDecoder(3), PARAMS, uniform(first, 2)))
+    assert lines == ["the steps of jacobi:3 depend on the sampled tokens, which a CUDA graph can't follow"]
+    assert engine.optimisation == "eager"
 
 
 def test_parts_run_compiled_only_while_decoding(monkeypatch):

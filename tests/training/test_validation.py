@@ -20,7 +20,7 @@ class DataDependent(RasterDecoder):
     """A decoder whose steps depend on the tokens that it samples."""
 
     name = "toy"
-    num_forwards = plan = costs = None  # never used
+    num_forwards = longest_step = plan = costs = None  # never used
 
 
 def test_losses_are_means_over_all_images_by_hand():

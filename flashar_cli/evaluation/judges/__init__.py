@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from flashar_cli.evaluation.reference import read_reference
 
 # Those that need nothing but what is installed.
-JUDGES: tuple[Callable[[], Judge], ...] = (ShapesJudge, ScenesJudge)
+JUDGES: tuple[Judge, ...] = (ShapesJudge(), ScenesJudge())
 
 
 def choose_judge(config: ModelConfig, given: Judge | None) -> Judge | None:
@@ -28,7 +27,7 @@ def choose_judge(config: ModelConfig, given: Judge | None) -> Judge | None:
         if reason := given.obstacle(config):
             raise FlasharError(reason)
         return given
-    return next((judge for judge in (make() for make in JUDGES) if judge.obstacle(config) is None), None)
+    return next((judge for judge in JUDGES if judge.obstacle(config) is None), None)
 
 
 def reference_judge(reference: Path, weights: Path | None, device: torch.device) -> Judge:

@@ -35,9 +35,6 @@ class ScenesJudge(Judge):
     data = HELD_OUT_SHAPES
     side, num_images = SIZE, 2000
 
-    def __init__(self) -> None:
-        self._classifier = load_classifier()
-
     def obstacle(self, config: ModelConfig) -> str | None:
         if isinstance(config.prefix, TextPrefix) and config.order_grid.height * config.pixels_per_token == SIZE:
             return None
@@ -47,7 +44,8 @@ class ScenesJudge(Judge):
         return Given(prompts=scenes(num_images)[1])
 
     def figures(self, images: Images, config: ModelConfig) -> list[Figure]:
-        found = [scene for batch in images for scene in see(self._classifier, batch)]
+        classifier = load_classifier()
+        found = [scene for batch in images for scene in see(classifier, batch)]
         verdict = compare(found, scenes(len(found))[0])
         shares = {"all_right": verdict.all, "shape": verdict.shape, "ink": verdict.ink, "ground": verdict.ground}
         return [

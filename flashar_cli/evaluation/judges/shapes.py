@@ -14,7 +14,7 @@ from flashar_cli.data.shapes import CLASS_NAMES, HELD_OUT_SEED, NUM_CLASSES, SIZ
 from flashar_cli.data.sources.shapes import HELD_OUT_SHAPES
 from flashar_cli.evaluation.judges.base import Figure, Images, Judge, distance_figure
 from flashar_cli.evaluation.moments import Moments
-from flashar_cli.evaluation.shape_classifier import load_classifier
+from flashar_cli.evaluation.shape_classifier import ShapeClassifier, load_classifier
 from flashar_cli.tokenizers.pixels import from_uint8
 
 NUM_HELD_OUT = 5000
@@ -28,9 +28,6 @@ class ShapesJudge(Judge):
     data = HELD_OUT_SHAPES
     side, num_images = SIZE, 10_000
 
-    def __init__(self) -> None:
-        self._classifier = load_classifier()
-
     def obstacle(self, config: ModelConfig) -> str | None:
         if isinstance(config.prefix, ClassPrefix) and config.class_names == CLASS_NAMES:
             return None
@@ -39,6 +36,10 @@ class ShapesJudge(Judge):
     def asked(self, config: ModelConfig, num_images: int) -> Given:
         """All classes in turn."""
         return Given(labels=f"0-{NUM_CLASSES - 1}")
+
+    @cached_property
+    def _classifier(self) -> ShapeClassifier:
+        return load_classifier()
 
     @cached_property
     def reference(self) -> Moments:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flashar_cli.checkpoints.listing import list_models
+from flashar_cli.reporting.listing import list_models
 
 
 @pytest.mark.parametrize(("folder", "place"), ((None, "Hub"), ("home", "cache"), (".", "here")))

@@ -45,6 +45,7 @@ def inspect(directory: Path) -> dict[str, Any]:
     where no adapters are apart from the weights.
     """
     from flashar_cli.checkpoints import adapters, checkpoint
+    from flashar_cli.decoding.decoders import decoders_of
 
     config = read_config(directory)
     parameters = config.num_weights
@@ -60,7 +61,7 @@ def inspect(directory: Path) -> dict[str, Any]:
         "weights_bytes_float32": 4 * parameters,
         "weights_bytes_bfloat16": 2 * parameters,
         "kv_cache_bytes_per_image_bfloat16": 2 * config.cache_values,
-        "forwards": config.forwards,
+        "forwards": {decoder.name: decoder.num_forwards(config, config.order_grid) for decoder in decoders_of(config)},
         "tokenizer": None if config.tokenizer is None else config.tokenizer.in_words,
         "sha256": checkpoint.weights_sha256(directory),
         "adapter": adapter,
