@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class Sampler:
     forwards: nn.Module | int  # a module that every forward calls once, or their number where no hook sees them
     launches_seen: bool = True  # whether launches can be counted
     marks_steps: bool = False
+    forwards_vary: bool = False  # with the sampled tokens, so that each run makes other images
 
 
 def split_arm(name: str) -> tuple[str, str | None]:
@@ -114,13 +116,16 @@ def prepare(subject: BenchModel, name: str, batch: Batch, kernels: Sequence[SDPB
     engine, decoder = engine_of(subject, level, kernels), get_decoder(decoder_name)
     counted = subject.model.every_forward
     on_gpu = subject.model.device.type == "cuda"
+    runs, forwards_vary = count(), decoder.num_forwards(subject.model.config, batch.grid) is None
 
     def sample(mark: Callable[[], None]) -> Tensor:
+        uniform_BN = batch.uniform_of(next(runs)) if forwards_vary else batch.uniform_BN
+
         def on_step(step: int) -> None:
             if step == 0 or decoder.timed_by_step:
                 mark()
 
-        return engine.decode(decoder, batch.conditions, batch.sampling, batch.uniform_BN, on_step, batch.grid)
+        return engine.decode(decoder, batch.conditions, batch.sampling, uniform_BN, on_step, batch.grid)
 
     with counted_calls(counted, lambda: on_gpu and torch.cuda.is_current_stream_capturing()) as num_captured:
         sample(lambda: None)  # compiles and captures
@@ -134,4 +139,5 @@ def prepare(subject: BenchModel, name: str, batch: Batch, kernels: Sequence[SDPB
         forwards=num_captured[0] or counted,
         launches_seen=on_gpu or not LEVELS[level].compiled,
         marks_steps=decoder.timed_by_step and not graphed,
+        forwards_vary=forwards_vary,
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, median_low
 
 import torch
 
@@ -57,20 +57,24 @@ class Measured:
     prepare_s: float
     runs: list[Run] = field(default_factory=list)
     warmup_s: list[float] = field(default_factory=list)
-    num_forwards: int = 0
+    num_forwards: list[int] = field(default_factory=list)
     launches: Launches | None = None
 
     def warm_up(self) -> None:
         """A run before the timed ones, in which forwards are counted."""
-        forwards = self.sampler.forwards
-        with nullcontext([forwards]) if isinstance(forwards, int) else counted_calls(forwards) as count:
-            self.warmup_s.append(run_once(self.sampler, self.device).seconds)
-        self.num_forwards = count[0]
+        self.warmup_s.append(self._counted().seconds)
 
     def run(self) -> None:
-        """One timed run."""
+        """One timed run. Forwards are counted too where they vary."""
         with self.memory.counted():
-            self.runs.append(run_once(self.sampler, self.device))
+            self.runs.append(self._counted() if self.sampler.forwards_vary else run_once(self.sampler, self.device))
+
+    def _counted(self) -> Run:
+        forwards = self.sampler.forwards
+        with nullcontext([forwards]) if isinstance(forwards, int) else counted_calls(forwards) as count:
+            run = run_once(self.sampler, self.device)
+        self.num_forwards.append(count[0])
+        return run
 
     def count_launches(self) -> None:
         """One more, slower run, after all timed ones: a profiler may stay attached to the device."""
@@ -122,7 +126,7 @@ def arm_report(name: str, arm: Measured, batch_size: int, floor: Floor, rates: R
         name=name,
         decoder=decoder,
         level=level,
-        forwards_per_image=arm.num_forwards,
+        forwards_per_image=median_low(arm.num_forwards),
         launches=arm.launches,
         prepare_s=arm.prepare_s,
         token_generation_s=generation_s,

@@ -63,6 +63,11 @@ class Batch:
         uniform_BN = uniform_table(plan.seed, 0, size, model.config.num_draws(grid)).to(model.device)
         return cls(grid, conditions, plan.sampling, uniform_BN, plan.seed)
 
+    def uniform_of(self, run: int) -> Tensor:
+        """As ``uniform_BN``, for a run of its own images; run 0 has those of ``uniform_BN``."""
+        size, num_draws = self.uniform_BN.shape
+        return uniform_table(self.seed, run * size, size, num_draws).to(self.uniform_BN.device)
+
     def workload(self, model: Any) -> Workload:
         """What a decoder needs to know of the batch to tell its costs."""
         return Workload(

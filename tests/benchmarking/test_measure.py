@@ -25,7 +25,7 @@ def measured(name: str, with_pixels: bool = True) -> Measured:
     )
     device = torch.device("cpu")
     arm = Measured(sampler, device, ArmMemory(device), 0.25)
-    arm.runs, arm.num_forwards = RUNS[name], 3
+    arm.runs, arm.num_forwards = RUNS[name], [3]
     return arm
 
 

@@ -8,17 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from flashar_cli.benchmarking import run
+from flashar_cli.benchmarking.measure import prepared
+from flashar_cli.benchmarking.plan import Batch
 from flashar_cli.benchmarking.reports.document import BenchReport, headline_of
 from flashar_cli.config import RasterConfig, TextPrefix
 from flashar_cli.decoding.costs import ForwardCost, Workload
 from flashar_cli.decoding.decoder import Plan, PlanKey, StepHook
-from flashar_cli.decoding.decoders import DECODERS
+from flashar_cli.decoding.decoders import DECODERS, get_decoder
+from flashar_cli.decoding.engine import Engine
 from flashar_cli.decoding.plan import DecodePlan
 from flashar_cli.decoding.static import RASTER, RasterDecoder, StaticDecoder
 from flashar_cli.grid import NO_SOURCE, Grid, Order
+from flashar_cli.machine.peaks import ArmMemory
 from flashar_cli.models.flashar import FlasharModel
+from flashar_cli.nn.sampling import uniform_table
 from tests.benchmarking.test_run import RATES, plan, subject
 
 QUICK = ("--repeats", 1, "--device", "cpu", "--json")
@@ -145,6 +151,25 @@ def test_a_bench_leaves_the_model_as_it_is() -> None:
     before = benched.model.config
     report = run.bench(benched, replace(plan(repeats=1), grids=(Grid(4, 2), Grid(2, 2))), RATES)
     assert [batch.grid for batch in report.batches] == ["4x2", "2x2"] and benched.model.config is before
+
+
+def test_each_run_makes_other_images_where_forwards_depend_on_them() -> None:
+    benched, chosen, grid, expected = subject(4, 4), plan(), Grid(4, 4), []
+    batch = Batch.of(chosen, benched.model, grid, 1)
+    for run_number in range(5):
+        steps: list[int] = []
+        uniform = uniform_table(chosen.seed, run_number, 1, 16)
+        given = (batch.conditions, chosen.sampling, uniform)
+        expected.append((Engine(benched.model).decode(get_decoder("jacobi:4"), *given, steps.append, grid), len(steps)))
+    names, memory = ("raster-eager", "jacobi:4-eager"), ArmMemory(benched.model.device)
+    raster, drafted = (prepared(name, benched, batch, None, memory) for name in names)
+    made = drafted.sampler.sample(lambda: None)  # the second: one was made to prepare
+    assert torch.equal(made, expected[1][0]) and not torch.equal(made, expected[0][0])
+    drafted.warm_up()
+    drafted.run()
+    drafted.run()
+    assert drafted.num_forwards == [forwards for _, forwards in expected[2:]]
+    assert torch.equal(raster.sampler.sample(lambda: None), raster.sampler.sample(lambda: None))
 
 
 def test_decoders_without_training_are_arms(run_cli: Callable, write_tiny_checkpoint: Callable[..., Path]) -> None:

@@ -46,7 +46,9 @@ class ArmReport(Config):
     name: str = Field(description="DECODER-LEVEL, or upstream")
     decoder: str = Field(description="one of ours, or upstream")
     level: str | None = Field(description="level of optimisation; null for upstream")
-    forwards_per_image: Count = Field(description="serial forwards, the prefix's own included, counted while running")
+    forwards_per_image: Count = Field(
+        description="serial forwards, the prefix's own included, counted while running: the median where images differ"
+    )
     launches: Launches | None = Field(
         None, description="null where unseen; on CUDA at the last batch size of the last grid alone"
     )
