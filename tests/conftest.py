@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from flashar_cli.checkpoints import checkpoint
 from flashar_cli.config import NextScaleConfig, TextPrefix
+from flashar_cli.machine import rates
 from flashar_cli.tokenizers import build_tokenizer
 from flashar_cli.tokenizers.text import open_text_tokenizer
 from flashar_cli.tokenizers.vq import VQTokenizer
@@ -110,6 +112,14 @@ def prompt_checkpoint(tmp_path: Path) -> Path:
     images = build_tokenizer(config.tokenizer).state_dict()
     checkpoint.save(tmp_path / "prompted", config, build_model(config).state_dict(), images, extras=vocabulary.copies)
     return tmp_path / "prompted"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rates_are_measured_once() -> Iterator[None]:
+    """Seconds for each bench otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "measure_rates", cache(rates.measure_rates))
+        yield
 
 
 @pytest.fixture(autouse=True)

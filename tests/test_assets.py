@@ -47,12 +47,12 @@ def test_classifier_on_held_out_images():
 def test_reconstruction_on_held_out_images(name):
     tokenizer = flashar_cli.load(name).tokenizer
     assert tokenizer is not None
-    assert evaluate_tokenizer(tokenizer, num_images=100, captioned=name in PROMPTED).psnr_db >= 28
+    assert evaluate_tokenizer(tokenizer, num_images=50, captioned=name in PROMPTED).psnr_db >= 28
 
 
 def test_reconstruction_by_scales_on_held_out_images():
     """Each further map makes the image better."""
-    found = evaluate_scale_tokenizer(flashar_cli.load("var-tiny").tokenizer, held_out_images(100, False))
+    found = evaluate_scale_tokenizer(flashar_cli.load("var-tiny").tokenizer, held_out_images(30, False))
     assert found.psnr_db >= 28
     assert found.psnr_db_of_scales == tuple(sorted(found.psnr_db_of_scales))
 

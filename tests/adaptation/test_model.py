@@ -60,9 +60,8 @@ def in_two_processes(base: Path, out: Path, dtype: str, *settings: str) -> dict:
     return json.loads(Path(f"{out}.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "settings", (pytest.param((), id="full"), pytest.param(BY_ADAPTERS, id="adapters", marks=pytest.mark.slow))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", (pytest.param((), id="full"), pytest.param(BY_ADAPTERS, id="adapters")))
 def test_two_processes_with_a_half_each_learn_what_one_does(tmp_path, base, settings):
     alone = adapted(base, tmp_path / "alone", torch.float32, settings)
     halves = in_two_processes(base, tmp_path / "halves", "float32", *settings)

@@ -15,16 +15,18 @@ import pytest
 
 from flashar_cli import api
 from flashar_cli.evaluation import samples
+from flashar_cli.evaluation.judges.scenes import ScenesJudge
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from tests.tiny_models import random_config
 
 CONFIG = random_config()
-QUICK = ("--num-images", 100, "--num-validation", 20, "--batch-size", 30)
+QUICK = ("--num-images", 40, "--num-validation", 20, "--batch-size", 30)
 
 
 @pytest.fixture(autouse=True)
 def _few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flashar_cli.evaluation.judges.shapes.NUM_HELD_OUT", 100)
+    monkeypatch.setattr("flashar_cli.evaluation.judges.JUDGES", (ShapesJudge(), ScenesJudge()))
 
 
 def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
@@ -39,11 +41,11 @@ def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
     for arm in report["arms"]:
         accuracy, distance = arm["figures"]
         images = np.load(out / f"{arm['name']}.npz")["arr_0"]
-        assert images.shape == (100, 64, 64, 3) and arm["num_images"] == 100
+        assert images.shape == (40, 64, 64, 3) and arm["num_images"] == 40
         judged = {figure.name: figure for figure in ShapesJudge().figures([images], CONFIG)}
         assert accuracy["value"] == judged["accuracy"].value > 0.75
-        assert accuracy["error"] == pytest.approx((accuracy["value"] * (1 - accuracy["value"]) / 100) ** 0.5)
-        assert distance["value"] == pytest.approx(judged["frechet_distance"].value) and distance["error"] > 0
+        assert accuracy["error"] == pytest.approx((accuracy["value"] * (1 - accuracy["value"]) / 40) ** 0.5)
+        assert distance["value"] == pytest.approx(judged["frechet_distance"].value)
     lengths = {(arm["name"], each["head"]): each for arm in report["arms"] for each in arm["code_lengths"]}
     assert set(lengths) == {
         ("llamagen-tiny-raster", "raster"),
@@ -52,7 +54,7 @@ def test_two_models_side_by_side(run_cli, tmp_path, monkeypatch):
     assert 0.1 < lengths["llamagen-tiny-raster", "raster"]["total"] < 0.5
     assert len(lengths["llamagen-tiny-raster", "raster"]["by_row"]) == 16
     page = (out / "eval.html").read_text()
-    assert page.count("<img") == 2 * 40 and "100" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<img") == 2 * 40 and "http" not in page.replace("http://www.w3.org", "")
     before = {path.name: path.read_bytes() for path in out.glob("*.npz")}
     monkeypatch.setattr(samples, "generate", lambda *given: pytest.fail("the samples are there"))
     again = run_cli(*command)
@@ -118,11 +120,11 @@ def test_one_model_is_in_memory_at_a_time(run_cli, tmp_path, monkeypatch):
 
     monkeypatch.setattr(api.checkpoint, "load", counted)
     done = run_cli(
-        *("eval", "llamagen-tiny", "llamagen-tiny-flashar", "--decoder", "raster", "--decoder", "zipar:1"),
+        *("eval", "llamagen-tiny-flashar", "--decoder", "flashar", "--decoder", "zipar:1"),
         *("--num-images", 4, "--num-validation", 4, "--out", tmp_path / "eval"),
     )
     assert done.code == 0, done.err
-    assert len(alive) == 2 * 4  # a first time to check
+    assert len(alive) == 2 * 2  # a first time to check
 
 
 def test_samples_whose_run_was_killed_while_they_were_put_in_place_are_made_again(run_cli, tmp_path):
@@ -138,6 +140,7 @@ def test_samples_whose_run_was_killed_while_they_were_put_in_place_are_made_agai
     assert json.loads(record.read_text())["sha256"] == first["arms"][0]["samples_sha256"]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     """From an empty cache, so that held-out images have to be encoded."""
     reports = []

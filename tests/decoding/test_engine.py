@@ -513,6 +513,7 @@ def test_a_deep_model_compiles_no_more_than_a_shallow_one(traced_only, monkeypat
     assert numbers == [3 + 2 + 2 + 5] * 2
 
 
+@pytest.mark.slow
 def test_line_ends_and_a_branch_apart_compile_whole(traced_only):
     model, lines, counters = build_model(emu_like_config(2, 2)), [], torch._dynamo.utils.counters
     engine, conditions = Engine(model, optimisation="compile", explain=lines.append), model.prefix.example(2, seed=0)

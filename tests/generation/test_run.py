@@ -271,6 +271,7 @@ def test_two_processes_make_the_bytes_of_one_and_no_batch_twice(tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["out", "samples.npz", "tokens.npy"]
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_makes_what_is_missing(tmp_path):
     """Fewer batches than processes: the rest of an interrupted run."""
     process = start(tmp_path / "cut", 75)
@@ -284,6 +285,7 @@ def test_one_of_two_processes_makes_what_is_missing(tmp_path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_put_a_finished_run_in_its_place(run_cli, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         patched.setattr(run, "_publish", Mock(side_effect=KeyboardInterrupt))

@@ -22,8 +22,13 @@ def images():
     return draw_batch(HELD_OUT_SEED, 10_000, 200)[0]
 
 
-def test_drawings_are_right_and_near(images):
-    accuracy, distance = ShapesJudge().figures([images[:70], images[70:]], CONFIG)
+@pytest.fixture(scope="module")
+def judge():
+    return ShapesJudge()
+
+
+def test_drawings_are_right_and_near(judge, images):
+    accuracy, distance = judge.figures([images[:70], images[70:]], CONFIG)
     assert (accuracy.name, accuracy.best, distance.name, distance.best) == (
         "accuracy",
         "higher",
@@ -35,15 +40,15 @@ def test_drawings_are_right_and_near(images):
     assert 0 < distance.error < 1
 
 
-def test_other_shapes_than_asked_for_are_wrong_and_as_near(images):
-    right, wrong = ShapesJudge().figures([images], CONFIG), ShapesJudge().figures([np.roll(images, 1, axis=0)], CONFIG)
+def test_other_shapes_than_asked_for_are_wrong_and_as_near(judge, images):
+    right, wrong = judge.figures([images], CONFIG), judge.figures([np.roll(images, 1, axis=0)], CONFIG)
     assert wrong[0].value < 0.03
     assert wrong[1].value == pytest.approx(right[1].value, abs=1e-3)
 
 
-def test_noise_is_far(images):
+def test_noise_is_far(judge, images):
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-    assert ShapesJudge().figures([noise], CONFIG)[1].value > 10
+    assert judge.figures([noise], CONFIG)[1].value > 10
 
 
 def test_who_judges_what():
