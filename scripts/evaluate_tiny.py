@@ -18,16 +18,12 @@ import numpy as np
 import torch
 
 import flashar_cli
-from flashar_cli.api import ImageModel
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
-from flashar_cli.data.shapes import NUM_CLASSES
-from flashar_cli.evaluation.judges.base import Judge
 from flashar_cli.evaluation.judges.shapes import NUM_HELD_OUT, ShapesJudge
 from scripts.tiny.kept_report import keep, open_report
+from scripts.tiny.measuring import measure
 from scripts.tiny.tokenizer_training import evaluate_tokenizer
-
-BATCH = 50
 
 
 def main() -> None:
@@ -77,17 +73,6 @@ def main() -> None:
     report["summary"] = summarise(report["runs"])
     keep(report, args.out)
     print(json.dumps(report["summary"], indent=2))
-
-
-def measure(
-    model: ImageModel, decoder: str, scale: float, seed: int, num_images: int, judge: Judge
-) -> dict[str, float]:
-    """The figures of ``num_images`` samples, classes in turn."""
-    labels = [index % NUM_CLASSES for index in range(num_images)]
-    images = model.generate(labels, decoder=decoder, seed=seed, batch_size=BATCH, cfg_scale=scale).images
-    assert images is not None
-    parts = (images[start : start + BATCH] for start in range(0, num_images, BATCH))
-    return {figure.name: figure.value for figure in judge.figures(parts, model.config)}
 
 
 def summarise(runs: list[dict]) -> list[dict[str, float]]:

@@ -21,8 +21,8 @@ from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.config import Pruning
 from flashar_cli.config.pruning_presets import pruned_layers
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
-from scripts.evaluate_tiny import measure
 from scripts.tiny.kept_report import keep, open_report
+from scripts.tiny.measuring import measure
 from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
 from scripts.tiny.tokenizer_training import held_out_images
 
