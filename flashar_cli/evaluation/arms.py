@@ -85,12 +85,11 @@ def _plan_arm(model: str, decoder_name: str | None, asked: Asked, device: torch.
     decoder = choose_pruned(config, asked.choose_pruning(config), decoder_name)[1]
 
     def load_arm(explain: Callable[[str], None]) -> Ready:
-        sha256 = checkpoint.weights_sha256(directory)
         if judge is None:
-            return Ready(load(str(directory), device, dtype), sha256, None)
+            return Ready(load(str(directory), device, dtype), checkpoint.weights_sha256(directory), None)
         wanted = _wanted(model, config, decoder, judge, asked)
         job = plan_job(directory, wanted, True, None, device, dtype, explain)
-        return Ready(job.loaded, sha256, job)
+        return Ready(job.loaded, job.sources["model_sha256"], job)
 
     return Arm(f"{Path(model).name}-{decoder.name}", model, decoder, judge, load_arm)
 

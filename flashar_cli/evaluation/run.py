@@ -40,7 +40,7 @@ class Validation:
 
 def check(arms: Sequence[Arm], out: Path, overwrite: bool) -> None:
     """Raises FlasharError where an arm can't do what was asked for, and where there are samples of other settings,
-    unless they are to be overwritten.
+    unless they are to be overwritten. Each arm is gone from memory before the next is loaded.
     """
     for arm in arms:
         _check(arm.load(lambda reason: None).job, _archive(arm, out), overwrite)
