@@ -21,9 +21,9 @@ FOLDER = FolderKind(
     {
         r"eval\.json": json_object("a report", "arms", "seed"),
         r"eval\.html": ANYTHING,
-        r".*\.npz": NPZ,
-        r".*\.json": json_object("a record", "samples", "sha256"),
-        r".*\.npz\.part/.*": ANYTHING,
+        r"[^/]*\.npz": NPZ,
+        r"[^/]*\.json": json_object("a record", "samples", "sha256"),
+        r"[^/]*\.npz\.part/.*": ANYTHING,
     },
 )
 

@@ -17,6 +17,7 @@ from flashar_cli import api
 from flashar_cli.evaluation import samples
 from flashar_cli.evaluation.judges.scenes import ScenesJudge
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
+from flashar_cli.generation import run
 from tests.tiny_models import random_config
 
 CONFIG = random_config()
@@ -125,6 +126,27 @@ def test_one_model_is_in_memory_at_a_time(run_cli, tmp_path, monkeypatch):
     )
     assert done.code == 0, done.err
     assert len(alive) == 2 * 2  # a first time to check
+
+
+def test_an_interrupted_run_goes_on(run_cli, tmp_path, monkeypatch):
+    quick = ("eval", "llamagen-tiny-flashar", "--num-images", 40, "--num-validation", 10, "--batch-size", 10, "--json")
+    whole = json.loads(run_cli(*quick, "--out", tmp_path / "whole").out)
+    drawn, draw = [], run.sample_batch
+
+    def interrupted(*given):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(given)
+        return draw(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "MOST_WRITERS", 1)
+        patched.setattr(run, "sample_batch", interrupted)
+        assert run_cli(*quick, "--out", tmp_path / "parts").code == 130
+    again = run_cli(*quick, "--out", tmp_path / "parts")
+    assert again.code == 0, again.err
+    assert "going on with" in again.err
+    assert json.loads(again.out)["arms"] == whole["arms"]
 
 
 def test_samples_whose_run_was_killed_while_they_were_put_in_place_are_made_again(run_cli, tmp_path):
