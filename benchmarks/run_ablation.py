@@ -35,6 +35,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "layer 6, mean, one stage": ("branch.layer=6", "branch.gate=mean", "stage1_fraction=0"),
     "mean, one stage": ("branch.gate=mean", "stage1_fraction=0"),
 }
+VALIDATION = 64  # images with which an adaptation watches itself; the losses of the table are those of `flashar eval`
 COLUMNS = (("loss", 1, 4), ("right", 100, 1), ("distance", 1, 2))  # name, factor, digits
 
 
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _make_parser().parse_args(arguments)
     names = args.rows or list(ROWS)
     settings = {
-        name: getattr(args, name) for name in ("model", "recipe", "steps", "batch_size", "num_train", "num_images")
+        name: getattr(args, name)
+        for name in ("model", "recipe", "steps", "batch_size", "dtype", "num_train", "num_images")
     }
     cells.keep_settings(args.out, settings)
     tokens = args.out / "tokens"
@@ -68,6 +70,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200, help="of an adaptation")
     parser.add_argument("--batch-size", type=int, default=16, help="of an optimizer step")
+    parser.add_argument("--dtype", default="auto", help="of an adaptation, as of `flashar adapt`")
     parser.add_argument("--num-train", type=int, default=10512, help="images")
     parser.add_argument("--num-images", type=int, default=500, help="samples of a cell")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: faster steps after a minute's wait")
@@ -89,7 +92,8 @@ def _make_cell(args: argparse.Namespace, row: str, seed: int) -> tuple[str, int]
             model = str(folder / "adapted")
             changes = [part for change in ROWS[row] for part in ("--set", change)]
             data = ["--data", str(args.out / "tokens"), "--seed", str(seed)]
-            length = ["--steps", str(args.steps), "--batch-size", str(args.batch_size)]
+            length = ["--steps", str(args.steps), "--batch-size", str(args.batch_size), "--dtype", args.dtype]
+            length += ["--set", f"data.num_validation={VALIDATION}"]
             length += ["--set", "engine.compile=true"] if args.compile else []
             if not Path(model).is_dir():
                 cells.run(

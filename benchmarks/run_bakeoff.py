@@ -57,7 +57,7 @@ BATCH_SIZES = "1,8"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _make_parser().parse_args(arguments)
-    names = ("model", "shipped", "recipe", "steps", "num_images", "seed", "guidance")
+    names = ("model", "shipped", "recipe", "steps", "dtype", "num_images", "seed", "guidance")
     cells.keep_settings(args.out, {name: getattr(args, name) for name in names})
     models = {BASE: args.model, SHIPPED: args.shipped} | {name: _adapted(args, name) for name in CHANGES}
     rows = []
@@ -85,6 +85,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shipped", default="llamagen-tiny-flashar")
     parser.add_argument("--recipe", default="llamagen-tiny")
     parser.add_argument("--steps", type=int, default=1000, help="of each adaptation")
+    parser.add_argument("--dtype", default="auto", help="of each adaptation, as of `flashar adapt`")
     parser.add_argument("--num-images", type=int, default=2000, help="samples of each row")
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.1, 1.0])
     parser.add_argument("--seed", type=int, default=0)
@@ -100,6 +101,7 @@ def _adapted(args: argparse.Namespace, name: str) -> str:
         _refuse_other(path, args)
     else:
         made = ["adapt", args.model, "--recipe", args.recipe, "--steps", str(args.steps)]
+        made += ["--dtype", args.dtype]
         made += [part for key, value in CHANGES[name].items() for part in ("--set", f"{key}={value}")]
         made += ["--out", str(path)]
         cells.run(made, args.out / "logs", args.threads)
