@@ -141,6 +141,7 @@ def load_job(
 
 def adapted_config(base: RasterConfig, recipe: AdaptRecipe, recommended: int | None = None) -> RasterConfig:
     """What a base becomes by a recipe, and the layer that a probe recommends. Raises FlasharError."""
+    base = base.model_copy(update={"generation": base.generation.changed(**recipe.generation.model_dump())})
     if recipe.method == "flashar":
         return base.model_copy(update={"branch": choose_branch(recipe.branch, recommended, base)})
     if base.prefix.has_line_ends:

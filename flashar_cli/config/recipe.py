@@ -143,6 +143,16 @@ class DiffusionSettings(Config):
     )
 
 
+class GenerationSettings(Config):
+    """Sampling defaults of the adapted model; null: those of the base."""
+
+    cfg_scale: Annotated[float, bounds.CFG_SCALE] | None = None
+    temperature: Annotated[float, bounds.TEMPERATURE] | None = None
+    top_k: Annotated[int, bounds.TOP_K] | None = None
+    top_p: Annotated[float, bounds.TOP_P] | None = None
+    min_p: Annotated[float, bounds.MIN_P] | None = None
+
+
 class DataSettings(Config):
     """What to train on."""
 
@@ -179,6 +189,7 @@ class AdaptRecipe(Config):
     stage2: StageSettings = StageSettings(backbone_lr_factor=0.2)
     branch: BranchSettings = BranchSettings()
     diffusion: DiffusionSettings = DiffusionSettings()
+    generation: GenerationSettings = GenerationSettings()
     lora: LoraSettings = NO_LORA
     data: DataSettings = DATA_DEFAULTS
     optim: OptimSettings = OptimSettings()

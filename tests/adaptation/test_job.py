@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from flashar_cli.adaptation.job import choose_branch
-from flashar_cli.config.recipe import BranchSettings
+from flashar_cli.adaptation.job import adapted_config, choose_branch
+from flashar_cli.config import Sampling
+from flashar_cli.config.recipe import AdaptRecipe, BranchSettings
 from flashar_cli.errors import FlasharError
 from flashar_cli.families import PRESETS
 
@@ -38,3 +39,10 @@ def test_other_gates(gate, gate_dim):
 def test_a_layer_beyond_the_last_is_refused():
     with pytest.raises(FlasharError, match="--branch-layer is 37; expected 0..36"):
         choose_branch(BranchSettings(layer=37), None, XL)
+
+
+def test_sampling_defaults_are_the_base_s_but_for_those_of_the_recipe():
+    base = XL.model_copy(update={"generation": Sampling(cfg_scale=1.75, top_k=900)})
+    own = AdaptRecipe.model_validate({"generation": {"cfg_scale": 1.0, "temperature": 0.9}})
+    assert adapted_config(base, AdaptRecipe()).generation == base.generation
+    assert adapted_config(base, own).generation == Sampling(cfg_scale=1.0, temperature=0.9, top_k=900)

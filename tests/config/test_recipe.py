@@ -87,7 +87,7 @@ KEYS = (
     *("steps", "stage1.lr", "stage2.distill_temperature", "stage1.warmup_steps", "stage2.cosine_steps"),
     *("stage1_fraction", "branch.layer", "branch.depth", "branch.gate", "data.source", "data.subset", "data.max_bad"),
     *("data.crop_ratio", "optim.batch_size", "optim.beta1", "optim.ema_decay", "engine.micro_batch_size", "save_every"),
-    *("engine.compile", "stage1", "optim", "stage1.lr.deeper", "nothing"),
+    *("generation.cfg_scale", "engine.compile", "stage1", "optim", "stage1.lr.deeper", "nothing"),
 )
 
 
