@@ -16,17 +16,20 @@ from statistics import mean
 import torch
 
 import flashar_cli
+from flashar_cli.api import ImageModel
 from flashar_cli.checkpoints import hub
 from flashar_cli.checkpoints.checkpoint import weights_sha256
 from flashar_cli.config import Pruning
 from flashar_cli.config.pruning_presets import pruned_layers
+from flashar_cli.data.shapes import NUM_CLASSES
+from flashar_cli.evaluation.judges.base import Judge
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from scripts.tiny.kept_report import keep, open_report
-from scripts.tiny.measuring import measure
 from scripts.tiny.scale_tokenizer import evaluate_scale_tokenizer
 from scripts.tiny.tokenizer_training import held_out_images
 
 NUM_SCALES = 7
+BATCH = 50
 
 
 def pruned(*ratios: float, skipped: int = 0, **settings: int) -> Pruning:
@@ -90,6 +93,17 @@ def main() -> None:
             keep(report, args.out)
             print(json.dumps(run), flush=True)
     print(json.dumps(report["summary"], indent=2))
+
+
+def measure(
+    model: ImageModel, decoder: str, scale: float, seed: int, num_images: int, judge: Judge
+) -> dict[str, float]:
+    """The figures of ``num_images`` samples at a guidance scale, classes in turn."""
+    labels = [index % NUM_CLASSES for index in range(num_images)]
+    images = model.generate(labels, decoder=decoder, seed=seed, batch_size=BATCH, cfg_scale=scale).images
+    assert images is not None
+    parts = (images[start : start + BATCH] for start in range(0, num_images, BATCH))
+    return {figure.name: figure.value for figure in judge.figures(parts, model.config)}
 
 
 def summarise(runs: list[dict]) -> list[dict]:

@@ -2,7 +2,7 @@
 # Makes the embedded models from nothing: tokenizers, classifier, raster bases, probe, adaptations. Seeds are fixed.
 # usage: scripts/train_tiny.sh WORK     hours on two CPU cores; each part that is done is skipped
 # Afterwards copy WORK/llamagen-tiny, WORK/emu-tiny, their -flashar ones, WORK/var-tiny and WORK/shape-classifier into
-# flashar_cli/assets/ and measure them with scripts/evaluate_tiny.py, evaluate_tiny_emu.py and evaluate_tiny_var.py.
+# flashar_cli/assets/ and measure them with flashar eval, scripts/evaluate_tiny_emu.py and evaluate_tiny_var.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
