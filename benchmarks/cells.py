@@ -28,16 +28,20 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         sys.exit(f"{folder} has cells of other settings: {known}, not {settings}; choose another folder")
 
 
-def run(arguments: Sequence[str], folder: Path, threads: int) -> None:
-    """Runs a command of flashar; what it prints goes into FOLDER/log. Exits where it fails."""
+def make(made: Path, arguments: Sequence[str], folder: Path, threads: int) -> None:
+    """Runs a command of flashar that ends with writing ``made``, unless that is there; what it prints goes into
+    FOLDER/log. Exits where it fails or is stopped.
+    """
+    if made.exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with open(folder / "log", "a") as log:
         log.write(f"flashar {' '.join(arguments)}\n")
         log.flush()
         done = subprocess.run([*FLASHAR, *arguments], stdout=log, stderr=log, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"flashar {' '.join(arguments)} failed; {folder / 'log'} says why")
+    if done.returncode or not made.exists():  # 0 also says: stopped, the same command goes on
+        sys.exit(f"flashar {' '.join(arguments)} failed or was stopped; {folder / 'log'} says why")
 
 
 def evaluated(folder: Path) -> dict[str, Any]:

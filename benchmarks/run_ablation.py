@@ -47,10 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in ("model", "recipe", "steps", "batch_size", "dtype", "num_train", "num_images")
     }
     cells.keep_settings(args.out, settings)
-    tokens = args.out / "tokens"
-    if not tokens.is_dir():
-        data = ["--data", f"shapes:{args.num_train}", "--out", str(tokens)]
-        cells.run(["encode", args.model, *data], args.out, args.threads)
+    data = ["--data", f"shapes:{args.num_train}", "--out", str(args.out / "tokens")]
+    cells.make(args.out / "tokens" / "manifest.json", ["encode", args.model, *data], args.out, args.threads)
     wanted = [(row, seed) for seed in range(args.seeds) for row in [BASE, *names]]
     with ThreadPoolExecutor(args.jobs) as pool:
         for row, seed in pool.map(lambda cell: _make_cell(args, *cell), wanted):
@@ -86,23 +84,19 @@ def _folder(out: Path, row: str, seed: int) -> Path:
 def _make_cell(args: argparse.Namespace, row: str, seed: int) -> tuple[str, int]:
     folder = _folder(args.out, row, seed)
     cells.keep_settings(folder, {"seed": seed, "changes": list(ROWS.get(row, ()))})
-    if not (folder / "eval" / "eval.json").exists():
-        model, threads = args.model, max(1, args.threads // args.jobs)
-        if row != BASE:
-            model = str(folder / "adapted")
-            changes = [part for change in ROWS[row] for part in ("--set", change)]
-            data = ["--data", str(args.out / "tokens"), "--seed", str(seed)]
-            length = ["--steps", str(args.steps), "--batch-size", str(args.batch_size), "--dtype", args.dtype]
-            length += ["--set", f"data.num_validation={VALIDATION}"]
-            length += ["--set", "engine.compile=true"] if args.compile else []
-            if not Path(model).is_dir():
-                cells.run(
-                    ["adapt", args.model, "--recipe", args.recipe, *data, *length, *changes, "--out", model],
-                    folder,
-                    threads,
-                )
-        asked = ["--num-images", str(args.num_images), "--seed", str(seed)]
-        cells.run(["eval", model, *asked, "--batch-size", "100", "--out", str(folder / "eval")], folder, threads)
+    model, threads = args.model, max(1, args.threads // args.jobs)
+    if row != BASE:
+        model = str(folder / "adapted")
+        changes = [*ROWS[row], f"data.num_validation={VALIDATION}"]
+        changes += ["engine.compile=true"] if args.compile else []
+        asked = ["--data", str(args.out / "tokens"), "--seed", str(seed), "--dtype", args.dtype]
+        asked += ["--steps", str(args.steps), "--batch-size", str(args.batch_size)]
+        asked += [part for change in changes for part in ("--set", change)]
+        command = ["adapt", args.model, "--recipe", args.recipe, *asked, "--out", model]
+        cells.make(Path(model), command, folder, threads)
+    asked = ["--num-images", str(args.num_images), "--seed", str(seed), "--batch-size", "100"]
+    command = ["eval", model, *asked, "--out", str(folder / "eval")]
+    cells.make(folder / "eval" / "eval.json", command, folder, threads)
     return row, seed
 
 

@@ -99,12 +99,9 @@ def _adapted(args: argparse.Namespace, name: str) -> str:
     path = args.out / name
     if path.exists():
         _refuse_other(path, args)
-    else:
-        made = ["adapt", args.model, "--recipe", args.recipe, "--steps", str(args.steps)]
-        made += ["--dtype", args.dtype]
-        made += [part for key, value in CHANGES[name].items() for part in ("--set", f"{key}={value}")]
-        made += ["--out", str(path)]
-        cells.run(made, args.out / "logs", args.threads)
+    command = ["adapt", args.model, "--recipe", args.recipe, "--steps", str(args.steps), "--dtype", args.dtype]
+    command += [part for key, value in CHANGES[name].items() for part in ("--set", f"{key}={value}")]
+    cells.make(path, [*command, "--out", str(path)], args.out / "logs", args.threads)
     return str(path)
 
 
@@ -121,11 +118,10 @@ def _refuse_other(path: Path, args: argparse.Namespace) -> None:
 
 def _quality(args: argparse.Namespace, trained: str, model: str, decoder: str, guidance: float) -> dict[str, Any]:
     folder = args.out / "samples" / f"{trained}-{decoder.replace(':', '-')}-{guidance:g}"
-    if not (folder / "eval.json").exists():
-        asked = ["--decoder", decoder, "--cfg-scale", str(guidance), "--seed", str(args.seed)]
-        asked += ["--num-images", str(args.num_images), "--nproc", str(args.nproc), "--batch-size", "100"]
-        command = ["eval", model, *asked, "--num-validation", "64", "--out", str(folder)]
-        cells.run(command, args.out / "logs", args.threads // args.nproc)
+    asked = ["--decoder", decoder, "--cfg-scale", str(guidance), "--seed", str(args.seed)]
+    asked += ["--num-images", str(args.num_images), "--nproc", str(args.nproc), "--batch-size", "100"]
+    command = ["eval", model, *asked, "--num-validation", "64", "--out", str(folder)]
+    cells.make(folder / "eval.json", command, args.out / "logs", args.threads // args.nproc)
     found = cells.figures(cells.evaluated(folder))
     return {"right": found["accuracy"], "distance": found["frechet_distance"]}
 
@@ -136,10 +132,9 @@ def _speeds(args: argparse.Namespace, name: str, model: str, guidance: float) ->
     """
     report = args.out / "benches" / f"{name}-{guidance:g}.json"
     decoders = dict.fromkeys(["raster", *(each for way in WAYS if way.trained == name for each in way.decoders)])
-    if not report.exists():
-        asked = ["--arms", ",".join(f"{decoder}-eager" for decoder in decoders), "--batch-sizes", BATCH_SIZES]
-        asked += ["--cfg-scale", str(guidance), "--threads", str(args.threads), "--out", str(report)]
-        cells.run(["bench", model, *asked], args.out / "logs", args.threads)
+    asked = ["--arms", ",".join(f"{decoder}-eager" for decoder in decoders), "--batch-sizes", BATCH_SIZES]
+    asked += ["--cfg-scale", str(guidance), "--threads", str(args.threads), "--out", str(report)]
+    cells.make(report, ["bench", model, *asked], args.out / "logs", args.threads)
     found: dict[str, dict[str, Any]] = {
         decoder: {"forwards": {}, "images_per_s": {}, "speedup": {}} for decoder in decoders
     }

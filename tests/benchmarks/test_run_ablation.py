@@ -31,13 +31,14 @@ def test_rows_and_seeds(tmp_path, monkeypatch, capsys):
     lines = (tmp_path / "out" / "ablation.md").read_text().splitlines()
     assert len(lines) == 5 and f"{statistics.mean(c['loss'] for c in mean['cells']):.4f}" in lines[3]
     capsys.readouterr()
-    monkeypatch.setattr(cells, "run", lambda *given: pytest.fail("all cells are there"))
+    monkeypatch.setattr(cells.subprocess, "run", lambda *given, **more: pytest.fail("all cells are there"))
     run_ablation.main(arguments)
     with pytest.raises(SystemExit, match="cells of other settings"):
         run_ablation.main((*arguments, "--num-images", "30"))
 
 
-def test_a_command_that_fails_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="flashar inspect nowhere failed; .*log says why"):
-        cells.run(["inspect", "nowhere"], tmp_path, 1)
-    assert "nowhere" in (tmp_path / "log").read_text()
+@pytest.mark.parametrize("arguments", (["inspect", "nowhere"], ["ls"]))
+def test_a_command_that_does_not_make_it_is_named(tmp_path, arguments):
+    with pytest.raises(SystemExit, match=f"flashar {' '.join(arguments)} failed or was stopped; .*log says why"):
+        cells.make(tmp_path / "made", arguments, tmp_path, 1)
+    assert (tmp_path / "log").read_text().count("\n") > 1
