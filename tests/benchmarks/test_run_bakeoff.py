@@ -27,7 +27,7 @@ def test_rows_of_quality_and_speed(tmp_path, monkeypatch):
     text = (tmp_path / "out" / "bakeoff.md").read_text()
     assert text.count("\n") == 4 and "`block-diffusion:1`" in text and "none" in text
     assert (tmp_path / "out" / "bakeoff.svg").read_text().startswith("<?xml")
-    monkeypatch.setattr(cells, "run", lambda *given: pytest.fail("all cells are there"))
+    monkeypatch.setattr(cells.subprocess, "run", lambda *given, **more: pytest.fail("all cells are there"))
     run_bakeoff.main((str(tmp_path / "out"), *asked))
     settings = tmp_path / "out" / "settings.json"
     settings.write_text(settings.read_text().replace('"steps": 2', '"steps": 3'))
