@@ -19,10 +19,10 @@ from typing import Any
 
 from benchmarks import cells
 
-BASE = "base"
+BASE, DEFAULT = "base", "default"
 # Changes to the recipe, by row. The last two, "one stage" and "default" build the method up as the paper's table does.
 ROWS: dict[str, tuple[str, ...]] = {
-    "default": (),
+    DEFAULT: (),
     "layer 4": ("branch.layer=4",),
     "layer 6 (last)": ("branch.layer=6",),
     "gate logits": ("branch.gate=logits",),
@@ -36,7 +36,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "mean, one stage": ("branch.gate=mean", "stage1_fraction=0"),
 }
 VALIDATION = 64  # images with which an adaptation watches itself; the losses of the table are those of `flashar eval`
-COLUMNS = (("loss", 1, 4), ("right", 100, 1), ("distance", 1, 2))  # name, factor, digits
+# Name, factor, format.
+COLUMNS = (("loss", 1, ".4f"), ("loss_over_default", 1, "+.4f"), ("right", 100, ".1f"), ("distance", 1, ".2f"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,17 +113,15 @@ def _figures(folder: Path) -> dict[str, float]:
 
 
 def _document(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    cells_of = {row: [_figures(_folder(args.out, row, seed)) for seed in range(args.seeds)] for row in [BASE, *names]}
+    losses = {row: [each["loss"] for each in found] for row, found in cells_of.items()}
     rows = []
-    for row in [BASE, *names]:
-        found = [_figures(_folder(args.out, row, seed)) for seed in range(args.seeds)]
-        spread = {
-            key: {
-                "mean": statistics.mean(each[key] for each in found),
-                "deviation": statistics.stdev(each[key] for each in found) if len(found) > 1 else None,
-            }
-            for key in found[0]
-        }
-        rows.append({"row": row, "changes": list(ROWS.get(row, ())), "cells": found, "over_seeds": spread})
+    for row, found in cells_of.items():
+        over_seeds = {key: _spread([each[key] for each in found]) for key in found[0]}
+        if DEFAULT in losses and row not in (BASE, DEFAULT):  # seed by seed, as those share all that is random
+            pairs = zip(losses[row], losses[DEFAULT], strict=True)
+            over_seeds["loss_over_default"] = _spread([loss - default for loss, default in pairs])
+        rows.append({"row": row, "changes": list(ROWS.get(row, ())), "cells": found, "over_seeds": over_seeds})
     return {
         **cells.origin(),
         "settings": json.loads((args.out / "settings.json").read_text()),
@@ -131,19 +130,26 @@ def _document(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: each row's mean over seeds ± standard deviation; the losses of the base are its raster ones."""
-    lines = ["| | validation loss | right | distance |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| | validation loss | over default | right | distance |", "| --- | ---: | ---: | ---: | ---: |"]
     for row in rows:
-        values = [(row["over_seeds"][name], factor, digits) for name, factor, digits in COLUMNS]
-        shown = [
-            f"{factor * value['mean']:.{digits}f}"
-            + ("" if value["deviation"] is None else f" ± {factor * value['deviation']:.{digits}f}")
-            for value, factor, digits in values
-        ]
-        shown[1] += " %"
+        shown = [_shown(row["over_seeds"].get(name), factor, form) for name, factor, form in COLUMNS]
         lines.append(f"| {row['row']} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: dict[str, float | None] | None, factor: float, form: str) -> str:
+    if value is None:
+        return ""
+    mean, deviation = value["mean"], value["deviation"]
+    assert mean is not None
+    spread = "" if deviation is None else f" ± {factor * deviation:{form.lstrip('+')}}"
+    return f"{factor * mean:{form}}{spread}{' %' if factor == 100 else ''}"
 
 
 if __name__ == "__main__":
