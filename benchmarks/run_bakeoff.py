@@ -21,6 +21,8 @@ from benchmarks import cells
 from flashar_cli.checkpoints import checkpoint, hub
 from flashar_cli.config import raster_only, read_config
 from flashar_cli.config.recipe import AdaptRecipe, load_recipe
+from flashar_cli.data.shapes import NUM_CLASSES
+from flashar_cli.evaluation import spread
 from flashar_cli.reporting.figures import new_figure
 from flashar_cli.training.flops import training_flops
 
@@ -56,7 +58,10 @@ BATCH_SIZES = "1,8"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = _make_parser().parse_args(arguments)
+    parser = _make_parser()
+    args = parser.parse_args(arguments)
+    if args.num_images < (fewest := NUM_CLASSES * spread.FEWEST):
+        parser.error(f"--num-images: got {args.num_images}, expected at least {fewest}, or distances have no errors")
     names = ("model", "shipped", "recipe", "steps", "dtype", "num_images", "seed", "guidance")
     cells.keep_settings(args.out, {name: getattr(args, name) for name in names})
     models = {BASE: args.model, SHIPPED: args.shipped} | {name: _adapted(args, name) for name in CHANGES}

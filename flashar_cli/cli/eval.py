@@ -32,7 +32,7 @@ Decoders = Annotated[
 ]
 NumImages = Annotated[
     int | None,
-    options.number(bounds.TWO_IMAGES, help="Samples of each. Default: 6000; prompts 2000, --reference 50000."),
+    options.number(bounds.TWO_IMAGES, help="Samples of each. Default: 5000; prompts 2000, --reference 50000."),
 ]
 ReferenceFile = Annotated[
     Path | None, typer.Option("--reference", metavar="FILE.npz", help="Of ADM's evaluator, for FID and the like.")

@@ -17,7 +17,7 @@ def test_rows_of_quality_and_speed(tmp_path, monkeypatch):
     monkeypatch.setattr(run_bakeoff, "CHANGES", {"blocks": run_bakeoff.CHANGES["blocks"]})
     recipe = tmp_path / "small.toml"
     recipe.write_text('extends = "llamagen-tiny-demo"\n[data]\nsource = "shapes:200"\n')
-    asked = ("--recipe", str(recipe), "--steps", "2", "--num-images", "20", "--guidance", "1.0")
+    asked = ("--recipe", str(recipe), "--steps", "2", "--num-images", "100", "--guidance", "1.0")
     run_bakeoff.main((str(tmp_path / "out"), *asked))
     document = json.loads((tmp_path / "out" / "bakeoff.json").read_text())
     raster, blocks = document["rows"]
@@ -27,12 +27,18 @@ def test_rows_of_quality_and_speed(tmp_path, monkeypatch):
     text = (tmp_path / "out" / "bakeoff.md").read_text()
     assert text.count("\n") == 4 and "`block-diffusion:1`" in text and "none" in text
     assert (tmp_path / "out" / "bakeoff.svg").read_text().startswith("<?xml")
-    monkeypatch.setattr(cells.subprocess, "run", lambda *given, **more: pytest.fail("all cells are there"))
+    monkeypatch.setattr(cells, "FLASHAR", ("false",))  # no cell is made again
     run_bakeoff.main((str(tmp_path / "out"), *asked))
     settings = tmp_path / "out" / "settings.json"
     settings.write_text(settings.read_text().replace('"steps": 2', '"steps": 3'))
     with pytest.raises(SystemExit, match="by another recipe"):
         run_bakeoff.main((str(tmp_path / "out"), *asked, "--steps", "3"))
+
+
+def test_too_few_samples_for_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_bakeoff.main((str(tmp_path / "out"), "--num-images", "99"))
+    assert "got 99, expected at least 100" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_every_way_is_in_table_and_plot():

@@ -26,7 +26,7 @@ class ShapesJudge(Judge):
 
     name = "the shape classifier"
     data = HELD_OUT_SHAPES
-    side, num_images = SIZE, 6000
+    side, num_images = SIZE, 5000
 
     def obstacle(self, config: ModelConfig) -> str | None:
         if isinstance(config.prefix, ClassPrefix) and config.class_names == CLASS_NAMES:
