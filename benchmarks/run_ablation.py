@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = args.rows or list(ROWS)
     settings = {
         name: getattr(args, name)
-        for name in ("model", "recipe", "steps", "batch_size", "dtype", "num_train", "num_images")
+        for name in ("model", "recipe", "steps", "batch_size", "dtype", "compile", "num_train", "num_images")
     }
     cells.keep_settings(args.out, settings)
     data = ["--data", f"shapes:{args.num_train}", "--out", str(args.out / "tokens")]

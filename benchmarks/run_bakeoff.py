@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.num_images < (fewest := NUM_CLASSES * spread.FEWEST):
         parser.error(f"--num-images: got {args.num_images}, expected at least {fewest}, or distances have no errors")
-    names = ("model", "shipped", "recipe", "steps", "dtype", "num_images", "seed", "guidance")
+    names = ("model", "shipped", "recipe", "steps", "dtype", "num_images", "seed", "guidance", "repeats")
     cells.keep_settings(args.out, {name: getattr(args, name) for name in names})
     models = {BASE: args.model, SHIPPED: args.shipped} | {name: _adapted(args, name) for name in CHANGES}
     rows = []
@@ -93,6 +93,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="auto", help="of each adaptation, as of `flashar adapt`")
     parser.add_argument("--num-images", type=int, default=2000, help="samples of each row")
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.1, 1.0])
+    parser.add_argument("--repeats", type=int, default=10, help="measurements of each speed; the median counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nproc", type=int, default=1, help="processes that sample")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -126,7 +127,7 @@ def _quality(args: argparse.Namespace, trained: str, model: str, decoder: str, g
     asked = ["--decoder", decoder, "--cfg-scale", str(guidance), "--seed", str(args.seed)]
     asked += ["--num-images", str(args.num_images), "--nproc", str(args.nproc), "--batch-size", "100"]
     command = ["eval", model, *asked, "--num-validation", "64", "--out", str(folder)]
-    cells.make(folder / "eval.json", command, args.out / "logs", args.threads // args.nproc)
+    cells.make(folder / "eval.json", command, args.out / "logs", max(1, args.threads // args.nproc))
     found = cells.figures(cells.evaluated(folder))
     return {"right": found["accuracy"], "distance": found["frechet_distance"]}
 
@@ -137,9 +138,13 @@ def _speeds(args: argparse.Namespace, name: str, model: str, guidance: float) ->
     """
     report = args.out / "benches" / f"{name}-{guidance:g}.json"
     decoders = dict.fromkeys(["raster", *(each for way in WAYS if way.trained == name for each in way.decoders)])
-    asked = ["--arms", ",".join(f"{decoder}-eager" for decoder in decoders), "--batch-sizes", BATCH_SIZES]
-    asked += ["--cfg-scale", str(guidance), "--threads", str(args.threads), "--out", str(report)]
-    cells.make(report, ["bench", model, *asked], args.out / "logs", args.threads)
+    if not report.exists():
+        growing = report.with_suffix(".unfinished")  # a bench writes its report after every batch size
+        growing.unlink(missing_ok=True)
+        asked = ["--arms", ",".join(f"{decoder}-eager" for decoder in decoders), "--batch-sizes", BATCH_SIZES]
+        asked += ["--cfg-scale", str(guidance), "--repeats", str(args.repeats), "--threads", str(args.threads)]
+        cells.make(growing, ["bench", model, *asked, "--out", str(growing)], args.out / "logs", args.threads)
+        growing.rename(report)
     found: dict[str, dict[str, Any]] = {
         decoder: {"forwards": {}, "images_per_s": {}, "speedup": {}} for decoder in decoders
     }

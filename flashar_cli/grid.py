@@ -107,7 +107,8 @@ class Grid:
         """Row by row, each row after the first of them beginning once the row above has ``window`` tokens; the
         horizontal head predicts every cell. Where a row begins before the one above has ended, a filler stands for the
         last token of that one. 2W + (H - 2) * window steps. Source: ZipAR (arXiv 2412.04062), as in ThisisBillhe/ZipAR
-        LlamaGen-ZipAR/autoregressive/models/generate_zipar.py.
+        LlamaGen-ZipAR/autoregressive/models/generate_zipar.py, but for cells that are not sampled yet: nothing attends
+        to them here, and there they are keys and values of zeros.
         """
         return _zipped_order(self, min(window, self.width))
 

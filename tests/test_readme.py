@@ -38,6 +38,16 @@ def test_shown_commands_parse(line):
     command.make_context(words[0], words[1:])
 
 
+@pytest.mark.parametrize(
+    "document", (*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_tables_end_with_an_empty_line(document):
+    """Without one the next paragraph becomes rows of the table."""
+    lines = document.read_text().splitlines()
+    pairs = zip(lines, [*lines[1:], ""], strict=True)
+    assert [next_line for line, next_line in pairs if line.startswith("|") and next_line[:1] not in ("", "|")] == []
+
+
 def test_the_readme_shows_every_command():
     shown = {line.split()[1] for line in shown_commands()}
     assert shown >= set(COMMANDS)

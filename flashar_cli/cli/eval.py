@@ -12,6 +12,7 @@ import typer
 from flashar_cli.cli import options, output
 from flashar_cli.cli.launch import launch
 from flashar_cli.data.options import DATA_HELP, EncodeOptions
+from flashar_cli.errors import FlasharError
 from flashar_cli.inputs import bounds
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Against:
     def judge(self, device: torch.device) -> Judge | None:
         """The judge of --reference. Raises FlasharError."""
         if self.reference is None:
+            if self.inception is not None:
+                raise FlasharError("--inception is for --reference, which is missing; pass both or neither")
             return None
         from flashar_cli.evaluation.judges import reference_judge
 
@@ -119,8 +122,8 @@ def command(
         optimisation=optimisation,
     )
     arms = plan_arms(asked, where, precision)
-    check(arms, out, overwrite)
     validation = Validation(against.data, against.num_validation, batch_size, EncodeOptions())
+    check(arms, validation, out, overwrite)
     output.set_resume_command(["flashar", *sys.argv[1:]])
     with process_group(where, PATIENCE), output.later_progress("images") as begin:
         measured = evaluate(arms, validation, seed, out, overwrite, begin, output.note)

@@ -51,6 +51,6 @@ def parse_config(document: dict[str, Any], where: str) -> ModelConfig:
             f"{where} has format_version {shown(version)}; this flashar reads {FORMAT_VERSION}; convert the model again"
         )
     kind = document.get("kind", RasterConfig.model_fields["kind"].default)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise FlasharError(f"{where} has kind {shown(kind)}; expected one of {', '.join(KINDS)}")
     return validated(document, KINDS[kind], where, "a valid config")

@@ -14,11 +14,11 @@ from flashar_cli.data.prepare import plan_tokens
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.decoding.decoder import Decoder
 from flashar_cli.decoding.static import StaticDecoder
+from flashar_cli.errors import FlasharError
 from flashar_cli.evaluation.arms import Arm, Ready
 from flashar_cli.evaluation.code_length import CodeLength, code_lengths
 from flashar_cli.evaluation.report import ArmReport, CodeLengthReport, FigureReport
 from flashar_cli.evaluation.samples import Samples, check_samples, make_samples
-from flashar_cli.generation.job import GenerateJob
 from flashar_cli.machine.world import current_world
 from flashar_cli.models.flashar import FlasharModel
 
@@ -38,17 +38,23 @@ class Validation:
     options: EncodeOptions
 
 
-def check(arms: Sequence[Arm], out: Path, overwrite: bool) -> None:
-    """Raises FlasharError where an arm can't do what was asked for, and where there are samples of other settings,
-    unless they are to be overwritten. Each arm is gone from memory before the next is loaded.
+def check(arms: Sequence[Arm], validation: Validation, out: Path, overwrite: bool) -> None:
+    """Raises FlasharError where an arm can't do what was asked for, or nothing of it can be measured, and where there
+    are samples of other settings, unless they are to be overwritten. Each arm is gone from memory before the next is
+    loaded.
     """
     for arm in arms:
-        _check(arm.load(lambda reason: None).job, _archive(arm, out), overwrite)
+        _check(arm, arm.load(lambda reason: None), validation, _archive(arm, out), overwrite)
 
 
-def _check(job: GenerateJob | None, archive: Path, overwrite: bool) -> None:
-    if job is not None and not overwrite:
-        check_samples(job, archive)
+def _check(arm: Arm, ready: Ready, validation: Validation, archive: Path, overwrite: bool) -> None:
+    if ready.job is None and not _has_code_lengths(arm, ready.loaded, validation):
+        raise FlasharError(
+            f"nothing of {arm.name} can be measured: only --reference FILE.npz would say how its samples should look, "
+            "and nats per token take --data and a raster model under a decoder whose steps are always the same"
+        )
+    if ready.job is not None and not overwrite:
+        check_samples(ready.job, archive)
 
 
 def evaluate(
@@ -117,14 +123,21 @@ def _data(arm: Arm, validation: Validation) -> str | None:
 
 
 def _held_out(arm: Arm, model: ImageModel, validation: Validation, seed: int) -> TokenSet | None:
-    """The tokens that code lengths are of; all processes share the encoding. None where nobody knows any, where the
-    steps of a decoder depend on what is sampled, and of next-scale models.
-    """
+    """The tokens that code lengths are of; all processes share the encoding."""
     data, module = _data(arm, validation), model.model
-    if data is None or not isinstance(module, FlasharModel) or not isinstance(arm.decoder, StaticDecoder):
+    if not _has_code_lengths(arm, model, validation):
         return None
+    assert data is not None and isinstance(module, FlasharModel)
     loaded = Loaded(module, model.tokenizer, model.text_tokenizer)
     return plan_tokens(loaded, data, validation.num_images, seed, validation.options).tokens(lambda count: None)
+
+
+def _has_code_lengths(arm: Arm, model: ImageModel, validation: Validation) -> bool:
+    """Not where nobody knows images for them, where the steps of a decoder depend on what is sampled, and of
+    next-scale models.
+    """
+    known = _data(arm, validation) is not None
+    return known and isinstance(model.model, FlasharModel) and isinstance(arm.decoder, StaticDecoder)
 
 
 def _code_lengths(model: ImageModel, decoder: Decoder, tokens: TokenSet, batch_size: int) -> list[CodeLengthReport]:

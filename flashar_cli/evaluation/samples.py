@@ -15,6 +15,7 @@ from flashar_cli.files.writing import atomic_file
 from flashar_cli.generation.job import GenerateJob
 from flashar_cli.generation.layout import Layout
 from flashar_cli.generation.run import generate, identity
+from flashar_cli.generation.store import refuse_other
 from flashar_cli.generation.targets import Targets
 from flashar_cli.inputs.reading import read_json
 from flashar_cli.machine.processes import barrier, from_first
@@ -32,8 +33,9 @@ class Samples:
 
 
 def check_samples(job: GenerateJob, archive: Path) -> None:
-    """Raises FlasharError where an archive is there that is not of these settings."""
+    """Raises FlasharError where an archive, or the beginning of one, is there that is not of these settings."""
     wanted = _wanted(job, archive)
+    refuse_other(_targets(archive).work, wanted)
     if archive.exists() and not _is_unfinished(archive, wanted) and _made(archive, wanted) is None:
         raise FlasharError(
             f"{archive} has samples of other settings or weights, or was changed; pass --overwrite to replace it, or "

@@ -119,7 +119,7 @@ class Store:
         if has_settings(self.folder, settings):
             return _read_done(self.folder)
         if not overwrite:
-            _refuse_other(self.folder, settings)
+            refuse_other(self.folder, settings)
         self._refuse_full(8 * int(np.prod(tokens.shape)) + 6 * int(np.prod(sides or 0)))
         empty_folder(self.folder, WORK_FOLDER)
         with atomic_file(self.folder / SETTINGS) as file:
@@ -244,7 +244,7 @@ def has_settings(folder: Path, settings: dict[str, Any]) -> bool:
     return _read_settings(folder) == json.loads(json.dumps(settings))
 
 
-def _refuse_other(folder: Path, settings: dict[str, Any]) -> None:
+def refuse_other(folder: Path, settings: dict[str, Any]) -> None:
     """Raises FlasharError where a work folder is of other settings."""
     known, wanted = _read_settings(folder), json.loads(json.dumps(settings))
     if known is not None and known != wanted:

@@ -83,6 +83,7 @@ def run_stages(run: TrainingRun) -> None:
         block.dropout = run.optim.dropout
         block.recompute = run.engine.activation_checkpointing
     if run.engine.compile:  # heads are compiled with their losses
+        torch.compiler.reset()  # what was compiled for other models counts towards the limit of variants
         norms = [run.model.backbone.norm, *([] if run.model.branch is None else [run.model.branch.norm])]
         for module in (*blocks, *norms):
             module.compile(dynamic=False)

@@ -14,10 +14,12 @@ from benchmarks.run_bakeoff import Way
 def test_rows_of_quality_and_speed(tmp_path, monkeypatch):
     ways = (Way("raster", "base", ("raster",), "red"), Way("block diffusion", "blocks", ("block-diffusion:1",), "blue"))
     monkeypatch.setattr(run_bakeoff, "WAYS", ways)
+    (tmp_path / "out" / "benches").mkdir(parents=True)
+    (tmp_path / "out" / "benches" / "base-1.unfinished").write_text('{"batches": []}')  # of a call that was killed
     monkeypatch.setattr(run_bakeoff, "CHANGES", {"blocks": run_bakeoff.CHANGES["blocks"]})
     recipe = tmp_path / "small.toml"
     recipe.write_text('extends = "llamagen-tiny-demo"\n[data]\nsource = "shapes:200"\n')
-    asked = ("--recipe", str(recipe), "--steps", "2", "--num-images", "100", "--guidance", "1.0")
+    asked = ("--recipe", str(recipe), "--steps", "2", "--num-images", "100", "--guidance", "1.0", "--repeats", "2")
     run_bakeoff.main((str(tmp_path / "out"), *asked))
     document = json.loads((tmp_path / "out" / "bakeoff.json").read_text())
     raster, blocks = document["rows"]

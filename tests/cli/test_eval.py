@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from flashar_cli import api
+from flashar_cli.checkpoints import checkpoint
+from flashar_cli.errors import FlasharError
 from flashar_cli.evaluation import samples
+from flashar_cli.evaluation.judges import choose_judge
 from flashar_cli.evaluation.judges.scenes import ScenesJudge
 from flashar_cli.evaluation.judges.shapes import ShapesJudge
 from flashar_cli.generation import run
-from tests.tiny_models import random_config
+from tests.tiny_models import build_model, emu_like_config, random_config
 
 CONFIG = random_config()
 QUICK = ("--num-images", 40, "--num-validation", 20, "--batch-size", 30)
@@ -97,6 +100,7 @@ def test_several_decoders_of_a_model(run_cli, tmp_path):
         (("llamagen-tiny", "--decoder", "nothing"), "--decoder is nothing"),
         (("llamagen-tiny", "llamagen-tiny"), "asked for twice"),
         (("llamagen-tiny", "--reference", "missing.npz"), "missing.npz"),
+        (("llamagen-tiny", "--inception", "weights.pth"), "--inception is for --reference, which is missing"),
         (("llamagen-tiny", "--num-images", "1"), "--num-images is 1"),
         (("nowhere",), "nowhere"),
     ),
@@ -106,6 +110,49 @@ def test_bad_input_is_one_line(run_cli, tmp_path, monkeypatch, arguments, words)
     done = run_cli("eval", *arguments)
     assert done.code == 2 and words in done.err and done.err.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("tokenizer", (True, False))
+def test_a_model_of_which_nothing_can_be_measured(run_cli, tmp_path, write_tiny_checkpoint, tokenizer):
+    done = run_cli("eval", write_tiny_checkpoint(tokenizer=tokenizer), "--out", tmp_path / "eval")
+    assert done.code == 2 and "nothing of tiny-flashar can be measured" in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "eval").exists()
+
+
+def test_without_a_tokenizer_there_are_nats_per_token_alone(run_cli, tmp_path, write_tiny_checkpoint):
+    """Of a model of prompts and of one of classes; a reference of images is refused."""
+    tokens = tmp_path / "tokens"
+    encoded = run_cli("encode", write_tiny_checkpoint("whole"), "--data", "shapes:20", "--out", tokens)
+    assert encoded.code == 0, encoded.err
+    quick = ("eval", write_tiny_checkpoint(tokenizer=False), "--num-validation", 10, "--out", tmp_path / "eval")
+    done = run_cli(*quick, "--data", tokens, "--json")
+    assert done.code == 0, done.err
+    (arm,) = json.loads(done.out)["arms"]
+    assert arm["figures"] == [] and arm["judge"] is None and len(arm["code_lengths"]) == 3
+    config = emu_like_config()
+    checkpoint.save(tmp_path / "prompts", config, build_model(config).state_dict(), None)
+    done = run_cli("eval", tmp_path / "prompts", "--out", tmp_path / "other")
+    assert done.code == 2 and "nothing of prompts-flashar can be measured" in done.err
+    with pytest.raises(FlasharError, match="no tokenizer, so there are no images to judge"):
+        choose_judge(random_config(tokenizer=False), ShapesJudge())
+
+
+def test_samples_that_another_run_began_are_refused_before_any_are_made(run_cli, tmp_path, monkeypatch):
+    out, draw = tmp_path / "eval", run.sample_batch
+    both = ("--decoder", "raster", "--decoder", "flashar", *QUICK, "--out", out)
+
+    def interrupted(engine, request, index):
+        if index == 1:
+            raise KeyboardInterrupt
+        return draw(engine, request, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "sample_batch", interrupted)
+        assert run_cli("eval", "llamagen-tiny-flashar", *QUICK, "--out", out).code == 130
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    refused = run_cli("eval", "llamagen-tiny-flashar", *both, "--seed", 1)
+    assert refused.code == 2 and "an interrupted run with other settings" in refused.err, refused.err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_one_model_is_in_memory_at_a_time(run_cli, tmp_path, monkeypatch):

@@ -86,6 +86,7 @@ def test_every_field_under_many_hostile_values(place: tuple, value: object) -> N
         (("generation", "top_p"), 1e-46, "top_p"),
         (("tokenizer", "channels"), 33, "multiple of 32"),
         (("tokenizer", "encoder_multipliers"), [1] * 60, "60 encoder_multipliers and 3 decoder_multipliers"),
+        (("kind",), [], "has kind []; expected one of raster"),
         (("family",), "caf\udce9", "holds the character \\udce9"),
         (("provenance", "notes"), "a\0b", "holds the character \\x00"),
         (("raster_loss",), float("nan"), "raster_loss"),

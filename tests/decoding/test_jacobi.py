@@ -24,11 +24,20 @@ from tests.tiny_models import build_model, emu_like_config, random_config
 
 
 @pytest.mark.parametrize("captions", (False, True), ids=("class", "captions"))
-@pytest.mark.parametrize("scale", (1.0, 2.0))
+@pytest.mark.parametrize(
+    "guidance",
+    (
+        {"cfg_scale": 1.0},
+        {"cfg_scale": 2.0},
+        {"cfg_scale": 3.0, "cfg_interval": (0.3, 0.8)},
+        {"cfg_scale": 3.0, "cfg_schedule": "linear"},
+    ),
+    ids=("none", "constant", "interval", "linear"),
+)
 @pytest.mark.parametrize("window", (1, 2, 5, 40))
-def test_greedy_tokens_are_those_of_raster_decoding(window, scale, captions):
+def test_greedy_tokens_are_those_of_raster_decoding(window, guidance, captions):
     model, conditions = make_model(4, 5, "hidden", captions), make_conditions(3, captions)
-    sampling, uniform = Sampling(cfg_scale=scale, temperature=0.0), uniform_table(0, 0, 3, 20)
+    sampling, uniform = Sampling(**guidance, temperature=0.0), uniform_table(0, 0, 3, 20)
     found = decode(model, conditions, JacobiDecoder(window), sampling, uniform)
     assert torch.equal(found, decode(model, conditions, RASTER, sampling, uniform))
 

@@ -24,10 +24,16 @@ def choose_judge(config: ModelConfig, given: Judge | None) -> Judge | None:
     the given one does not know it.
     """
     if given is not None:
-        if reason := given.obstacle(config):
+        if reason := _obstacle(given, config):
             raise FlasharError(reason)
         return given
-    return next((judge for judge in JUDGES if judge.obstacle(config) is None), None)
+    return next((judge for judge in JUDGES if _obstacle(judge, config) is None), None)
+
+
+def _obstacle(judge: Judge, config: ModelConfig) -> str | None:
+    if config.tokenizer is None:
+        return "the model has no tokenizer, so there are no images to judge; convert it again with --tokenizer"
+    return judge.obstacle(config)
 
 
 def reference_judge(reference: Path, weights: Path | None, device: torch.device) -> Judge:

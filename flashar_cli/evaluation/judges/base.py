@@ -42,7 +42,7 @@ class Judge(ABC):
 
     @abstractmethod
     def obstacle(self, config: ModelConfig) -> str | None:
-        """Why samples of a model can't be judged so, in one line; None where they can."""
+        """Why images of a model can't be judged so, in one line; None where they can. The model has a tokenizer."""
 
     @abstractmethod
     def asked(self, config: ModelConfig, num_images: int) -> Given:
