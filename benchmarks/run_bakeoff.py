@@ -225,6 +225,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Any:
             )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("images a second, batch 1, pixels included")
     axes.set_ylabel("Frechet distance (lower is better)")
     others = [f"{row['guidance']:g}" for row in rows if row["guidance"] != first]
