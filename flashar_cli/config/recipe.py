@@ -83,7 +83,10 @@ class EngineSettings(Config):
     )
     attention: Literal["sdpa", "flex"] = Field("sdpa", description="flex: FlexAttention, which skips masked blocks")
     activation_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory")
-    compile: bool = Field(False, description="torch.compile the blocks: a wait at the start, then faster steps")
+    compile: bool = Field(
+        False,
+        description="torch.compile the blocks: a wait at the start, then faster steps; prompts are padded alike",
+    )
 
 
 class LoraSettings(Config):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,10 @@ class TokenSet:
     def take(self, rows: NDArray[np.integer] | slice) -> TokenSet:
         """The images of these rows, in this order."""
         return TokenSet(self.tokens[rows], self.ids[rows], self.subjects.take(rows))
+
+    def of_one_shape(self) -> TokenSet:
+        """The same images; those of any rows have tensors of the same shapes but for their number."""
+        return replace(self, subjects=self.subjects.of_one_shape())
 
     def tensors(self, device: torch.device, views: NDArray[np.int64] | None = None) -> tuple[Tensor, Conditions]:
         """Tokens int64 [M, H, W] of view 0, or of ``views`` [M], and conditions, on a device."""

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from flashar_cli.config import BranchConfig, DiffusionConfig, default_gate_dim
+from flashar_cli.config import BranchConfig, DiffusionConfig, TextPrefix, default_gate_dim
 from flashar_cli.config.recipe import EngineSettings, OptimSettings, Stage, StageSettings
 from flashar_cli.data.conditions.by_class import Labels
+from flashar_cli.data.conditions.text import Prompts
 from flashar_cli.data.tokens import TokenSet
 from flashar_cli.errors import FlasharError
 from flashar_cli.nn.layers import Attention, Block
@@ -501,3 +502,34 @@ def test_compiling_takes_blocks_norms_heads_and_losses(tmp_path, monkeypatch):
     blocks = [*model.backbone.blocks, *model.branch.blocks]
     assert {id(m) for m in compiled} == {id(m) for m in (*blocks, model.backbone.norm, model.branch.norm)}
     assert set(wanted) == {True}
+
+
+def test_prompts_of_other_lengths_are_compiled_once(tmp_path, monkeypatch):
+    """PyTorch compiles blocks for each length of a sequence anew, and gives up after a few."""
+    monkeypatch.setattr(loop, "losses_of", lambda *arguments: losses_of(*arguments[:-1]))
+    for kind in (torch.nn.Module, Block):
+        monkeypatch.setattr(kind, "compile", lambda module, **_: None)
+    prompts = np.empty(24, dtype=object)
+    prompts[:] = [list(range(1, 2 + row % 7)) for row in range(24)]
+    prefix = TextPrefix(vocab_size=20, max_length=9)
+    texts = np.array([f"prompt {row}" for row in range(24)], dtype=object)
+    data = TokenSet(drawn_set().tokens, drawn_set().ids, Prompts(texts, prompts, prefix, None))
+    learned, lengths = {}, {}
+    for compiles in (False, True):
+        engine = {"compile": compiles}
+        run = make_run(tmp_path / str(compiles), TWO_STAGES[1:], engine=engine, branch=False, batch_size=2, dropout=0.0)
+        run.model = build_model(
+            random_config(3, 4, branch=False, tokenizer=False).model_copy(update={"prefix": prefix})
+        )
+        run.train, run.validation = data.take(slice(0, 16)), data.take(slice(16, 24))
+        seen = lengths[compiles] = set()
+
+        def note(block, given, seen=seen):
+            if block.training:
+                seen.add(given[0].shape[1])
+
+        run.model.backbone.blocks[0].register_forward_pre_hook(note)
+        run_stages(run)
+        learned[compiles] = weights(run.model)
+    assert len(lengths[False]) > 1 and lengths[True] == {7 + 3 * 4 - 1}
+    torch.testing.assert_close(learned[True], learned[False], rtol=1e-4, atol=1e-5)

@@ -78,6 +78,10 @@ class Subjects(ABC):
     def take(self, rows: NDArray[np.integer] | slice) -> Subjects:
         """The subjects of these rows, in this order."""
 
+    def of_one_shape(self) -> Subjects:
+        """The same subjects; however many of them are taken, their conditions have as many positions."""
+        return self
+
     @abstractmethod
     def conditions(self) -> Conditions:
         """The conditions that a model reads."""

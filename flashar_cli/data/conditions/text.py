@@ -44,20 +44,24 @@ class PromptTokens(Config):
 
 @dataclass(frozen=True)
 class Prompts(Captions):
-    """Captions ``texts`` [M] with their ids ``tokens``, M lists of different lengths, and the ``unconditionals`` of
-    ``padded``.
+    """Captions ``texts`` [M] with their ids ``tokens``, M lists of different lengths, and the ``unconditionals`` and
+    the ``length`` of ``padded``.
     """
 
     texts: NDArray[np.object_]
     tokens: NDArray[np.object_]
     prefix: TextPrefix
     unconditionals: list[list[int]] | None
+    length: int = 1
 
     def take(self, rows: NDArray[np.integer] | slice) -> Prompts:
         return replace(self, texts=self.texts[rows], tokens=self.tokens[rows])
 
+    def of_one_shape(self) -> Prompts:
+        return replace(self, length=max(map(len, self.tokens), default=1))
+
     def conditions(self) -> Conditions:
-        return padded(self.tokens.tolist(), self.prefix, self.unconditionals)
+        return padded(self.tokens.tolist(), self.prefix, self.unconditionals, self.length)
 
 
 class TextConditions(ConditionKind):
@@ -166,16 +170,20 @@ class TextConditions(ConditionKind):
 
 
 def padded(
-    prompts: Sequence[list[int]], prefix: TextPrefix, unconditionals: Sequence[list[int]] | None = None
+    prompts: Sequence[list[int]],
+    prefix: TextPrefix,
+    unconditionals: Sequence[list[int]] | None = None,
+    length: int = 1,
 ) -> Conditions:
-    """The conditions of these prompts, left-padded to the longest of all, with ``unconditionals``: one for all or one
-    for each; None: made by the rule of the prefix. Raises FlasharError for more tokens than the model takes, and none.
+    """The conditions of these prompts, left-padded to the longest of all or to ``length``, if that is more, with
+    ``unconditionals``: one for all or one for each; None: made by the rule of the prefix. Raises FlasharError for more
+    tokens than the model takes, and none.
     """
     lengths = [len(row) for row in (*prompts, *(unconditionals or []))] or [1]
-    longest = max(lengths)
-    for length in (longest, min(lengths)):
-        if not 1 <= length <= prefix.max_length:
-            raise FlasharError(f"a prompt has {length} tokens; this model takes 1 to {prefix.max_length}; shorten it")
+    longest = max(*lengths, length)
+    for each in (longest, min(lengths)):
+        if not 1 <= each <= prefix.max_length:
+            raise FlasharError(f"a prompt has {each} tokens; this model takes 1 to {prefix.max_length}; shorten it")
     require_memory(f"{len(prompts)} prompts of up to {longest} tokens", len(prompts) * longest * TOKEN_BYTES)
     ids_BP, mask_BP = left_padded(list(prompts), prefix.pad_id, longest)
     uncond_ids_BP, uncond_mask_BP = unconditional(ids_BP, prefix), mask_BP

@@ -132,6 +132,9 @@ def test_captions_of_data_are_cut_to_fit():
     assert rows(conditions, "mask")[2] == [False] * 8 + [True] * 4
     short = subjects.take(np.array([2, 0])).conditions()
     assert rows(short, "ids") == [[PAD, PAD, BEGIN, 0, 0, END], [BEGIN, 0, 1, 2, 0, END]]
+    wide = subjects.of_one_shape().take(np.array([2, 0])).conditions()
+    assert rows(wide, "ids") == [[PAD] * 6 + row for row in rows(short, "ids")]
+    assert rows(wide, "mask") == [[False] * 6 + row for row in rows(short, "mask")]
     shown, names = KIND.examples(subjects, 2)
     assert len(shown) == 2 and names == ["ab", "abcdefghijkl"]
     narrow = TextConditions(PREFIX.model_copy(update={"max_length": 3}), GRID, text_tokenizer=Letters())
