@@ -83,7 +83,8 @@ def run_stages(run: TrainingRun) -> None:
         block.dropout = run.optim.dropout
         block.recompute = run.engine.activation_checkpointing
     if run.engine.compile:  # heads are compiled with their losses
-        run = replace(run, train=run.train.of_one_shape())  # each other shape would be compiled anew
+        torch.compiler.reset()  # what was compiled for other models counts towards the limit of variants
+        run = replace(run, train=run.train.of_one_shape())  # each other shape would be one more
         norms = [run.model.backbone.norm, *([] if run.model.branch is None else [run.model.branch.norm])]
         for module in (*blocks, *norms):
             module.compile(dynamic=False)

@@ -26,9 +26,10 @@ from flashar_cli.config import (
     default_gate_dim,
 )
 from flashar_cli.config.recipe import OptimSettings, Stage, StageSettings
+from flashar_cli.data.captioned_shapes import COLOURS, PHRASES
 from flashar_cli.data.conditions import Given, parse
 from flashar_cli.data.prepare import plan_tokens
-from flashar_cli.data.shapes import CLASS_NAMES, PALETTE
+from flashar_cli.data.shapes import CLASS_NAMES
 from flashar_cli.data.tokens import split_validation
 from flashar_cli.decoding.static import FLASHAR, RASTER
 from flashar_cli.grid import Grid
@@ -168,7 +169,8 @@ def test_a_branch_decodes_what_teacher_forcing_predicts(janus: tuple[Any, Path],
         assert torch.equal(single[0], tokens[k])
 
 
-WORDS = ["<pad>", "<s>", "<unk>", "a", "on", ":", *PALETTE, *CLASS_NAMES, "<begin>"]
+SPOKEN = sorted({word for phrase in PHRASES for word in phrase.split() if "{" not in word} | {"a", "an"})
+WORDS = ["<pad>", "<s>", "<unk>", ":", *SPOKEN, *COLOURS, *CLASS_NAMES, "<begin>"]
 
 
 def write_captioned_base(folder: Path) -> Path:
@@ -226,8 +228,8 @@ def test_a_briefly_adapted_janus(tmp_path: Path, run_cli: Callable[..., Any], mo
     )  # fmt: skip
     assert adapted.code == 0, adapted.err
     losses = json.loads(adapted.out)["validation"]
-    assert losses["fused"] < 1.5 and losses["raster"] < 1.5, "far below ln 64 = 4.2"
-    prompts = ["a yellow star on navy", "a circle", "a white heart on green", "a navy square on yellow"]
+    assert losses["fused"] < 2.1 and losses["raster"] < 2.1, "below half of ln 64 = 4.2"
+    prompts = ["a yellow star on black", "a circle", "a white heart on brown", "a black square on cyan"]
     words = [part for prompt in prompts for part in ("--prompt", prompt)]
     made = run_cli("generate", tmp_path / "janus", *words, "--num-images", 8, "--out", tmp_path / "images")
     assert made.code == 0 and "flashar: 8 images" in made.out, made.err
@@ -241,13 +243,13 @@ def test_a_briefly_adapted_janus(tmp_path: Path, run_cli: Callable[..., Any], mo
     for k, prompt in enumerate(prompts):
         single = decode(model.model, model.conditions(prompts=[prompt]), FLASHAR, Sampling(), uniform[k : k + 1])
         assert torch.equal(single[0], tokens[k])
-    # The ground at the top is of the colour asked for: 37 of 48 times when this was written, by chance 8 times.
-    grounds = ("navy", "green", "yellow", "white", "blue", "red")
-    pairs = zip(("yellow", "white", "navy", "red", "white", "white"), CLASS_NAMES, grounds, strict=False)
+    # The ground at the top is of the colour asked for; by chance 12 of 48 times. The image tokenizer keeps these four.
+    grounds = ("white", "black", "cyan", "brown")
+    pairs = zip(("red", "white", "black", "yellow"), CLASS_NAMES, grounds, strict=False)
     made = model.generate(
         prompts=[f"a {ink} {shape} on {ground}" for ink, shape, ground in pairs], num_images=48, seed=3
     )
     tops = np.median(made.images[:, :4].reshape(48, -1, 3), axis=1)
-    distances = np.linalg.norm(tops[:, None] - np.array(list(PALETTE.values()), float), axis=-1)
-    seen_grounds = [list(PALETTE)[nearest] for nearest in distances.argmin(axis=1)]
-    assert sum(seen_grounds[k] == grounds[k % 6] for k in range(48)) >= 24
+    distances = np.linalg.norm(tops[:, None] - np.array([COLOURS[ground] for ground in grounds], float), axis=-1)
+    seen_grounds = [grounds[nearest] for nearest in distances.argmin(axis=1)]
+    assert sum(seen_grounds[k] == grounds[k % 4] for k in range(48)) >= 24
