@@ -43,7 +43,7 @@ VALID = {
     "probe": ("{base}", "--data", "shapes:8", "--num-images", "4", "--out", "out", "--dry-run"),
     "adapt": ("{base}", "--data", "shapes:8", "--out", "out", "--dry-run"),
     "generate": ("{model}", "--labels", "0", "--tokens-out", "tokens.npy"),
-    "eval": ("{model}", "--out", "out"),
+    "eval": ("{base}", "--data", "shapes:8", "--num-validation", "4", "--out", "out"),
     "bench": ("{model}", "--random-weights", "--repeats", "1", "--device", "cpu"),
     "compare": ("{report}", "{report}"),
 }
