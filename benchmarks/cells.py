@@ -35,7 +35,7 @@ def make(made: Path, arguments: Sequence[str], folder: Path, threads: int) -> No
     if made.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads))}
     with open(folder / "log", "a") as log:
         log.write(f"flashar {' '.join(arguments)}\n")
         log.flush()

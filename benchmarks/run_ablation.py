@@ -85,7 +85,7 @@ def _folder(out: Path, row: str, seed: int) -> Path:
 def _make_cell(args: argparse.Namespace, row: str, seed: int) -> tuple[str, int]:
     folder = _folder(args.out, row, seed)
     cells.keep_settings(folder, {"seed": seed, "changes": list(ROWS.get(row, ()))})
-    model, threads = args.model, max(1, args.threads // args.jobs)
+    model, threads = args.model, args.threads // args.jobs
     if row != BASE:
         model = str(folder / "adapted")
         changes = [*ROWS[row], f"data.num_validation={VALIDATION}"]

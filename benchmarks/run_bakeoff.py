@@ -127,7 +127,7 @@ def _quality(args: argparse.Namespace, trained: str, model: str, decoder: str, g
     asked = ["--decoder", decoder, "--cfg-scale", str(guidance), "--seed", str(args.seed)]
     asked += ["--num-images", str(args.num_images), "--nproc", str(args.nproc), "--batch-size", "100"]
     command = ["eval", model, *asked, "--num-validation", "64", "--out", str(folder)]
-    cells.make(folder / "eval.json", command, args.out / "logs", max(1, args.threads // args.nproc))
+    cells.make(folder / "eval.json", command, args.out / "logs", args.threads // args.nproc)
     found = cells.figures(cells.evaluated(folder))
     return {"right": found["accuracy"], "distance": found["frechet_distance"]}
 
